@@ -1,0 +1,128 @@
+"""Frozen image and text encoders: one protocol, and `load_encoder` that turns a spec such as `embedded` into one.
+
+    encoder = load_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k", device=torch.device("cpu"))
+    image = encoder.image(torch.stack([encoder.preprocess(picture) for picture in pictures]))
+    text = encoder.text(encoder.tokenize(captions))
+
+Every encoder is in eval mode, takes no gradient, and is identified by the hash of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from noisycorr.encoders.frozen import autocast_dtype
+from noisycorr.pairs import UsageError
+
+ACCEPTED = (
+    "'embedded' (the default, needs no download), "
+    "'open_clip:ARCH/TAG' (weights from the hub), 'open_clip:ARCH@CHECKPOINT' or 'open_clip:ARCH//CHECKPOINT' "
+    "(a local .safetensors or .pt), 'open_clip:local-dir:FOLDER', 'open_clip:hf-hub:ORG/NAME', "
+    "'hf_clip:NAME_OR_FOLDER' (CLIP or SigLIP of transformers) and 'tiny' (random, for tests)"
+)
+
+__all__ = ["DualEncoder", "load_encoder"]
+
+
+class DualEncoder(Protocol):
+    """A frozen pair of encoders.
+
+    Attributes:
+        name: Model and weights revision; the part after `@` is the start of the SHA-256 of the weights.
+        weights_hash: 16 hex digits over the weights; changes when any weight changes.
+        preprocessing: What `preprocess` does, in words; part of the provenance of every score.
+        image_dim: Length d of an image feature.
+        text_dim: Length e of a text feature.
+        joint: True if the cosine of an image and a text feature means alignment as it stands (CLIP, SigLIP).
+        score_column: Name under which DataComp-like tools know this model's cosine, for example
+            `clip_b32_similarity_score`; None if the model is not CLIP.
+    """
+
+    name: str
+    weights_hash: str
+    preprocessing: str
+    image_dim: int
+    text_dim: int
+    joint: bool
+    score_column: str | None
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """One RGB picture of any size to a (3, h, w) tensor on the CPU, float32 or uint8. Safe in threads."""
+        ...
+
+    def tokenize(self, texts: Sequence[str]) -> Any:
+        """Texts to a tensor, or a dict of tensors, on the CPU; long texts are cut. Safe in threads."""
+        ...
+
+    def image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Stacked results of `preprocess` to float32 features on the encoder's device.
+
+        CLIP-like models return rows of unit length, the embedded model its pooled features as they are.
+        """
+        ...
+
+    def text(self, tokens: Any) -> Float[Tensor, "b e"]:
+        """Result of `tokenize` to float32 features on the encoder's device, row by row in the order that came."""
+        ...
+
+    def joint_space(
+        self, image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "m e"]
+    ) -> tuple[Float[np.ndarray, "n j"], Float[np.ndarray, "m j"]]:
+        """Features whose dot product is a cosine in [-1, 1] that means alignment without training; higher = better.
+
+        Args:
+            image: Features from `image`; float16 is fine. Rows of zeros (no image) stay zeros.
+            text: Features from `text`; the two need not have the same number of rows.
+
+        Raises:
+            UsageError: If this encoder has no such space, or the widths are not its own.
+        """
+        ...
+
+    def to(self, device: torch.device) -> DualEncoder:
+        """Move the weights in place and return the encoder itself."""
+        ...
+
+
+def load_encoder(spec: str, *, device: torch.device, precision: str = "fp32") -> DualEncoder:
+    """Load the encoder that a spec names.
+
+    Args:
+        spec: One of the forms in `ACCEPTED`. `transformers:` means the same as `hf_clip:`.
+        device: Where the forward passes run.
+        precision: `fp32`, `bf16` or `fp16`. The halves are autocast: weights stay float32 and so do the features
+            that come out. On a CPU `fp16` is refused.
+
+    Raises:
+        UsageError: If the spec or precision is not one of these, or if the weights cannot be reached or read.
+    """
+    dtype = autocast_dtype(precision, device)
+    kind, _, target = spec.partition(":")
+    encoder: DualEncoder
+    # Imported here so that `--help` and the other encoders do not wait for open_clip and transformers.
+    if spec == "embedded":
+        from noisycorr.encoders.embedded import EmbeddedEncoder
+
+        encoder = EmbeddedEncoder(dtype=dtype)
+    elif spec == "tiny":
+        from noisycorr.encoders.tiny import TinyEncoder
+
+        encoder = TinyEncoder(dtype=dtype)
+    elif kind == "open_clip" and target:
+        from noisycorr.encoders.openclip import load_open_clip
+
+        encoder = load_open_clip(target, dtype=dtype)
+    elif kind in ("hf_clip", "transformers") and target:
+        from noisycorr.encoders.transformers import load_transformers
+
+        encoder = load_transformers(target, dtype=dtype)
+    else:
+        raise UsageError(f"the encoder {spec!r} is not known; accepted are {ACCEPTED}")
+    return encoder.to(device)
