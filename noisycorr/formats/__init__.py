@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,4 +125,27 @@ def open_source(source: Source) -> Reader:
     Raises:
         UsageError: If nothing readable is there, or image and text cannot be found in it.
     """
-    raise UsageError(f"{source.path}: readers are being built.")
+    from noisycorr.formats import coco, embeddings, folder, hf, locate, tables, webdataset  # they import this module
+
+    if source.image_root is not None and not Path(source.image_root).expanduser().is_dir():
+        raise UsageError(f"image_root {source.image_root} is not a folder: name the one that image paths start from.")
+    if source.path.startswith(locate.HUB):
+        return hf.open_hub(source)
+    if source.input_format == "hf" and not Path(source.path).expanduser().exists():
+        return hf.open_hub(source)
+    paths = locate.sample_files() if source.path == "sample" else locate.expand_paths(source.path)
+    format_ = locate.find_format(source, paths)
+    if format_ == "files":
+        return folder.FolderReader(paths, source)
+    if format_ == "embeddings":
+        return embeddings.EmbeddingReader(paths, source)
+    if format_ == "hf":
+        return hf.open_saved(paths, source)
+    files = locate.files_of(paths, format_)
+    if format_ == "webdataset":
+        return webdataset.WebdatasetReader(files, source)
+    if format_ == "parquet":
+        return tables.ParquetReader(files, source)
+    if format_ == "coco":
+        return coco.CocoReader(files, source)
+    return tables.TextTableReader(files, source, format_)
