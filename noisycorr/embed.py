@@ -1,0 +1,275 @@
+"""One pass over the source: decode each picture once, keep facts and a thumbnail, run both encoders.
+
+One piece of the source is one idempotent task: it writes `pairs/NNNNN.parquet` and
+`embeddings/part-NNNNN.safetensors`, then `pairs/NNNNN_stats.json`. A piece is done when the last one exists. That one
+rule gives resume after a kill, many processes and many nodes.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from noisycorr.encoders import DualEncoder
+from noisycorr.formats import Piece, Reader
+from noisycorr.formats.facts import image_facts
+from noisycorr.formats.images import BadImage, decode_image
+from noisycorr.pairs import PAIRS, Pair, UsageError, content_hash, pair_uid
+from noisycorr.run import Run, atomic_path, read_json, write_json
+
+DTYPES = {"fp16": np.float16, "fp32": np.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """How pairs become numbers.
+
+    Attributes:
+        clip_model: `embedded`, `open_clip:ARCH/TAG`, `hf_clip:NAME_OR_FOLDER`; see `load_encoder`.
+        batch_size: Pairs per forward pass; the same features come out only with the same number.
+        workers: Decoding threads; 0 = one for each core.
+        model_precision: fp32, bf16 or fp16 inside the encoder.
+        store_precision: fp16 halves the disk space of embeddings, fp32 keeps every bit.
+        max_pixels: Larger pictures are not decoded and stand in the ledger as `image_too_large`.
+        thumbnail: Longest side of the stored preview, in pixels.
+    """
+
+    clip_model: str = "embedded"
+    batch_size: int = 64
+    workers: int = 0
+    model_precision: str = "fp32"
+    store_precision: str = "fp16"
+    max_pixels: int = 100_000_000
+    thumbnail: int = 96
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"--batch_size is {self.batch_size}, expected at least 1.")
+        if self.store_precision not in DTYPES:
+            raise UsageError(f"--store_precision is {self.store_precision!r}, expected one of {sorted(DTYPES)}.")
+        if not 16 <= self.thumbnail <= 512:
+            raise UsageError(f"--thumbnail is {self.thumbnail}, expected 16 to 512 pixels.")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One decoded picture: what the encoder needs and what the ledger keeps."""
+
+    pixels: torch.Tensor | None
+    facts: dict[str, Any]
+
+
+def embed_inputs(reader: Reader, encoder: DualEncoder, choice: Embed) -> dict[str, Any]:
+    """Everything that the stored embeddings depend on: the fingerprint of the embed stage."""
+    return {
+        "source": reader.identity,
+        "format": reader.format,
+        "picked": dict(reader.picked),
+        "encoder": encoder.name,
+        "weights": encoder.weights_hash,
+        "batch_size": choice.batch_size,
+        "model_precision": choice.model_precision,
+        "store_precision": choice.store_precision,
+        "max_pixels": choice.max_pixels,
+        "thumbnail": choice.thumbnail,
+    }
+
+
+def embed_pieces(pieces: list[Piece], reader: Reader, encoder: DualEncoder, run: Run, choice: Embed) -> None:
+    """Do every piece that is not done yet. Progress goes to stderr."""
+    todo = [piece for piece in pieces if not _marker(run, piece.index).exists()]
+    workers = choice.workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool, tqdm(unit="pair", desc="embed", disable=None) as bar:
+        for piece in todo:
+            embed_piece(piece, reader, encoder, run, choice, pool, bar)
+
+
+def embed_piece(
+    piece: Piece, reader: Reader, encoder: DualEncoder, run: Run, choice: Embed, pool: ThreadPoolExecutor, bar: tqdm
+) -> None:
+    """One idempotent task: read, decode, encode and write one piece; the marker comes last."""
+    given = reader.embeddings(piece)
+    rows: list[dict[str, Any]] = []
+    images: list[np.ndarray] = []
+    texts: list[np.ndarray] = []
+    for batch, prepared in _prefetch(reader.read(piece), encoder, choice, pool, decode=given is None):
+        rows += [_row(pair, ready, choice) for pair, ready in zip(batch, prepared)]
+        if given is None:
+            images.append(_encode_images(prepared, encoder))
+            texts.append(_encode_texts(batch, encoder))
+        bar.update(len(batch))
+    if given is not None:
+        images, texts = [given[0]], [given[1]]
+    dtype = DTYPES[choice.store_precision]
+    image = np.concatenate(images) if images else np.zeros((0, encoder.image_dim))
+    text = np.concatenate(texts) if texts else np.zeros((0, encoder.text_dim))
+    if given is not None and len(image) != len(rows):
+        raise UsageError(f"Piece {piece.index} holds {len(rows)} pairs but {len(image)} embeddings; they must be equal.")
+    with atomic_path(features_path(run, piece.index)) as path:
+        save_file({"image": image.astype(dtype), "text": text.astype(dtype)}, path)
+    with atomic_path(pairs_path(run, piece.index)) as path:
+        pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS), path, compression="zstd")
+    problems = collections.Counter(row["problem"] for row in rows if row["problem"])
+    write_json(_marker(run, piece.index), {"pairs": len(rows), "problems": dict(problems)})
+
+
+def _prefetch(
+    pairs: Iterable[Pair], encoder: DualEncoder, choice: Embed, pool: ThreadPoolExecutor, *, decode: bool
+) -> Iterator[tuple[list[Pair], list[Prepared]]]:
+    """Batches in order, with the next one being decoded while the caller runs the encoder on this one."""
+    pairs = iter(pairs)
+    waiting: collections.deque[tuple[list[Pair], list[Future[Prepared]]]] = collections.deque()
+    while True:
+        while len(waiting) < 2 and (batch := list(islice(pairs, choice.batch_size))):
+            futures: list[Future[Prepared]] = []
+            shared: dict[Path, Future[Prepared]] = {}  # captions of one file follow each other: decode it once
+            for pair in batch:
+                known = shared.get(pair.image) if isinstance(pair.image, Path) else None
+                future = known or pool.submit(prepare, pair, encoder, choice, decode)
+                if isinstance(pair.image, Path):
+                    shared[pair.image] = future
+                futures.append(future)
+            waiting.append((batch, futures))
+        if not waiting:
+            return
+        batch, futures = waiting.popleft()
+        yield batch, [future.result() for future in futures]
+
+
+def prepare(pair: Pair, encoder: DualEncoder, choice: Embed, decode: bool) -> Prepared:
+    """Decode one picture and take its facts. Never raises for bad data: the problem goes into the facts."""
+    if pair.image is None or not decode:
+        return Prepared(None, {})
+    facts: dict[str, Any] = {}
+    try:
+        data = pair.image if isinstance(pair.image, bytes) else pair.image.read_bytes()
+        facts["image_hash"] = content_hash(data)
+        decoded = decode_image(data, max_pixels=choice.max_pixels)
+    except BadImage as error:
+        return Prepared(None, facts | {"problem": error.code, "problem_detail": str(error)[:300]})
+    except OSError as error:
+        return Prepared(None, facts | {"problem": "image_missing", "problem_detail": f"{type(error).__name__}"})
+    facts |= {
+        "width": decoded.width,
+        "height": decoded.height,
+        "image_format": decoded.format,
+        "image_frames": decoded.frames,
+        "thumbnail": _thumbnail(decoded.image, choice.thumbnail),
+    }
+    std, entropy, edges, phash = image_facts(decoded.image)
+    facts |= {"image_std": std, "image_entropy": entropy, "image_edges": edges, "image_phash": phash}
+    return Prepared(encoder.preprocess(decoded.image), facts)
+
+
+def _row(pair: Pair, ready: Prepared, choice: Embed) -> dict[str, Any]:
+    facts = dict(ready.facts)
+    problem = pair.problem or facts.pop("problem", None)
+    detail = facts.pop("problem_detail", None)
+    uid = pair.columns.get("uid")
+    return facts | {
+        "key": pair.key,
+        "uid": str(uid) if uid else pair_uid(facts.get("image_hash"), pair.text),
+        "text": pair.text,
+        "columns": json.dumps(dict(pair.columns), ensure_ascii=False, sort_keys=True, default=str),
+        "problem": problem,
+        "problem_detail": detail,
+    }
+
+
+def _thumbnail(image: Image.Image, side: int) -> bytes:
+    small = image.copy() if max(image.size) <= side else image.resize(_fit(image.size, side), Image.Resampling.BILINEAR,
+                                                                      reducing_gap=2.0)  # fmt: skip
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=75)
+    return buffer.getvalue()
+
+
+def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:
+    scale = side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _encode_images(prepared: list[Prepared], encoder: DualEncoder) -> np.ndarray:
+    """Features (b, d); rows of zeros where there is no picture. Each distinct picture is encoded once."""
+    out = np.zeros((len(prepared), encoder.image_dim), np.float32)
+    slots: dict[int, int] = {}
+    for ready in prepared:
+        if ready.pixels is not None:
+            slots.setdefault(id(ready), len(slots))
+    if not slots:
+        return out
+    distinct = {id(ready): ready.pixels for ready in prepared if ready.pixels is not None}
+    features = encoder.image(torch.stack([distinct[i] for i in slots])).float().cpu().numpy()
+    for row, ready in enumerate(prepared):
+        if ready.pixels is not None:
+            out[row] = features[slots[id(ready)]]
+    return out
+
+
+def _encode_texts(batch: list[Pair], encoder: DualEncoder) -> np.ndarray:
+    """Features (b, e); rows of zeros where there is no text."""
+    out = np.zeros((len(batch), encoder.text_dim), np.float32)
+    present = [row for row, pair in enumerate(batch) if pair.text and pair.text.strip()]
+    if present:
+        tokens = encoder.tokenize([batch[row].text or "" for row in present])
+        out[present] = encoder.text(tokens).float().cpu().numpy()
+    return out
+
+
+def _marker(run: Run, index: int) -> Path:
+    return run.folder / "pairs" / f"{index:05d}_stats.json"
+
+
+def pairs_path(run: Run, index: int) -> Path:
+    """Facts of one piece."""
+    return run.folder / "pairs" / f"{index:05d}.parquet"
+
+
+def features_path(run: Run, index: int) -> Path:
+    """Embeddings of one piece."""
+    return run.folder / "embeddings" / f"part-{index:05d}.safetensors"
+
+
+def parts(run: Run) -> list[int]:
+    """Indices of the finished pieces, in order."""
+    return sorted(int(path.name.split("_")[0]) for path in (run.folder / "pairs").glob("*_stats.json"))
+
+
+def part_sizes(run: Run) -> dict[int, int]:
+    """Number of pairs in each finished piece."""
+    return {index: int(read_json(_marker(run, index))["pairs"]) for index in parts(run)}
+
+
+def read_facts(run: Run, columns: list[str]) -> pa.Table:
+    """Chosen columns of the facts of all pairs, in row order."""
+    tables = [pq.read_table(pairs_path(run, index), columns=columns) for index in parts(run)]
+    return pa.concat_tables(tables) if tables else PAIRS.empty_table().select(columns)
+
+
+def read_features(run: Run, index: int, name: str) -> np.ndarray:
+    """Embeddings (n, d) of one piece; `name` is `image` or `text`. Zero rows mean that there was nothing to encode."""
+    with safe_open(features_path(run, index), framework="numpy") as file:
+        return file.get_tensor(name)
+
+
+def read_all_features(run: Run, name: str) -> np.ndarray:
+    """Embeddings (n, d) of all pieces in their stored precision: n * d * 2 bytes in fp16."""
+    arrays = [read_features(run, index, name) for index in parts(run)]
+    return np.concatenate(arrays) if len(arrays) != 1 else arrays[0]

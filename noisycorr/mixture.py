@@ -1,0 +1,316 @@
+"""From scores to probabilities: how much of the data is wrong, and how likely each pair is right.
+
+Three ways to the same result, a monotone curve from score to `p_clean`:
+
+* `fit_null`: the wrong component is *known*, by scoring pairs that were re-paired at random on purpose. The default.
+* `fit_gaussian`, `fit_beta`: two components are guessed from the shape of the scores alone, as the field does.
+* `fit_labels`: a few pairs that a person judged bend any of these curves.
+
+Every curve is monotone (law 5): a higher score never gets a lower probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import optimize, special, stats
+from sklearn.isotonic import IsotonicRegression
+
+KNOTS = 512  # points of the stored curve
+BLIND = 0.55  # below this AUROC of given against re-paired pairs a score says nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A monotone curve from score to probability, and what it says about the whole.
+
+    Attributes:
+        kind: `null`, `gaussian`, `beta`, `labels` or `constant`.
+        score: (m,) increasing scores.
+        p_clean: (m,) probability at each of them, in [0, 1], never decreasing.
+        noise_rate: Estimated share of wrong pairs, in [0, 1].
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        separation: AUROC of given pairs against re-paired ones, 0.5 = blind; NaN where no null was at hand.
+        warning: What the reader must know, or None.
+        parameters: Of the components, for the report.
+    """
+
+    kind: str
+    score: np.ndarray
+    p_clean: np.ndarray
+    noise_rate: float
+    low: float
+    high: float
+    separation: float
+    warning: str | None
+    parameters: dict[str, Any]
+
+    def __call__(self, score: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Probability in [0, 1] for each score; NaN stays NaN. Linear between the points, flat outside."""
+        out = np.interp(score, self.score, self.p_clean).astype(np.float32)
+        out[np.isnan(score)] = np.nan
+        return out
+
+
+def null_share(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"]) -> float:
+    """Share of the null component in the given scores.
+
+        eta = min over t of  F_given(t) / F_null(t)
+
+    The given scores are a mixture, F_given = eta F_null + (1 - eta) F_clean, and where clean pairs never score the
+    ratio equals eta; elsewhere it is larger. The minimum is taken over null quantiles from 10 % to 90 %, each ratio
+    raised by one standard error so that a chance dip of a small tail is not mistaken for the answer.
+
+    Args:
+        given: Scores of the pairs as they came.
+        null: Scores of pairs that are wrong for sure, from the same scorer.
+
+    Returns:
+        Share in [0, 1]; biased upwards where clean pairs score as low as wrong ones everywhere.
+
+    Source: mixture proportion estimation with a known component (Blanchard, Lee and Scott, JMLR 2010), with a plain
+    standard error in place of their uniform bound.
+    """
+    quantiles = np.linspace(0.1, 0.9, 33)
+    cuts = np.quantile(null, quantiles)
+    below_null = np.searchsorted(np.sort(null), cuts, side="right") / len(null)
+    below = np.searchsorted(np.sort(given), cuts, side="right") / len(given)
+    ratio = below / below_null
+    error = np.sqrt(below * (1 - below) / len(given) + ratio**2 * below_null * (1 - below_null) / len(null))
+    best = int(np.argmin(ratio + error / below_null))
+    return float(np.clip(ratio[best], 0.0, 1.0))
+
+
+def fit_null(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"], *, seed: int, rounds: int = 40) -> Fit:
+    """Calibrate with a known null component.
+
+        p_clean(s) = 1 - eta * f_null(s) / f_given(s),   made monotone
+
+    The density ratio comes from isotonic regression of "given" (1) against "re-paired" (0) with both classes at equal
+    weight, so it rises with the score by construction, and so does `p_clean`.
+
+    Args:
+        given: Scores of the pairs as they came, higher = better matched; NaN is left out.
+        null: Scores of re-paired pairs by the same scorer.
+        seed: For the bootstrap interval of the noise rate.
+        rounds: Bootstrap rounds.
+
+    Returns:
+        The curve. If the two sets of scores cannot be told apart (AUROC < 0.55) the curve is flat at the prior that
+        nothing is known, and `warning` says so.
+
+    Source: local false discovery rate with an empirical null (Efron, JASA 2004); the null here is made, not fitted.
+    """
+    given, null = given[np.isfinite(given)].astype(np.float64), null[np.isfinite(null)].astype(np.float64)
+    if len(given) < 20 or len(null) < 20:
+        return constant_fit(f"only {len(given)} pairs could be scored; at least 20 are needed for an estimate")
+    rng = np.random.default_rng(seed)
+    separation = float(stats.mannwhitneyu(given, null).statistic / (len(given) * len(null)))
+    if separation < BLIND:
+        return replace(
+            constant_fit(
+                f"the score cannot tell given pairs from random ones (AUROC {separation:.2f}, 0.50 = blind): nothing "
+                "is marked as mismatched; try another encoder, --align cross-fit, or label some pairs (--labels)"
+            ),
+            separation=separation,
+        )
+    eta = null_share(given, null)
+    size = min(len(given), 20_000), min(len(null), 20_000)
+    draws = [null_share(rng.choice(given, size[0]), rng.choice(null, size[1])) for _ in range(rounds)]
+    spread = float(np.std(draws)) * np.sqrt(size[0] / len(given))
+    score, ratio = _density_ratio(given, null)
+    p_clean = np.maximum.accumulate(np.clip(1 - eta / np.maximum(ratio, 1e-12), 0.0, 1.0))
+    return Fit(
+        kind="null",
+        score=score,
+        p_clean=p_clean,
+        noise_rate=eta,
+        low=max(0.0, eta - 1.96 * spread),
+        high=min(1.0, eta + 1.96 * spread),
+        separation=separation,
+        warning=_doubt(separation, eta),
+        parameters={"null_pairs": len(null)},
+    )
+
+
+def _doubt(separation: float, eta: float) -> str | None:
+    if separation < 0.65 and eta > 0.5:
+        return (
+            f"the score tells given pairs from random ones only weakly (AUROC {separation:.2f}): the noise rate of "
+            f"{eta:.0%} is an upper bound, because right pairs that look random count into it"
+        )
+    return None
+
+
+def _density_ratio(given: np.ndarray, null: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Increasing estimate of f_given / f_null at the centres of the isotonic blocks."""
+    score = np.concatenate([given, null])
+    label = np.concatenate([np.ones(len(given)), np.zeros(len(null))])
+    weight = np.concatenate([np.full(len(given), 0.5 / len(given)), np.full(len(null), 0.5 / len(null))])
+    order = np.argsort(score, kind="stable")
+    score, label, weight = score[order], label[order], weight[order]
+    # About 2,000 bins of equal weight first: the ends of single points would otherwise be certain of themselves.
+    edges = np.unique(np.linspace(0, len(score), min(len(score) // 25, 2000) + 1).astype(int))[:-1]
+    total = np.add.reduceat(weight, edges)
+    share = np.add.reduceat(weight * label, edges) / total
+    centre = np.add.reduceat(weight * score, edges) / total
+    share = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6).fit_transform(centre, share, sample_weight=total)
+    starts = np.flatnonzero(np.r_[True, np.diff(share) > 0])
+    mass = np.add.reduceat(total, starts)
+    middle = np.add.reduceat(total * centre, starts) / mass
+    return middle, share[starts] / (1 - share[starts])
+
+
+def fit_gaussian(scores: Float[np.ndarray, " n"], *, seed: int) -> Fit:
+    """Two Gaussians by expectation maximisation; the one with the higher mean is clean. Posterior made monotone.
+
+    Args:
+        scores: Higher = better matched; NaN is left out.
+        seed: For the k-means start.
+
+    Source: NCR (Huang et al., NeurIPS 2021) fits two Gaussians to the per-pair loss.
+    Differs: the plain posterior falls again beyond the narrower component; here it is made monotone by pooling
+    adjacent violators.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    values = scores[np.isfinite(scores)].astype(np.float64)
+    if len(values) < 20 or np.ptp(values) == 0:
+        return constant_fit(f"{len(values)} scores of spread {np.ptp(values) if len(values) else 0} cannot be split")
+    model = GaussianMixture(2, random_state=seed, n_init=3, max_iter=200).fit(values[:, None])
+    clean = int(np.argmax(model.means_[:, 0]))
+    parameters = {
+        "weights": model.weights_.tolist(),
+        "means": model.means_[:, 0].tolist(),
+        "deviations": np.sqrt(model.covariances_[:, 0, 0]).tolist(),
+        "clean": clean,
+    }
+    return _posterior_fit("gaussian", values, lambda x: model.predict_proba(x[:, None])[:, clean], parameters)
+
+
+def fit_beta(scores: Float[np.ndarray, " n"], *, rounds: int = 100) -> Fit:
+    """Two Beta components by expectation maximisation with moment matching; the higher mean is clean.
+
+    Scores are squeezed linearly into (0, 1) between their 0.5 % and 99.5 % quantiles, so that one outlier cannot
+    flatten the rest. Posterior made monotone.
+
+    Args:
+        scores: Higher = better matched; NaN is left out.
+        rounds: Steps of expectation maximisation.
+
+    Source: Arazo et al. (ICML 2019), used by BiCro on pair losses.
+    Differs: components are ordered by their mean, not by their index; quantile clipping; monotone posterior.
+    """
+    values = scores[np.isfinite(scores)].astype(np.float64)
+    if len(values) < 20 or np.ptp(values) == 0:
+        return constant_fit(f"{len(values)} scores of spread {np.ptp(values) if len(values) else 0} cannot be split")
+    low, high = np.quantile(values, [0.005, 0.995])
+
+    def squeeze(x: np.ndarray) -> np.ndarray:
+        return np.clip((x - low) / max(high - low, 1e-12), 1e-4, 1 - 1e-4)
+
+    x = squeeze(values)
+    share = np.stack([x < np.median(x), x >= np.median(x)]).astype(np.float64)
+    a, b, weight = np.ones(2), np.ones(2), np.full(2, 0.5)
+    for _ in range(rounds):
+        weight = share.mean(1)
+        mean = (share @ x) / share.sum(1)
+        variance = np.maximum((share * (x - mean[:, None]) ** 2).sum(1) / share.sum(1), 1e-6)
+        common = mean * (1 - mean) / variance - 1
+        good = common > 0
+        a, b = np.where(good, mean * common, a), np.where(good, (1 - mean) * common, b)
+        share = _beta_posterior(x, a, b, weight)
+    clean = int(np.argmax(a / (a + b)))
+    parameters = {"a": a.tolist(), "b": b.tolist(), "weights": weight.tolist(), "clean": clean, "from": low, "to": high}
+    return _posterior_fit("beta", values, lambda s: _beta_posterior(squeeze(s), a, b, weight)[clean], parameters)
+
+
+def _beta_posterior(x: np.ndarray, a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    log = np.log(np.maximum(weight, 1e-12))[:, None] + stats.beta.logpdf(x[None], a[:, None], b[:, None])
+    return special.softmax(log, axis=0)
+
+
+def _posterior_fit(kind: str, values: np.ndarray, posterior: Any, parameters: dict[str, Any]) -> Fit:
+    knots = np.unique(np.quantile(values, np.linspace(0, 1, KNOTS)))
+    p_clean = np.clip(IsotonicRegression().fit_transform(knots, posterior(knots)), 0.0, 1.0)
+    noise = float(1 - np.interp(values, knots, p_clean).mean())
+    error = 1.96 * float(np.sqrt(noise * (1 - noise) / len(values)))
+    return Fit(
+        kind=kind,
+        score=knots,
+        p_clean=p_clean,
+        noise_rate=noise,
+        low=max(0.0, noise - error),
+        high=min(1.0, noise + error),
+        separation=float("nan"),
+        warning=None,
+        parameters=parameters,
+    )
+
+
+def fit_labels(fit: Fit, scores: Float[np.ndarray, " n"], right: Bool[np.ndarray, " k"], rows: np.ndarray) -> Fit:
+    """Bend a curve with pairs that a person judged.
+
+        logit p'(s) = a * logit p(s) + b * standardised s + c,   a, b >= 0
+
+    with a penalty that keeps (a, b, c) near (1, 0, 0): few labels move the curve little, many replace it.
+
+    Args:
+        fit: The curve without labels.
+        scores: (n,) of all pairs.
+        right: (k,) True where the person found that image and text belong together.
+        rows: (k,) rows of the judged pairs.
+
+    Returns:
+        A curve of kind `labels`; its noise rate is the mean over all pairs.
+    """
+    known = np.isfinite(scores[rows])
+    right, rows = right[known], rows[known]
+    centre, spread = np.nanmean(scores), max(float(np.nanstd(scores)), 1e-9)
+
+    def inputs(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return special.logit(np.clip(fit(s).astype(np.float64), 0.01, 0.99)), (s - centre) / spread
+
+    before, z = inputs(scores[rows].astype(np.float64))
+
+    def loss(theta: np.ndarray) -> float:
+        x = theta[0] * before + theta[1] * z + theta[2]
+        penalty = (theta[0] - 1) ** 2 + theta[1] ** 2 + 0.25 * theta[2] ** 2
+        return float(np.logaddexp(0, np.where(right, -x, x)).sum() + penalty)
+
+    theta = optimize.minimize(loss, np.array([1.0, 0.0, 0.0]), bounds=[(0, None), (0, None), (None, None)]).x
+    knots = np.unique(np.quantile(scores[np.isfinite(scores)], np.linspace(0, 1, KNOTS))).astype(np.float64)
+    before, z = inputs(knots)
+    p_clean = np.maximum.accumulate(special.expit(theta[0] * before + theta[1] * z + theta[2]))
+    noise = float(1 - np.interp(scores[np.isfinite(scores)], knots, p_clean).mean())
+    error = 1.96 * float(np.sqrt(max(noise * (1 - noise), 0.01) / max(len(rows), 1)))
+    return replace(
+        fit,
+        kind="labels",
+        score=knots,
+        p_clean=p_clean,
+        noise_rate=noise,
+        low=max(0.0, noise - error),
+        high=min(1.0, noise + error),
+        warning=None if len(rows) >= 30 else f"only {len(rows)} labelled pairs: 30 or more make a steady curve",
+        parameters={"before": fit.kind, "labels": len(rows), "labels_wrong": int((~right).sum()), "theta": theta.tolist()},
+    )
+
+
+def constant_fit(warning: str) -> Fit:
+    """A flat curve at 1: nothing is known against any pair. `warning` says why."""
+    return Fit(
+        kind="constant",
+        score=np.array([0.0]),
+        p_clean=np.array([1.0]),
+        noise_rate=float("nan"),
+        low=0.0,
+        high=1.0,
+        separation=float("nan"),
+        warning=warning,
+        parameters={},
+    )

@@ -1,0 +1,80 @@
+"""One score from several signals, learned without labels: which weights best tell given pairs from re-paired ones?
+
+    score = sum_q w_q * z_q + b,   w_q >= 0,   fitted by logistic regression of "given" against "re-paired"
+
+The given pairs are a mixture of right and wrong ones and the re-paired are wrong, so the best such score is a monotone
+function of the probability that a pair is right (learning from positive and unlabelled data). Weights are not negative:
+a pair that looks better in any signal never gets a lower score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy import optimize
+
+PENALTY = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """Scores and how they came about."""
+
+    given: np.ndarray  # float32 (n,), log odds up to a constant; NaN where no signal exists
+    null: np.ndarray  # float32 (m,)
+    weights: np.ndarray  # (q,) mean over folds, on standardised signals
+
+
+def combine(
+    given: Float[np.ndarray, "n q"], null: Float[np.ndarray, "m q"], fold: np.ndarray, null_fold: np.ndarray
+) -> Combined:
+    """Weigh q signals; each fold is scored with weights from the others.
+
+    Args:
+        given: Signals of the pairs, higher = better matched. A missing one (NaN) counts as the mean of the re-paired.
+        null: Signals of the re-paired pairs.
+        fold: int (n,).
+        null_fold: int (m,).
+
+    Returns:
+        Combined scores, higher = better matched.
+    """
+    present = np.isfinite(given).any(1)
+    centre = np.nanmean(null, axis=0)
+    spread = np.maximum(np.nanstd(null, axis=0), 1e-6)
+    one = np.nan_to_num((given - centre) / spread).astype(np.float64)
+    two = np.nan_to_num((null - centre) / spread).astype(np.float64)
+    score, score_null = np.zeros(len(one)), np.zeros(len(two))
+    weights = []
+    for part in np.unique(fold):
+        learn, learn_null = present & (fold != part), null_fold != part
+        if not learn.any() or not learn_null.any():
+            learn, learn_null = present, np.ones(len(two), bool)
+        w = _logistic(one[learn], two[learn_null])
+        score[fold == part] = one[fold == part] @ w[:-1] + w[-1]
+        score_null[null_fold == part] = two[null_fold == part] @ w[:-1] + w[-1]
+        weights.append(w[:-1])
+    score[~present] = np.nan
+    return Combined(score.astype(np.float32), score_null.astype(np.float32), np.mean(weights, axis=0))
+
+
+def _logistic(one: np.ndarray, two: np.ndarray, limit: int = 100_000) -> np.ndarray:
+    """Weights (q + 1,), the last one the offset; classes count equally. Every k-th row above `limit`."""
+    one, two = one[:: max(1, len(one) // limit)], two[:: max(1, len(two) // limit)]
+    x = np.concatenate([one, two])
+    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    sign = np.concatenate([np.ones(len(one)), -np.ones(len(two))])
+    mass = np.concatenate([np.full(len(one), 0.5 / len(one)), np.full(len(two), 0.5 / len(two))])
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        z = sign * (x @ w)
+        value = mass @ np.logaddexp(0, -z) + PENALTY * (w[:-1] ** 2).sum()
+        slope = -(mass * sign / (1 + np.exp(np.clip(z, -50, 50)))) @ x
+        slope[:-1] += 2 * PENALTY * w[:-1]
+        return float(value), slope
+
+    start = np.full(x.shape[1], 0.1)
+    bounds = [(0.0, None)] * (x.shape[1] - 1) + [(None, None)]
+    return np.asarray(optimize.minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x)

@@ -1,0 +1,127 @@
+"""What scorers see: embeddings and identities, never the truth (law 4).
+
+Re-pairing is the common tool: a pair of image i and text j that nobody claimed to belong together shows how a wrong
+pair scores. `repaired` draws such pairs; every signal can score them the same way as the given ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCK = 16384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Embeddings of n pairs, with who is who.
+
+    Attributes:
+        image: Parts of (n, d) image features in row order; zero rows where there is no image.
+        text: Parts of (n, e) text features.
+        text_id: int (n,): equal where the normalised texts are equal.
+        image_id: int (n,): equal where the pictures are the same or near-duplicates.
+        present: bool (n,): both features exist.
+        seed: Of everything random.
+    """
+
+    image: Sequence[np.ndarray]
+    text: Sequence[np.ndarray]
+    text_id: np.ndarray
+    image_id: np.ndarray
+    present: np.ndarray
+    seed: int
+
+    @property
+    def n(self) -> int:
+        """Number of pairs."""
+        return len(self.text_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One signal on the given pairs and on re-paired ones; higher = better matched."""
+
+    given: np.ndarray  # float32 (n,), NaN where it cannot be computed
+    null: np.ndarray  # float32 (m,)
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """Pairs of image `image[k]` and text `text[k]` that nobody claimed to belong together."""
+
+    image: np.ndarray  # int (m,) rows
+    text: np.ndarray  # int (m,) rows
+
+
+def repaired(view: View, fold: np.ndarray, *, count: int = 100_000) -> Repaired:
+    """Draw wrong pairs: image and text of different rows of one fold, with different pictures and different texts.
+
+    Args:
+        view: The pairs.
+        fold: int (n,): both rows come from the same fold, so that heads which saw neither can score the pair.
+        count: About how many; never more than four for each row.
+
+    Returns:
+        Rows of images and texts. Fewer than asked where texts repeat much; none if all texts are equal.
+    """
+    rng = np.random.default_rng([view.seed, 17])
+    image, text = [], []
+    for part in np.unique(fold[view.present]):
+        rows = np.flatnonzero(view.present & (fold == part))
+        wanted = min(4 * len(rows), max(1, count * len(rows) // max(1, int(view.present.sum()))))
+        one, two = rows[rng.integers(len(rows), size=wanted)], rows[rng.integers(len(rows), size=wanted)]
+        good = (view.text_id[one] != view.text_id[two]) & (view.image_id[one] != view.image_id[two])
+        image.append(one[good])
+        text.append(two[good])
+    empty = np.zeros(0, np.int64)
+    return Repaired(np.concatenate([empty, *image]), np.concatenate([empty, *text]))
+
+
+def blocks(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, rows in float32) for blocks of at most 16,384 rows, in order."""
+    first = 0
+    for part in parts:
+        for start in range(0, len(part), BLOCK):
+            yield first + start, np.asarray(part[start : start + BLOCK], np.float32)
+        first += len(part)
+
+
+def take(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Rows (k, d) in their stored precision, in the order asked."""
+    starts = np.cumsum([0] + [len(part) for part in parts])
+    out = np.empty((len(rows), parts[0].shape[1]), parts[0].dtype)
+    where = np.searchsorted(starts, rows, side="right") - 1
+    for number, part in enumerate(parts):
+        mine = np.flatnonzero(where == number)
+        if len(mine):
+            order = mine[np.argsort(rows[mine], kind="stable")]  # in file order: memory maps like it
+            out[order] = part[rows[order] - starts[number]]
+    return out
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows in float32, scaled to length 1; zero rows stay zero."""
+    rows = np.asarray(rows, np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+
+
+def pair_cosine(image: Sequence[np.ndarray], text: Sequence[np.ndarray], pairs: Repaired) -> np.ndarray:
+    """float32 (m,): cosine of image `pairs.image[k]` and text `pairs.text[k]`; d must agree."""
+    out = np.empty(len(pairs.image), np.float32)
+    for start in range(0, len(out), BLOCK):
+        rows = slice(start, start + BLOCK)
+        out[rows] = (unit(take(image, pairs.image[rows])) * unit(take(text, pairs.text[rows]))).sum(1)
+    return out
+
+
+def own_cosine(image: Sequence[np.ndarray], text: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 (n,): cosine of each image with its own text; NaN where either is missing."""
+    out = []
+    for (_, one), (_, two) in zip(blocks(image), blocks(text)):
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            out.append((np.einsum("nd,nd->n", one, two) / np.where(lengths > 0, lengths, np.nan)).astype(np.float32))
+    return np.concatenate(out) if out else np.zeros(0, np.float32)
