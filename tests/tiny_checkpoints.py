@@ -1,4 +1,4 @@
-"""Tiny models with random weights, written to disk in the formats of open_clip and transformers, for tests."""
+"""For the tests of encoders: tiny random models written in the formats of open_clip and transformers, and inputs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
+from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -23,13 +25,31 @@ from transformers import (
     SiglipModel,
 )
 
+from noisycorr.encoders import DualEncoder
+
 ARCHITECTURE = "tiny-test-clip"
 WORDS = ("a", "red", "green", "blue", "square", "circle", "photo", "of", "the", "dog", "two", "horses")
+TEXTS = ["a red square", "Two horses", "", "a photo of the dog " * 40, "blue circle"]
 OPEN_CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
 }
+
+
+def pictures(count: int = 5) -> list[Image.Image]:
+    """Smooth random pictures of five shapes."""
+    rng = np.random.default_rng(0)
+    sides = [(40, 60), (64, 30), (32, 32), (224, 224), (100, 37)]
+    return [
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(sides[row % 5]) for row in range(count)
+    ]
+
+
+def encode(encoder: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image features of `pictures` and text features of `TEXTS`, five rows each."""
+    images = torch.stack([encoder.preprocess(picture) for picture in pictures()])
+    return encoder.image(images), encoder.text(encoder.tokenize(TEXTS))
 
 
 def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
