@@ -135,8 +135,8 @@ def _find(folder: Path) -> list[tuple[Path, Path, Path | None]]:
         if other.keys() != images.keys() and (other or name == "text_emb"):
             lonely = sorted(images.keys() ^ other.keys())[0]
             raise UsageError(
-                f"{folder} has {len(images)} files in img_emb and {len(other)} in {name}, number {lonely} only in one of "
-                "them: every file needs its partner."
+                f"{folder} has {len(images)} files in img_emb and {len(other)} in {name}, number {lonely} only in one: "
+                "every file needs its partner."
             )
     return [(images[number], texts[number], tables_by_number.get(number)) for number in sorted(images)]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from noisycorr.formats import Piece, Source
 from noisycorr.formats.detect import kind_of_arrow, pick_columns
@@ -68,7 +69,7 @@ class HfReader:
             end = min(stop, start + BATCH_ROWS)
             try:
                 rows = list(arrow_rows(table[start:end], self._class_names))
-            except (OSError, ValueError):  # a damaged file of the dataset
+            except (OSError, ValueError, pa.ArrowException):  # a damaged file of the dataset
                 yield from (bad_row(row, "") for row in range(start, end))
                 continue
             for row, values in enumerate(rows, start=start):

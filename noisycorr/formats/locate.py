@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -150,14 +149,14 @@ def _expand_one(part: str) -> list[Path]:
     literal = Path(part).expanduser().absolute()
     if literal.exists() or not re.search(r"[{*?\[]", part):
         return [literal]
+    if _brace_count(part) > BRACE_LIMIT:  # before they are made: the expansion is not lazy
+        raise UsageError(f"The pattern {part!r} names more than {BRACE_LIMIT} files: name the folder instead.")
     try:
-        names = list(itertools.islice(braceexpand(part), BRACE_LIMIT + 1))
+        names = list(braceexpand(part))
     except ValueError as error:
         raise UsageError(
             f"The pattern {part!r} cannot be read ({error}): write it like 'shards/{{000..010}}.tar'."
         ) from None
-    if len(names) > BRACE_LIMIT:
-        raise UsageError(f"The pattern {part!r} names more than {BRACE_LIMIT} files: name the folder instead.")
     paths: list[Path] = []
     for name in names:
         path = Path(name).expanduser().absolute()
@@ -170,6 +169,14 @@ def _expand_one(part: str) -> list[Path]:
         else:
             paths.append(path)
     return paths
+
+
+def _brace_count(part: str) -> int:
+    """About how many names a pattern makes; never too few for ranges of numbers, which alone can be huge."""
+    count = 1
+    for first, last, step in re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}", part):
+        count *= abs(int(last) - int(first)) // max(1, abs(int(step or 1))) + 1
+    return count
 
 
 def _file_format(path: Path) -> str:
@@ -197,7 +204,8 @@ def _folder_format(path: Path) -> str:
         for format_ in ("csv", "tsv", "jsonl"):
             if _with_suffix(path, format_):
                 return format_
-        if any(is_coco(file) for file in _with_suffix(path, "coco")):
+        images = {file.stem for file in path.iterdir() if is_image_name(file.name)}
+        if any(is_coco(file) for file in _with_suffix(path, "coco") if file.stem not in images):
             return "coco"
     if any(is_image_name(name) for _, names in walk_images(path) for name in names):
         return "files"

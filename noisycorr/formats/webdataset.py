@@ -259,7 +259,7 @@ def is_unsafe(name: str) -> bool:
 
 def safe_key(key: str) -> str:
     """The key of an unsafe name without the parts that make it unsafe; never empty."""
-    parts = re.split(r"[/\\]", re.sub(r"^[A-Za-z]:", "", key))
+    parts = [re.sub(r"^([A-Za-z]:)+", "", part) for part in re.split(r"[/\\]", key)]
     return "/".join(part for part in parts if part not in ("", ".", "..")) or "unnamed"
 
 
