@@ -83,11 +83,11 @@ def neighbors(
     n, d = _checked(parts, k, queries, skip)
     k_found = k + 1 if queries is None and exclude_self else k
     with _threads(threads):
-        present = _present(parts, skip)
+        present = present_rows(parts, skip)
         search: _Exact | _Inverted = _Exact(parts, present)
         method, recall = "exact", 1.0
         if n > exact_below and present.sum() > exact_below:
-            search, method, recall = _approximate(parts, d, present, k_found, seed, target_recall)
+            search, method, recall = _approximate(parts, d, present, k, seed, target_recall)
         ids, similarity = np.full((_rows(queries, n), k), -1, np.int64), np.full((_rows(queries, n), k), np.nan, "f4")
         asked = parts if queries is None else [queries]
         for start, block in _blocks(asked):
@@ -169,18 +169,19 @@ def _approximate(
     index = faiss.IndexIVFScalarQuantizer(coarse, d, lists, kind, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.niter, index.cp.spherical = int(rng.integers(2**30)), 10, True
     sample = np.sort(rng.choice(rows, min(len(rows), 50 * lists), replace=False))
-    index.train(_take(parts, sample))
+    index.train(take_rows(parts, sample))
     for start, block in _blocks(parts):
         some = np.flatnonzero(present[start : start + len(block)])
         if len(some):
             index.add_with_ids(block[some], some + start)
     index, most = _on_gpu(index, lists)
-    probe = _take(parts, np.sort(rng.choice(rows, min(len(rows), PROBED), replace=False)))
-    truth = _Exact(parts, present)(probe, k)[1]
+    own = np.sort(rng.choice(rows, min(len(rows), PROBED), replace=False))
+    probe = take_rows(parts, own)
+    truth = _without(*_Exact(parts, present)(probe, k + 1), own)[1]  # a row finds itself at once: that proves nothing
     probes, recall = 4, 0.0
     while True:
         index.nprobe = probes
-        found, _ = _Inverted(index)(probe, k)
+        found = _without(*_Inverted(index)(probe, k + 1), own)[0]
         recall = _recall(parts, probe, found, truth)
         if recall >= target_recall or probes >= most:
             break
@@ -193,7 +194,7 @@ def _recall(parts: list[np.ndarray], probe: np.ndarray, found: np.ndarray, truth
     wanted = np.isfinite(truth)
     places = np.maximum(found, 0).ravel()
     distinct, back = np.unique(places, return_inverse=True)
-    vectors = _take(parts, distinct)[back].reshape(*found.shape, -1)
+    vectors = take_rows(parts, distinct)[back].reshape(*found.shape, -1)
     exact = np.where(found >= 0, np.einsum("qd,qkd->qk", probe, vectors), -np.inf)
     worst = np.where(wanted, truth, np.inf).min(axis=1, keepdims=True)
     hits = np.minimum((exact >= worst - TIE).sum(axis=1), wanted.sum(axis=1))
@@ -228,28 +229,29 @@ def _blocks(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
     offset = 0
     for part in parts:
         for start in range(0, len(part), BLOCK):
-            yield offset + start, _unit(part[start : start + BLOCK])
+            yield offset + start, unit_rows(part[start : start + BLOCK])
         offset += len(part)
 
 
-def _take(parts: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
+def take_rows(parts: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Unit float32 copies of ascending rows."""
     ends = np.cumsum([len(part) for part in parts])
     out = []
     for part, end in zip(parts, ends):
         some = rows[(rows >= end - len(part)) & (rows < end)] - (end - len(part))
-        out.append(_unit(part[some]))
+        out.append(unit_rows(part[some]))
     return np.concatenate(out)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """float32 copy with rows of length 1, or of zeros where they are zero or not finite."""
     block = np.asarray(rows, np.float32)
     norm = np.linalg.norm(block, axis=1, keepdims=True)
     usable = (norm > 0) & np.isfinite(norm)  # an encoder in half precision can overflow: such a row counts as missing
     return np.ascontiguousarray(np.divide(block, norm, out=np.zeros_like(block), where=usable))
 
 
-def _present(parts: list[np.ndarray], skip: np.ndarray | None) -> np.ndarray:
+def present_rows(parts: list[np.ndarray], skip: np.ndarray | None = None) -> np.ndarray:
     """bool (n,): rows that are finite, not zero and not skipped."""
     present = np.concatenate([np.zeros(0, bool), *(np.any(block, axis=1) for _, block in _blocks(parts))])
     return present if skip is None else present & ~np.asarray(skip, bool)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import faiss
 import numpy as np
 import pytest
+from reference import index_reference as slow
 
 from noisycorr import index
 from noisycorr.index import Neighbors, mutual_neighbors, neighbors
 from noisycorr.pairs import UsageError
-from tests.reference import index_reference as slow
 
 
 def clustered(n: int, d: int = 32, seed: int = 0) -> np.ndarray:
@@ -42,7 +42,8 @@ def test_parts_float16_and_length_do_not_matter():
     assert np.allclose(whole.similarity, parts.similarity, atol=1e-5)
 
 
-def test_recall_of_the_inverted_file_is_what_it_says():
+def test_recall_of_the_inverted_file_is_what_it_says(monkeypatch):
+    monkeypatch.setattr(index, "BLOCK", 1024)
     data = clustered(6000).astype(np.float16)
     data[::50] = 0
     exact = neighbors(data, 10, seed=0)
@@ -57,6 +58,18 @@ def test_recall_of_the_inverted_file_is_what_it_says():
     assert not (near.ids == np.arange(6000)[:, None]).any()
     strict = neighbors(data, 10, seed=0, exact_below=500, target_recall=1.0)
     assert strict.recall >= near.recall and strict.recall > 0.99
+
+
+def test_probes_are_raised_until_the_target_is_met():
+    data = np.random.default_rng(0).standard_normal((4000, 16)).astype(np.float32)  # without clusters: hard to index
+    exact = neighbors(data, 10, seed=0)
+    probes = []
+    for target in (0.3, 0.95):
+        near = neighbors(data, 10, seed=0, exact_below=500, target_recall=target)
+        recall = np.mean([len(set(exact.ids[row]) & set(near.ids[row])) / 10 for row in range(4000)])
+        assert near.recall >= target and abs(recall - near.recall) < 0.03
+        probes.append(int(near.method.split(", ")[-1].split()[0]))
+    assert 4 <= probes[0] < probes[1]
 
 
 def test_eight_bits_keep_similarities(monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference.noise_reference import texts_by_image
 
 from noisycorr.noise import (
     GenericCaption,
@@ -24,7 +25,6 @@ from noisycorr.noise import (
 )
 from noisycorr.noise_swaps import normalise_text, text_ids
 from noisycorr.pairs import UsageError
-from tests.reference.noise_reference import texts_by_image
 
 WORDS = st.sampled_from(["cat", "Cat!", "dog", "red shirt", "blue shirt", "", "  ", None, "猫", "🍎", "🍊"])
 
