@@ -269,7 +269,18 @@ def read_features(run: Run, index: int, name: str) -> np.ndarray:
         return file.get_tensor(name)
 
 
-def read_all_features(run: Run, name: str) -> np.ndarray:
-    """Embeddings (n, d) of all pieces in their stored precision: n * d * 2 bytes in fp16."""
-    arrays = [read_features(run, index, name) for index in parts(run)]
-    return np.concatenate(arrays) if len(arrays) != 1 else arrays[0]
+def open_features(run: Run, name: str) -> list[np.ndarray]:
+    """Embeddings of all pieces as memory maps (n, d) in row order: nothing is read before it is used.
+
+    safetensors files start with the length of a JSON header, the header, then the raw tensors.
+    """
+    out = []
+    for index in parts(run):
+        path = features_path(run, index)
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entry = json.loads(file.read(length))[name]
+        dtype = {"F16": np.float16, "F32": np.float32}[entry["dtype"]]
+        shape, offset = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+        out.append(np.memmap(path, dtype, "r", offset, shape) if shape[0] else np.zeros(shape, dtype))
+    return out

@@ -251,5 +251,3 @@ def _project(x: np.ndarray, t: np.ndarray, weight: np.ndarray, fold: np.ndarray,
     image[~np.any(x != 0, axis=1)] = 0
     text[~np.any(t != 0, axis=1)] = 0
     return image, text
-
-

@@ -14,7 +14,13 @@ REFERENCES = 512
 
 
 def margin(
-    image: np.ndarray, text: np.ndarray, given: np.ndarray, null: np.ndarray, pairs: Repaired, fold: np.ndarray, seed: int
+    image: np.ndarray,
+    text: np.ndarray,
+    given: np.ndarray,
+    null: np.ndarray,
+    pairs: Repaired,
+    fold: np.ndarray,
+    seed: int,
 ) -> Signal:
     """Two-sided standardised similarity.
 
@@ -62,5 +68,3 @@ def _standardise(similarity: np.ndarray, stats: np.ndarray, image: np.ndarray, t
     by_image = (similarity - stats[image, 0]) / stats[image, 1]
     by_text = (similarity - stats[text, 2]) / stats[text, 3]
     return (by_image + by_text).astype(np.float32)
-
-

@@ -1,0 +1,117 @@
+"""Why did this pair get its verdict? Its row of the ledger, and the neighbours that spoke for and against it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from noisycorr.embed import open_features, pairs_path, read_facts
+from noisycorr.pairs import UsageError
+from noisycorr.run import Run
+from noisycorr.score.view import blocks, take, unit
+from noisycorr.scoring import part_ranges
+
+SHOWN = 300  # characters of a text
+
+
+def explain(run: Run, key: str, *, count: int = 5) -> str:
+    """A text for a person.
+
+    Args:
+        run: A folder whose decide stage is done.
+        key: Key of the pair; every pair that carries it is explained.
+        count: Neighbours on each side.
+
+    Returns:
+        Several lines.
+
+    Raises:
+        UsageError: If the key is not in the ledger.
+    """
+    rows = _find(run, key)
+    if not rows:
+        raise UsageError(f"key {key!r} is not in the ledger of {run.folder}; keys look like {_examples(run)}.")
+    return "\n\n".join(_explain_row(run, row, count) for row in rows[:10])
+
+
+def _find(run: Run, key: str) -> list[int]:
+    found = []
+    for index, start, _ in part_ranges(run):
+        keys = pq.read_table(_ledger(run, index), columns=["key"]).column("key")
+        found += [start + int(i) for i in np.flatnonzero(pc.equal(keys, key).to_numpy(zero_copy_only=False))]
+    return found
+
+
+def _examples(run: Run) -> list[str]:
+    ranges = part_ranges(run)
+    return pq.read_table(_ledger(run, ranges[0][0]), columns=["key"]).column("key")[:2].to_pylist() if ranges else []
+
+
+def _ledger(run: Run, index: int) -> Any:
+    path = run.folder / "ledger" / f"{index:05d}.parquet"
+    if not path.exists():
+        raise UsageError(f"{run.folder} has no ledger yet: run `noisycorr clean` or `noisycorr decide` first.")
+    return path
+
+
+def _explain_row(run: Run, row: int, count: int) -> str:
+    index, start, _ = next(r for r in part_ranges(run) if r[1] <= row < r[1] + r[2])
+    ledger = pq.read_table(_ledger(run, index)).slice(row - start, 1).to_pylist()[0]
+    wanted = ["width", "height", "image_format", "problem", "problem_detail", "columns"]
+    facts = pq.read_table(pairs_path(run, index), columns=wanted).slice(row - start, 1).to_pylist()[0]
+    lines = [f"key      {ledger['key']}", f"text     {_short(ledger['text'])}",
+             f"image    {facts['width']} x {facts['height']} {facts['image_format'] or ''}".rstrip(),
+             f"verdict  {ledger['verdict']}: {ledger['reason']}",
+             f"rule     {ledger['rule']}", f"p_clean  {_number(ledger['p_clean'])}"]  # fmt: skip
+    if facts["problem"]:
+        lines.append(f"problem  {facts['problem']}: {facts['problem_detail'] or ''}")
+    lines.append("scores (higher = better matched)")
+    lines += [f"  {name:28s} {_number(ledger[name])}" for name in ledger if name.startswith("score_")]
+    for name in ("image_issue", "text_issue", "near_duplicate_group"):
+        if ledger[name]:
+            lines.append(f"{name}  {ledger[name]}" + (f" ({ledger['group_kind']})" if "group" in name else ""))
+    other = {k: v for k, v in json.loads(facts["columns"]).items() if not k.startswith("truth_")}
+    if other:
+        lines.append("came with  " + _short(", ".join(f"{k} = {v}" for k, v in other.items())))
+    lines += _neighbors(run, row, "image", "text", count) + _neighbors(run, row, "text", "image", count)
+    return "\n".join(lines)
+
+
+def _neighbors(run: Run, row: int, side: str, other: str, count: int) -> list[str]:
+    """Nearest rows on one side, each with how well the other side agrees, relative to the mean over the set."""
+    here, there = open_features(run, side), open_features(run, other)
+    query = unit(take(here, np.array([row])))
+    if not query.any():
+        return [f"no {side} to compare"]
+    scores = np.concatenate([unit(block) @ query[0] for _, block in blocks(here)])
+    scores[row] = -np.inf
+    nearest = np.argsort(-scores, kind="stable")[:count]
+    sample = np.random.default_rng(0).choice(len(scores), min(2000, len(scores)), replace=False)
+    mean = unit(take(there, np.sort(sample))).mean(0)
+    own = unit(unit(take(there, np.array([row]))) - mean)[0]
+    agree = unit(unit(take(there, nearest)) - mean) @ own
+    facts = read_facts(run, ["key", "text"])
+    verb = "texts" if other == "text" else "images"
+    lines = [f"nearest {side}s, and whether their {verb} agree with this pair's ({other} agreement from -1 to 1)"]
+    for place, neighbor in enumerate(nearest):
+        word = "for    " if agree[place] > 0.3 else "against" if agree[place] < 0.1 else "unclear"
+        text = _short(facts.column("text")[int(neighbor)].as_py(), 90)
+        key = facts.column("key")[int(neighbor)].as_py()
+        lines.append(f"  {word} {agree[place]:+.2f}  {side} similarity {scores[neighbor]:.2f}  {key}  {text}")
+    return lines
+
+
+def _short(text: str | None, limit: int = SHOWN) -> str:
+    if text is None:
+        return "(none)"
+    flat = " ".join(text.split())
+    flat = "".join(c if c.isprintable() else "?" for c in flat)  # a caption must not steer the terminal
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None or value != value else f"{value:.4f}"

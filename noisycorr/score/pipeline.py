@@ -1,0 +1,186 @@
+"""All signals of a set, and the one score that is calibrated.
+
+`score_pairs` holds the order of things: similarity of the encoder's own joint space, heads learned on the pairs
+themselves, margins, agreement of neighbourhoods, and their combination. Every signal scores the given pairs and the same
+re-paired ones, so that `mixture.fit_null` can calibrate whichever is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from noisycorr.index import Neighbors, neighbors
+from noisycorr.mixture import Fit, constant_fit, fit_beta, fit_gaussian, fit_null
+from noisycorr.pairs import UsageError
+from noisycorr.score.combine import combine
+from noisycorr.score.crossfit import CrossFit, cross_fit
+from noisycorr.score.neighbors import agreement, consensus, mean_feature
+from noisycorr.score.similarity import margin
+from noisycorr.score.view import Repaired, Signal, View, own_cosine, pair_cosine, repaired
+
+ALIGN = ("auto", "none", "cross-fit")
+CALIBRATION = ("null", "gaussian", "beta")
+FEWEST = 100  # pairs below which heads are not learned
+
+Parts = Sequence[np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How pairs are scored.
+
+    Attributes:
+        align: `none` scores with the encoder's own cosine, `cross-fit` learns heads on the pairs and combines all
+            signals, `auto` does that where the encoder has no joint space of its own.
+        folds: Folds of cross-fitting, 2 to 20.
+        neighbors: Neighbours whose texts or images are asked, 0 = leave this signal out.
+        margin: Compare each pair with 512 random others on both sides (linear in n, but not free).
+        calibration: `null` (wrong pairs made by re-pairing), `gaussian` or `beta` (two components fitted).
+        target_recall: Of approximate neighbour search on large sets.
+        near_duplicates: Search near-duplicates among embeddings; without it only exact copies are found.
+        seed: Of folds, re-pairing and sampling.
+    """
+
+    align: str = "auto"
+    folds: int = 5
+    neighbors: int = 20
+    margin: bool = True
+    calibration: str = "null"
+    target_recall: float = 0.95
+    near_duplicates: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.align not in ALIGN:
+            raise UsageError(f"--align is {self.align!r}, expected one of {', '.join(ALIGN)}.")
+        if self.calibration not in CALIBRATION:
+            raise UsageError(f"--calibration is {self.calibration!r}, expected one of {', '.join(CALIBRATION)}.")
+        if not 2 <= self.folds <= 20:
+            raise UsageError(f"--folds is {self.folds}, expected 2 to 20.")
+        if not 0 <= self.neighbors <= 200:
+            raise UsageError(f"--neighbors is {self.neighbors}, expected 0 to 200.")
+        if not 0.5 <= self.target_recall <= 1:
+            raise UsageError(f"--target_recall is {self.target_recall}, expected 0.5 to 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Signals of all pairs.
+
+    Attributes:
+        columns: float32 (n,) for each signal, without the `score_` prefix; higher = better matched.
+        pair: The signal that is calibrated, on given and re-paired pairs.
+        fit: Its curve to probabilities.
+        facts: What the report tells: which signals, weights, folds, shrinkage, separation.
+    """
+
+    columns: dict[str, np.ndarray]
+    pair: Signal
+    fit: Fit
+    facts: dict[str, Any]
+
+
+def score_pairs(
+    view: View,
+    joint: tuple[Parts, Parts] | None,
+    choice: Score,
+    *,
+    image_neighbors: Neighbors | None = None,
+    text_neighbors: Neighbors | None = None,
+    learn: bool,
+) -> Scored:
+    """Score every pair.
+
+    Args:
+        view: The pairs.
+        joint: Features (image, text) whose cosine means alignment without training, or None.
+        choice: How.
+        image_neighbors: Neighbours among the images, if someone found them already; else they are searched.
+        text_neighbors: The same among the texts.
+        learn: Learn heads on the pairs (`--align cross-fit`).
+
+    Returns:
+        The signals. With too few pairs to learn heads (under 100) the joint space alone is used.
+    """
+    facts: dict[str, Any] = {"align": "cross-fit" if learn else "none", "seed": choice.seed}
+    signals: dict[str, Signal] = {}
+    heads: CrossFit | None = None
+    fold = np.zeros(view.n, np.int64)
+    if learn and int(view.present.sum()) >= FEWEST:
+        heads = cross_fit(view, folds=choice.folds, weigh=lambda given, null: fit_null(given, null, seed=0)(given))
+        fold = heads.fold
+        facts |= {"folds": choice.folds, "shrinkage": heads.reg, "heads_separation": round(heads.separation, 4)}
+    elif learn:
+        facts["note"] = f"fewer than {FEWEST} pairs: heads were not learned"
+    pairs = repaired(view, fold)
+    trust = np.ones(view.n, np.float32)
+    if joint is not None:
+        signals["similarity"] = _cosine(joint, pairs)
+    if heads is not None:
+        signals["crossfit"] = _cosine(([heads.image], [heads.text]), pairs)
+        given, null = signals["crossfit"].given, signals["crossfit"].null
+        if choice.margin:
+            signals["margin"] = margin(heads.image, heads.text, given, null, pairs, fold, choice.seed)
+        trust = np.nan_to_num(fit_null(given, null, seed=choice.seed)(given))
+    elif joint is not None and choice.margin:
+        base = signals["similarity"]
+        image, text = (_whole(side) for side in joint)
+        signals["margin"] = margin(image, text, base.given, base.null, pairs, fold, choice.seed)
+    if choice.neighbors and int(view.present.sum()) > 2:
+        found = _neighborhoods(view, pairs, trust, choice, image_neighbors, text_neighbors, facts)
+        signals |= found
+    return _finish(signals, heads is not None or joint is None, fold, pairs, choice, facts, view)
+
+
+def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Repaired, choice: Score,
+            facts: dict[str, Any], view: View) -> Scored:  # fmt: skip
+    """Choose or combine the signal that is calibrated."""
+    usable = {name: s for name, s in signals.items() if np.isfinite(s.given).any() and np.isfinite(s.null).any()}
+    if not usable:
+        empty = Signal(np.full(view.n, np.nan, np.float32), np.zeros(0, np.float32))
+        fit = constant_fit("no pair could be scored: images or texts are missing, or all texts are equal")
+        return Scored(columns={n: s.given for n, s in signals.items()}, pair=empty, fit=fit, facts=facts)
+    if mix:
+        given = np.stack([s.given for s in usable.values()], 1)
+        null = np.stack([s.null for s in usable.values()], 1)
+        given[~view.present] = np.nan
+        mixed = combine(given, null, fold, fold[pairs.image])
+        pair = Signal(mixed.given, mixed.null)
+        facts["weights"] = {name: round(float(w), 4) for name, w in zip(usable, mixed.weights)}
+    else:
+        pair = usable.get("similarity", next(iter(usable.values())))
+        facts["calibrated"] = "similarity" if "similarity" in usable else next(iter(usable))
+    if choice.calibration == "gaussian":
+        fit = fit_gaussian(pair.given, seed=choice.seed)
+    elif choice.calibration == "beta":
+        fit = fit_beta(pair.given)
+    else:
+        fit = fit_null(pair.given, pair.null, seed=choice.seed)
+    columns = {name: signal.given for name, signal in signals.items()} | {"pair": pair.given}
+    return Scored(columns=columns, pair=pair, fit=fit, facts=facts)
+
+
+def _neighborhoods(view: View, pairs: Repaired, trust: np.ndarray, choice: Score, image_neighbors: Neighbors | None,
+                   text_neighbors: Neighbors | None, facts: dict[str, Any]) -> dict[str, Signal]:  # fmt: skip
+    out: dict[str, Signal] = {}
+    sides = (("image", view.image, view.text, image_neighbors), ("text", view.text, view.image, text_neighbors))
+    for side, here, there, known in sides:
+        k = min(choice.neighbors, view.n - 1)
+        found = known or neighbors(list(here), k, seed=choice.seed, target_recall=choice.target_recall)
+        facts[f"{side}_neighbors"] = {"method": found.method, "recall": round(found.recall, 4)}
+        mean = mean_feature(there)
+        hood = consensus(found, there, mean, trust, view.image_id)
+        out[f"{side}_neighbors"] = agreement(hood, there, mean, view.present, pairs, side=side)
+    return out
+
+
+def _cosine(space: tuple[Parts, Parts], pairs: Repaired) -> Signal:
+    return Signal(own_cosine(*space), pair_cosine(*space, pairs))
+
+
+def _whole(parts: Parts) -> np.ndarray:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]

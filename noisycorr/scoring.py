@@ -1,0 +1,188 @@
+"""The score stage: stored embeddings and facts in, one row of scores and issues for each pair out.
+
+Writes `scores/NNNNN.parquet` beside `pairs/NNNNN.parquet`, and `scores/fit.json` with the calibration curve.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from noisycorr import dist
+from noisycorr.embed import open_features, part_sizes, read_facts
+from noisycorr.encoders import load_encoder
+from noisycorr.mixture import Fit
+from noisycorr.noise_swaps import text_ids
+from noisycorr.run import Run, atomic_path, read_json, write_json
+from noisycorr.score.duplicates import DuplicateGroups, Duplicates, group_names, near_duplicates
+from noisycorr.score.image_issues import image_issues
+from noisycorr.score.pipeline import Scored, score_pairs
+from noisycorr.score.text_issues import shared_text_alikeness, text_issues
+from noisycorr.score.view import View, blocks
+
+if TYPE_CHECKING:
+    from noisycorr.stages import Plan
+
+FACTS = ["uid", "text", "problem", "image_hash", "image_phash", "width", "height", "image_std", "image_entropy",
+         "image_edges"]  # fmt: skip
+Features = list[np.ndarray]
+
+
+def score_run(plan: Plan, run: Run) -> dict[str, Any]:
+    """Score every pair of a run.
+
+    Args:
+        plan: Its choices.
+        run: A folder whose embed stage is done.
+
+    Returns:
+        Facts for the stage record.
+    """
+    embedded = (run.stage("embed") or {})["facts"]
+    facts = read_facts(run, FACTS)
+    texts = facts.column("text").to_pylist()
+    image, text = open_features(run, "image"), open_features(run, "text")
+    has_image, has_text = _present(image), _present(text)
+    groups = _groups(plan, facts, image, text, texts)
+    view = View(
+        image=image,
+        text=text,
+        text_id=text_ids(texts),
+        image_id=np.where(groups.image >= 0, groups.image, np.arange(len(texts))),
+        present=has_image & has_text,
+        seed=plan.score.seed,
+    )
+    learn = plan.score.align == "cross-fit" or (plan.score.align == "auto" and not embedded["joint"])
+    scored = score_pairs(view, _joint(plan, embedded, image, text, learn), plan.score, learn=learn)
+    table = _columns(plan, facts, texts, groups, view, scored, embedded, has_image)
+    _write(run, table)
+    write_json(run.path("scores", "fit.json"), _fit_json(scored))
+    return scored.facts | {"pairs": len(texts), "duplicates": groups.method, "noise_rate": _number(scored.fit.noise_rate)}
+
+
+def _present(parts: Features) -> np.ndarray:
+    out = [np.any(block != 0, axis=1) for _, block in blocks(parts)]
+    return np.concatenate(out) if out else np.zeros(0, bool)
+
+
+def _groups(plan: Plan, facts: pa.Table, image: Features, text: Features, texts: list[str | None]) -> DuplicateGroups:
+    """Near-duplicates, or exact copies only if the search is switched off."""
+    hashes = facts.column("image_hash").to_pylist()
+    if plan.score.near_duplicates:
+        phash = facts.column("image_phash").to_pylist()
+        return near_duplicates(image, text, hashes, phash, texts, choice=plan.duplicates)
+    by_image, by_text = _same(hashes), _same([t.strip() or None if t else None for t in texts])
+    both = _same([(a, b) if a >= 0 and b >= 0 else None for a, b in zip(by_image.tolist(), by_text.tolist())])
+    score = np.where(both >= 0, 0.0, 1.0).astype(np.float32)
+    return DuplicateGroups(image=by_image, text=by_text, pair=both, score=score, method="exact copies only")
+
+
+def _same(values: Sequence[Any]) -> np.ndarray:
+    """int64 (n,): first row with the same value; -1 for None and for values that stand once."""
+    first: dict[Any, int] = {}
+    code = np.fromiter((-1 if v is None else first.setdefault(v, i) for i, v in enumerate(values)), np.int64, len(values))
+    counts = np.bincount(code[code >= 0], minlength=len(code))
+    return np.where((code >= 0) & (counts[np.maximum(code, 0)] > 1), code, -1)
+
+
+def _joint(plan: Plan, embedded: dict[str, Any], image: Features, text: Features, learn: bool):  # type: ignore[no-untyped-def]
+    """Features whose cosine means alignment without training; None where the encoder has none."""
+    if embedded["joint"]:
+        return image, text
+    if embedded["encoder"].split("@")[0].startswith("embedded"):
+        encoder = load_encoder(plan.embed.clip_model, device=dist.device(), precision=plan.embed.model_precision)
+        both = [encoder.joint_space(np.asarray(i, np.float32), np.asarray(t, np.float32)) for i, t in zip(image, text)]
+        return [i.astype(np.float16) for i, _ in both], [t.astype(np.float16) for _, t in both]
+    return None
+
+
+def _columns(plan: Plan, facts: pa.Table, texts: list[str | None], groups: DuplicateGroups, view: View, scored: Scored,
+             embedded: dict[str, Any], has_image: np.ndarray) -> pa.Table:  # fmt: skip
+    alike = None
+    if plan.score.near_duplicates:
+        alike = shared_text_alikeness(texts, list(view.image), image_groups=groups.image, seed=plan.score.seed)
+    text_score, text_issue = text_issues(texts, plan.text_limits, alikeness=alike)
+    image_score, image_issue = image_issues(facts, plan.image_limits, present=has_image)
+    names, kinds = group_names(groups, facts.column("uid").to_pylist())
+    area = np.nan_to_num(facts.column("width").to_numpy().astype(np.float64) * facts.column("height").to_numpy())
+    columns: dict[str, Any] = {f"score_{name}": values for name, values in scored.columns.items()}
+    if embedded.get("score_column") and "similarity" in scored.columns:
+        columns[embedded["score_column"]] = scored.columns["similarity"]
+    columns |= {"image_score": image_score, "image_issue": pa.array(image_issue, pa.string())}
+    columns |= {"text_score": text_score, "text_issue": pa.array(text_issue, pa.string())}
+    columns |= {"near_duplicate_group": pa.array(names, pa.string()), "group_kind": pa.array(kinds, pa.string())}
+    columns |= {"near_duplicate_score": groups.score, "pair_group": groups.pair, "area": area}
+    return pa.table(columns)
+
+
+def _write(run: Run, table: pa.Table) -> None:
+    for index, start, size in part_ranges(run):
+        with atomic_path(run.path("scores", f"{index:05d}.parquet")) as path:
+            pq.write_table(table.slice(start, size), path, compression="zstd")
+
+
+def part_ranges(run: Run) -> list[tuple[int, int, int]]:
+    """(piece, first row, number of rows) in order."""
+    out, start = [], 0
+    for index, size in part_sizes(run).items():
+        out.append((index, start, size))
+        start += size
+    return out
+
+
+def read_scores(run: Run, columns: list[str] | None = None) -> pa.Table:
+    """What the score stage wrote, in row order."""
+    return pa.concat_tables(
+        [pq.read_table(run.folder / "scores" / f"{index:05d}.parquet", columns=columns) for index, _, _ in part_ranges(run)]
+    )
+
+
+def read_fit(run: Run) -> Fit:
+    """The calibration curve of the score stage."""
+    raw = read_json(run.folder / "scores" / "fit.json")["fit"]
+    numbers = {name: float("nan") if raw[name] is None else raw[name] for name in ("noise_rate", "low", "high", "separation")}
+    return Fit(
+        kind=raw["kind"], score=np.array(raw["score"]), p_clean=np.array(raw["p_clean"]), warning=raw["warning"],
+        parameters=raw["parameters"], **numbers,
+    )  # fmt: skip
+
+
+def _fit_json(scored: Scored) -> dict[str, Any]:
+    fit = scored.fit
+    body = {
+        "kind": fit.kind,
+        "score": [float(x) for x in fit.score],
+        "p_clean": [float(x) for x in fit.p_clean],
+        "noise_rate": _number(fit.noise_rate),
+        "low": fit.low,
+        "high": fit.high,
+        "separation": _number(fit.separation),
+        "warning": fit.warning,
+        "parameters": fit.parameters,
+    }
+    return json.loads(json.dumps({"fit": body, "density": _density(scored)}))
+
+
+def _density(scored: Scored) -> dict[str, list[float]]:
+    """Densities of given pairs and, scaled by the noise rate, of the re-paired ones, for the picture in the report."""
+    given, null = (x[np.isfinite(x)] for x in (scored.pair.given, scored.pair.null))
+    if len(given) < 20 or len(null) < 20 or not np.isfinite(scored.fit.noise_rate):
+        return {}
+    low, high = np.quantile(np.concatenate([given, null]), [0.002, 0.998])
+    edges = np.linspace(low, high, 81)
+    total, _ = np.histogram(given, edges, density=True)
+    noise, _ = np.histogram(null, edges, density=True)
+    noise = np.minimum(noise * scored.fit.noise_rate, total)
+    middle = (edges[1:] + edges[:-1]) / 2
+    return {
+        "x": middle.tolist(), "total": total.tolist(), "noise": noise.tolist(), "clean": (total - noise).tolist(),
+    }  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
