@@ -20,7 +20,7 @@ from noisycorr.score.combine import combine
 from noisycorr.score.crossfit import CrossFit, cross_fit
 from noisycorr.score.neighbors import agreement, consensus, mean_feature
 from noisycorr.score.similarity import margin
-from noisycorr.score.view import Repaired, Signal, View, own_cosine, pair_cosine, repaired
+from noisycorr.score.view import Repaired, Signal, View, own_cosine, pair_cosine, repaired, with_near_misses
 
 ALIGN = ("auto", "none", "cross-fit")
 CALIBRATION = ("null", "gaussian", "beta")
@@ -89,8 +89,6 @@ def score_pairs(
     joint: tuple[Parts, Parts] | None,
     choice: Score,
     *,
-    image_neighbors: Neighbors | None = None,
-    text_neighbors: Neighbors | None = None,
     learn: bool,
 ) -> Scored:
     """Score every pair.
@@ -99,8 +97,6 @@ def score_pairs(
         view: The pairs.
         joint: Features (image, text) whose cosine means alignment without training, or None.
         choice: How.
-        image_neighbors: Neighbours among the images, if someone found them already; else they are searched.
-        text_neighbors: The same among the texts.
         learn: Learn heads on the pairs (`--align cross-fit`).
 
     Returns:
@@ -117,6 +113,10 @@ def score_pairs(
     elif learn:
         facts["note"] = f"fewer than {FEWEST} pairs: heads were not learned"
     pairs = repaired(view, fold)
+    found: dict[str, Neighbors] = {}
+    if choice.neighbors and int(view.present.sum()) > 2:
+        found = _search(view, choice, facts)
+        pairs = with_near_misses(pairs, view, fold, found["text"].ids) if learn else pairs
     trust = np.ones(view.n, np.float32)
     if joint is not None:
         signals["similarity"] = _cosine(joint, pairs)
@@ -125,14 +125,13 @@ def score_pairs(
         given, null = signals["crossfit"].given, signals["crossfit"].null
         if choice.margin:
             signals["margin"] = margin(heads.image, heads.text, given, null, pairs, fold, choice.seed)
-        trust = np.nan_to_num(fit_null(given, null, seed=choice.seed)(given))
+        trust = np.nan_to_num(fit_null(given, null[~pairs.near], seed=choice.seed)(given))
     elif joint is not None and choice.margin:
         base = signals["similarity"]
         image, text = (_whole(side) for side in joint)
         signals["margin"] = margin(image, text, base.given, base.null, pairs, fold, choice.seed)
-    if choice.neighbors and int(view.present.sum()) > 2:
-        found = _neighborhoods(view, pairs, trust, choice, image_neighbors, text_neighbors, facts)
-        signals |= found
+    if found:
+        signals |= _neighborhoods(view, pairs, trust, found)
     return _finish(signals, heads is not None or joint is None, fold, pairs, choice, facts, view)
 
 
@@ -149,7 +148,7 @@ def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Repa
         null = np.stack([s.null for s in usable.values()], 1)
         given[~view.present] = np.nan
         mixed = combine(given, null, fold, fold[pairs.image])
-        pair = Signal(mixed.given, mixed.null)
+        pair = Signal(mixed.given, mixed.null[~pairs.near])  # only random wrong pairs calibrate
         facts["weights"] = {name: round(float(w), 4) for name, w in zip(usable, mixed.weights)}
     else:
         pair = usable.get("similarity", next(iter(usable.values())))
@@ -164,16 +163,21 @@ def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Repa
     return Scored(columns=columns, pair=pair, fit=fit, facts=facts)
 
 
-def _neighborhoods(view: View, pairs: Repaired, trust: np.ndarray, choice: Score, image_neighbors: Neighbors | None,
-                   text_neighbors: Neighbors | None, facts: dict[str, Any]) -> dict[str, Signal]:  # fmt: skip
-    out: dict[str, Signal] = {}
-    sides = (("image", view.image, view.text, image_neighbors), ("text", view.text, view.image, text_neighbors))
-    for side, here, there, known in sides:
+def _search(view: View, choice: Score, facts: dict[str, Any]) -> dict[str, Neighbors]:
+    """Neighbours among images and among texts."""
+    found = {}
+    for side, parts in (("image", view.image), ("text", view.text)):
         k = min(choice.neighbors, view.n - 1)
-        found = known or neighbors(list(here), k, seed=choice.seed, target_recall=choice.target_recall)
-        facts[f"{side}_neighbors"] = {"method": found.method, "recall": round(found.recall, 4)}
+        found[side] = neighbors(list(parts), k, seed=choice.seed, target_recall=choice.target_recall)
+        facts[f"{side}_neighbors"] = {"method": found[side].method, "recall": round(found[side].recall, 4)}
+    return found
+
+
+def _neighborhoods(view: View, pairs: Repaired, trust: np.ndarray, found: dict[str, Neighbors]) -> dict[str, Signal]:
+    out: dict[str, Signal] = {}
+    for side, there in (("image", view.text), ("text", view.image)):
         mean = mean_feature(there)
-        hood = consensus(found, there, mean, trust, view.image_id)
+        hood = consensus(found[side], there, mean, trust, view.image_id)
         out[f"{side}_neighbors"] = agreement(hood, there, mean, view.present, pairs, side=side)
     return out
 

@@ -54,6 +54,7 @@ class Repaired:
 
     image: np.ndarray  # int (m,) rows
     text: np.ndarray  # int (m,) rows
+    near: np.ndarray  # bool (m,): the text is a neighbour of the image's own text; drawn by `with_near_misses`
 
 
 def repaired(view: View, fold: np.ndarray, *, count: int = 100_000) -> Repaired:
@@ -77,7 +78,33 @@ def repaired(view: View, fold: np.ndarray, *, count: int = 100_000) -> Repaired:
         image.append(one[good])
         text.append(two[good])
     empty = np.zeros(0, np.int64)
-    return Repaired(np.concatenate([empty, *image]), np.concatenate([empty, *text]))
+    rows = np.concatenate([empty, *image])
+    return Repaired(rows, np.concatenate([empty, *text]), np.zeros(len(rows), bool))
+
+
+def with_near_misses(pairs: Repaired, view: View, fold: np.ndarray, text_neighbors: np.ndarray) -> Repaired:
+    """Add wrong pairs that look right: an image with a text that is a neighbour of its own text, but another one.
+
+    They teach the combination of signals to tell small differences. They do not calibrate: how much of the noise is of
+    this kind cannot be known without labels.
+
+    Args:
+        pairs: Pairs drawn at random.
+        view: The pairs.
+        fold: int (n,): both rows come from the same fold.
+        text_neighbors: int (n, k) rows, -1 = none.
+
+    Returns:
+        The given pairs and at most two near misses for each row, 50,000 in all.
+    """
+    rng = np.random.default_rng([view.seed, 23])
+    n, k = text_neighbors.shape
+    image = rng.integers(n, size=min(2 * n, 50_000))
+    text = text_neighbors[image, rng.integers(k, size=len(image))]
+    good = (text >= 0) & view.present[image] & view.present[text] & (fold[image] == fold[text])
+    good &= (view.text_id[image] != view.text_id[text]) & (view.image_id[image] != view.image_id[text])
+    near = np.concatenate([pairs.near, np.ones(int(good.sum()), bool)])
+    return Repaired(np.concatenate([pairs.image, image[good]]), np.concatenate([pairs.text, text[good]]), near)
 
 
 def blocks(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
