@@ -180,6 +180,8 @@ def group_names(groups: DuplicateGroups, uids: Sequence[str]) -> tuple[np.ndarra
     names, kinds = np.full(len(uids), None, object), np.full(len(uids), None, object)
     for kind in ("text", "image", "pair"):  # later ones win
         group = getattr(groups, kind)
+        if (group < 0).all():
+            continue
         smallest: dict[int, str] = {}
         for number, uid in zip(group.tolist(), uids):
             smallest[number] = min(smallest.get(number, uid), uid)
