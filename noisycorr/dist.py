@@ -1,21 +1,27 @@
 """The only file that knows about processes and devices: everything else asks here.
 
-`accelerate launch`, `torchrun` or a plain start all work; the rank and world size come from Accelerate.
+`accelerate launch`, `torchrun` or a plain start all work; the rank and world size come from Accelerate, which is loaded
+when it is first asked, because that takes seconds.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from accelerate import PartialState
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
 
 Item = TypeVar("Item")
+_LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def state() -> PartialState:
     """Rank, world size and device of this process."""
+    from accelerate import PartialState
+
     return PartialState()
 
 
@@ -32,9 +38,18 @@ def device() -> torch.device:
 
 def is_main() -> bool:
     """True in the process that writes what exists once."""
+    if not any(name in os.environ for name in _LAUNCHED):
+        return True
     return bool(state().is_main_process)
 
 
 def wait() -> None:
     """Return when every process has come here."""
-    state().wait_for_everyone()
+    if any(name in os.environ for name in _LAUNCHED):
+        state().wait_for_everyone()
+
+
+def leave() -> None:
+    """Leave the group of processes, at the end of the program."""
+    if any(name in os.environ for name in _LAUNCHED):
+        state().destroy_process_group()

@@ -263,12 +263,13 @@ def _rows(run: Run, reader: Reader, choice: Export, plan: _Plan, todo: frozenset
                 continue
             if position // size in todo:
                 image = _image(pair, facts, format_) if pair is not None else None
+                named = pair.image if pair is not None and image is not None else None  # a path tells its extension
                 yield Row(
                     position=position,
                     key=facts["key"],
                     text=facts["text"],
                     image=image,
-                    suffix=image_suffix(pair.image if pair and image is not None else None, facts["image_format"], kept),
+                    suffix=image_suffix(named, facts["image_format"], kept),
                     values={**ledger, **_inputs(facts, plan.renamed)},
                     size=(facts["width"], facts["height"]) if facts["width"] is not None else None,
                     embedding=(features[0][number], features[1][number]) if features is not None else None,

@@ -20,7 +20,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there only when the block ends without an error.
 
     A reader sees the old file or the whole new one, never a part. A full disk raises OSError and leaves the old file.
+    The process id in the name lets `Run.sweep` tell what a killed process left from what another one is writing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -71,14 +72,22 @@ class Run:
     """A run folder. Holds no data itself: everything is on disk.
 
     Args:
-        folder: Created if absent.
+        folder: Made when something is written.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for stray in self.folder.rglob(".*.tmp"):  # left by a killed run
-            stray.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Delete the temporary files of killed processes. Only for the main process, before the others write.
+
+        Only files named as by `atomic_path`, in places that a run writes to, and of no process that is alive.
+        """
+        for place in (self.folder, *(self.folder / name for name in _PLACES)):
+            for stray in place.glob(".*.*.tmp"):
+                process = stray.name.split(".")[-2]
+                if process.isdecimal() and (int(process) == os.getpid() or not _is_alive(int(process))):
+                    stray.unlink(missing_ok=True)
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder; parents are created."""
@@ -107,8 +116,11 @@ class Run:
         if record is None:
             return []
         old, new = _flat(record["inputs"]), _flat(json.loads(json.dumps(inputs, default=str)))
-        keys = sorted(set(old) | set(new))
-        return [f"{k}: was {old.get(k)!r}, now {new.get(k)!r}" for k in keys if old.get(k) != new.get(k)]
+        return [
+            f"{key}: was {_short(old.get(key))}, now {_short(new.get(key))}"
+            for key in dict.fromkeys([*old, *new])
+            if old.get(key) != new.get(key)
+        ]
 
     def log(self, event: str, **values: float | int | str) -> None:
         """Append one line to metrics.jsonl. Times live here, never in files that must be reproducible."""
@@ -117,10 +129,18 @@ class Run:
             file.write(line + "\n")
 
     def clear(self) -> None:
-        """Delete everything a run writes, nothing else."""
-        for name in RUN_CONTENT:
+        """Delete everything a run writes, nothing else.
+
+        What says that something is done goes before the thing itself, and the record of what the folder belongs to
+        goes last: a run killed in between is either continued rightly or refused.
+        """
+        owner = self.folder / "stages" / "embed_started.json"
+        for marker in [*self.folder.glob("stages/*.json"), *self.folder.glob("*/*_stats.json")]:
+            if marker != owner and marker.relative_to(self.folder).parts[0] in RUN_CONTENT:
+                marker.unlink(missing_ok=True)
+        for name in (*(name for name in RUN_CONTENT if name != "stages"), "stages"):
             path = self.folder / name
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
@@ -128,8 +148,21 @@ class Run:
 
 RUN_CONTENT = (
     "config.yaml", "provenance.json", "pairs", "embeddings", "scores", "ledger", "export", "stages", "checkpoints",
-    "metrics.jsonl", "report.json", "report.html",
+    "metrics.jsonl", "evaluation.json", "report.json", "report.html",
 )  # fmt: skip
+_PLACES = ("pairs", "embeddings", "scores", "ledger", "stages")  # exports look after themselves
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # there the signal 0 would not be a question
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def provenance() -> dict[str, Any]:
@@ -153,6 +186,16 @@ def provenance() -> dict[str, Any]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings and lists by dotted names."""
     if isinstance(value, Mapping):
-        return {k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}.{name}".lstrip(".")).items()}
-    return {prefix: value}
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    return {key: leaf for name, item in items for key, leaf in _flat(item, f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

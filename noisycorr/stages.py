@@ -6,30 +6,32 @@ re-decides in seconds. Embeddings of other data or settings are refused, with wh
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from noisycorr import dist
+from noisycorr import console, dist
 from noisycorr.decide import Decide
-from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_sizes
+from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.encoders.precomputed import PrecomputedEncoder
-from noisycorr.formats import Reader, Source, open_source
+from noisycorr.formats import Piece, Reader, Source, open_source
 from noisycorr.pairs import UsageError
-from noisycorr.run import Run, atomic_path, fingerprint, fingerprint_file, provenance, write_json
+from noisycorr.run import RUN_CONTENT, Run, atomic_path, fingerprint, fingerprint_file, provenance, write_json
 from noisycorr.score.duplicates import Duplicates
 from noisycorr.score.image_issues import ImageLimits
 from noisycorr.score.pipeline import Score
 from noisycorr.score.text_issues import TextLimits
 
 STAGES = ("embed", "score", "decide", "report")
+# Duplicates has fields of the same name as Score: one flag, and one key of a config, must not mean two things.
+SHARED = {"duplicates": {"neighbors", "seed"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,25 +62,28 @@ class Plan:
 def say(message: str) -> None:
     """One line for the person at the terminal, on stderr; only from the main process."""
     if dist.is_main():
-        print(message, file=sys.stderr, flush=True)
+        console.say(message)
 
 
-def clean(plan: Plan, run: Run, *, stages: tuple[str, ...] = STAGES) -> None:
+def clean(plan: Plan, run: Run, *, stages: Sequence[str] = STAGES, overwrite: bool = False) -> None:
     """Run the named stages in order; finished ones are skipped.
 
     Args:
         plan: All choices.
         run: The folder.
         stages: Any of `STAGES`.
+        overwrite: Delete what an earlier run left in the folder.
 
     Raises:
         UsageError: If a stage is unknown, or the folder holds embeddings of other data or settings.
     """
     unknown = [name for name in stages if name not in STAGES]
-    if unknown:
-        raise UsageError(f"Stage {unknown[0]!r} is not known, expected some of {', '.join(STAGES)}.")
+    if unknown or not stages:
+        raise UsageError(f"--stages names {(unknown or [''])[0]!r}, expected some of {', '.join(STAGES)}.")
+    if overwrite and "embed" not in stages:
+        raise UsageError("--overwrite starts anew, but --stages leaves out embed: leave out one of the two.")
     if "embed" in stages:
-        embed_stage(plan, run)
+        embed_stage(plan, run, overwrite=overwrite)
     if not dist.is_main():
         return
     if "score" in stages:
@@ -102,38 +107,69 @@ def open_plan(plan: Plan) -> tuple[Reader, DualEncoder]:
     return reader, encoder
 
 
-def embed_stage(plan: Plan, run: Run) -> None:
-    """Read, decode and encode every pair. Every process takes its share of the pieces."""
+def embed_stage(plan: Plan, run: Run, *, overwrite: bool = False) -> None:
+    """Read, decode and encode every pair. Every process takes its share of the pieces.
+
+    Args:
+        plan: All choices.
+        run: The folder.
+        overwrite: Delete what an earlier run left there; only after source and encoder turned out to be usable.
+
+    Raises:
+        UsageError: If the folder holds embeddings of other data or settings, or the source itself.
+    """
     reader, encoder = open_plan(plan)
+    pieces = reader.pieces()
     say(f"reading {plan.source.path} as {reader.format}: " + ", ".join(f"{k} = {v}" for k, v in reader.picked.items()))
-    inputs = embed_inputs(reader, encoder, plan.embed) | {"preprocessing": encoder.preprocessing}
-    differences = run.differences("embed_started", inputs)
-    if differences:
+    _refuse_inside(run, pieces)
+    _prepare(run, overwrite=overwrite)
+    inputs = _embed_inputs(plan, reader, encoder)
+    if differences := run.differences("embed_started", inputs):
+        more = f" and {len(differences) - 2} more" if len(differences) > 2 else ""
         raise UsageError(
-            f"{run.folder} holds embeddings of other data or settings ({'; '.join(differences[:3])}): choose another "
-            "--output_folder, or add --overwrite to start anew."
+            f"{run.folder} holds embeddings of other data or settings ({'; '.join(differences[:2])}{more}): choose "
+            "another --output_folder, or add --overwrite to start anew."
         )
-    if run.is_done("embed", inputs):
+    if run.is_done("embed", inputs) and len(part_facts(run)) == len(pieces):
         say("embed: nothing changed, skipped")
+        if dist.is_main():
+            write_config(run, plan)
         return
     if dist.is_main():
         run.finish("embed_started", inputs)
         write_json(run.path("provenance.json"), provenance() | {"encoder": encoder.name, "weights": encoder.weights_hash})
-        _write_config(run, plan)
+        write_config(run, plan)
     dist.wait()
     started = time.perf_counter()
-    pieces = reader.pieces()
     embed_pieces(dist.my_share(pieces), reader, encoder, run, plan.embed)
     dist.wait()
-    if not dist.is_main():
-        return
-    pairs = sum(part_sizes(run).values())
-    seconds = time.perf_counter() - started
+    if dist.is_main():
+        _finish_embed(run, inputs, encoder, len(pieces), time.perf_counter() - started)
+
+
+def _embed_inputs(plan: Plan, reader: Reader, encoder: DualEncoder) -> dict[str, Any]:
+    root = plan.source.image_root
+    return embed_inputs(reader, encoder, plan.embed) | {
+        "preprocessing": encoder.preprocessing,
+        "number_sample_per_shard": plan.source.number_sample_per_shard,
+        "image_root": str(Path(root).expanduser().resolve()) if root else None,
+    }
+
+
+def _finish_embed(run: Run, inputs: dict[str, Any], encoder: DualEncoder, pieces: int, seconds: float) -> None:
+    done = part_facts(run)
+    pairs = sum(part["pairs"] for part in done.values())
+    problems: collections.Counter[str] = collections.Counter()
+    for part in done.values():
+        problems.update(part["problems"])
     run.log("embed", pairs=pairs, seconds=round(seconds, 3))
     facts = {"pairs": pairs, "encoder": encoder.name, "joint": encoder.joint, "score_column": encoder.score_column,
-             "pieces": len(pieces), "device": str(dist.device())}  # fmt: skip
+             "pieces": pieces, "device": str(dist.device())}  # fmt: skip
     run.finish("embed", inputs, facts)
     say(f"embed: {pairs:,} pairs in {seconds:.1f} s ({pairs / max(seconds, 1e-9):.1f} pairs/s)")
+    if problems:
+        listed = ", ".join(f"{count:,} {code}" for code, count in problems.most_common())
+        say(f"embed: {problems.total():,} pairs with a problem: {listed}")
 
 
 def score_stage(plan: Plan, run: Run) -> None:
@@ -143,7 +179,7 @@ def score_stage(plan: Plan, run: Run) -> None:
     inputs = {"embed": _need(run, "embed")["fingerprint"]}
     for name in ("score", "duplicates", "image_limits", "text_limits"):
         inputs[name] = dataclasses.asdict(getattr(plan, name))
-    _timed(run, "score", inputs, lambda: score_run(plan, run))
+    _timed(run, "score", inputs, lambda: score_run(plan, run), [*_each_part(run, "scores"), "scores/fit.json"])
 
 
 def decide_stage(plan: Plan, run: Run) -> None:
@@ -158,26 +194,48 @@ def decide_stage(plan: Plan, run: Run) -> None:
         "decide": dataclasses.asdict(plan.decide),
         "labels": fingerprint_file(labels) if labels else None,
     }
-    _timed(run, "decide", inputs, lambda: decide_run(plan.decide, run, labels))
-    facts = _need(run, "decide")["facts"]
-    for line in facts["summary"]:
-        say(line)
+    _timed(run, "decide", inputs, lambda: decide_run(plan.decide, run, labels), _each_part(run, "ledger"))
+    for line in _need(run, "decide")["facts"]["summary"]:
+        (console.warn if line.startswith("warning:") else console.say)(line)
 
 
 def report_stage(run: Run) -> None:
     """report.html and report.json."""
     from noisycorr.report import write_report
 
-    inputs = {"decide": _need(run, "decide")["fingerprint"]}
-    if (run.folder / "report.html").exists() and run.is_done("report", inputs):
-        say("report: nothing changed, skipped")
-    else:
-        _timed(run, "report", inputs, lambda: {"file": write_report(run).name})
+    inputs = {"decide": decided(run)["fingerprint"]}
+    _timed(run, "report", inputs, lambda: {"file": write_report(run).name}, ["report.html", "report.json"])
     say(f"report: {run.folder / 'report.html'}")
 
 
-def _timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
-    if run.is_done(name, inputs):
+def decided(run: Run) -> dict[str, Any]:
+    """The record of the decide stage.
+
+    Raises:
+        UsageError: If the run was not decided, or was scored anew since.
+    """
+    record = _need(run, "decide")
+    if record["inputs"]["score"] != _need(run, "score")["fingerprint"]:
+        raise UsageError(f"{run.folder} was scored anew after its verdicts: run `noisycorr decide` on it first.")
+    return record
+
+
+def write_config(run: Run, plan: Plan) -> None:
+    """config.yaml: the flags of `noisycorr clean` that make this run, so that `noisycorr run` on it makes it again."""
+    config: dict[str, Any] = {"output_folder": str(run.folder), "labels": plan.labels}
+    for part in (item.name for item in dataclasses.fields(plan) if item.name != "labels"):
+        values = dataclasses.asdict(getattr(plan, part))
+        config |= {name: value for name, value in values.items() if name not in SHARED.get(part, ())}
+    text = yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
+    path = run.path("config.yaml")
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any]], files: list[str]) -> None:
+    """Do the work of a stage that leaves these files, unless it was done with the same inputs."""
+    if run.is_done(name, inputs) and all((run.folder / file).exists() for file in files):
         say(f"{name}: nothing changed, skipped")
         return
     (run.folder / "stages" / f"{name}.json").unlink(missing_ok=True)  # its files are about to change
@@ -189,19 +247,32 @@ def _timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[
     say(f"{name}: {seconds:.1f} s")
 
 
+def _each_part(run: Run, folder: str) -> list[str]:
+    return [f"{folder}/{index:05d}.parquet" for index in part_facts(run)]
+
+
 def _need(run: Run, name: str) -> dict[str, Any]:
     record = run.stage(name)
     if record is None:
-        raise UsageError(f"{run.folder} holds no finished stage '{name}': run `noisycorr clean` into it first.")
+        raise UsageError(f"{run.folder} holds no finished stage {name!r}: run `noisycorr clean` into it first.")
     return record
 
 
-def _write_config(run: Run, plan: Plan) -> None:
-    config: dict[str, Any] = {"output_folder": str(run.folder)}
-    for part in (f.name for f in dataclasses.fields(plan)):
-        value = getattr(plan, part)
-        config[part] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-    with atomic_path(run.path("config.yaml")) as path:
-        path.write_text(yaml.safe_dump(config, sort_keys=True, allow_unicode=True), encoding="utf-8")
+def _prepare(run: Run, *, overwrite: bool) -> None:
+    """Clear or tidy the folder before any process writes to it."""
+    if dist.is_main():
+        if overwrite and not (run.folder / "stages" / "embed_started.json").exists():
+            taken = [name for name in RUN_CONTENT if (run.folder / name).exists()]
+            if taken:
+                raise UsageError(f"{run.folder} holds {taken[0]!r}, but no run: --overwrite deletes runs only.")
+        if overwrite:
+            run.clear()
+        run.sweep()
+    dist.wait()
 
 
+def _refuse_inside(run: Run, pieces: Sequence[Piece]) -> None:
+    for path in {piece.path for piece in pieces}:
+        place = Path(path).resolve()
+        if any(place.is_relative_to((run.folder / name).resolve()) for name in RUN_CONTENT):
+            raise UsageError(f"{path} lies where this run writes its own files: choose another --output_folder.")

@@ -526,8 +526,12 @@ def test_killed_export_is_continued_to_the_same_bytes(
     done = tmp_path / "out" / "00000_stats.json"
     first = done.stat().st_mtime_ns
     left = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and "00001" in path.name]
-    assert not left and not list((tmp_path / "out").rglob(".*.tmp"))
+    assert not left and not [*(tmp_path / "out").rglob(".*.tmp"), *(tmp_path / "out").rglob(".*.partial")]
     (tmp_path / "out" / ".00001.tar.1.tmp").write_bytes(b"half")  # what kill -9 leaves
+    if format_ in ("csv", "jsonl", "coco"):
+        (tmp_path / "out" / "images" / ".00001.partial").mkdir()
+        (tmp_path / "out" / "images" / ".00001.partial" / "pair0008.jpeg").write_bytes(b"half")
+    Run(tmp_path / "out")  # an export inside a run folder must not stop the run from being opened
     go(tars, tmp_path / "out", format_, number_sample_per_shard=6)
     assert hashes(tmp_path / "out") == whole
     assert done.stat().st_mtime_ns == first  # the finished shard was not written again
@@ -550,7 +554,7 @@ def test_full_disk_is_explained_and_leaves_no_half_file(
         with pytest.raises(OSError, match=r"disk of .* is full.*free space and run the command again") as caught:
             go(tars, tmp_path, format_, number_sample_per_shard=6)
     assert caught.value.errno == errno.ENOSPC
-    assert not [path for path in tmp_path.rglob("*") if "00001" in path.name or path.name.endswith(".tmp")]
+    assert not [path for path in tmp_path.rglob("*") if "00001" in path.name or path.suffix in (".tmp", ".partial")]
     assert go(tars, tmp_path, format_, number_sample_per_shard=6)["complete"]
 
 

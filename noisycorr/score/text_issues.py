@@ -53,6 +53,7 @@ _MARKUP = re.compile(
 _BYTES_CLASS = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ufffe\uffff\ud800-\udfff"
 _BYTES = re.compile(f"[{_BYTES_CLASS}]")
 _DIGIT = re.compile(r"\d")
+_SOLID = re.compile(r"[^\W_]")  # letters and digits
 # One cheap search that most texts fail spares them all others: whatever those find holds one of these.
 _SUSPICIOUS = re.compile(rf"[\d<&@\[{{{_BYTES_CLASS}]|\.\w|://|untitled|unnamed|download", re.IGNORECASE)
 NAME_LENGTH = 255  # longer texts are no file names
@@ -213,15 +214,15 @@ def _qualities(text: str, limits: TextLimits) -> Iterator[tuple[str, float]]:
         visible = len(text) - sum(map(text.count, " \t\n"))
         if strange := len(_BYTES.findall(text)):
             yield "binary", _share_quality(strange / len(text), limits.bytes_share)
-        if covered := _covered(_URL, text):
+        if ("." in text or "@" in text or "://" in text) and (covered := _covered(_URL, text)):
             yield "url", _share_quality(covered / visible, limits.url_share)
         if length <= NAME_LENGTH and _FILE_NAME.fullmatch(text):
             yield "file_name", 0.0
-        if covered := _covered(_MARKUP, text):
+        if any(mark in text for mark in "<&{[") and (covered := _covered(_MARKUP, text)):
             yield "markup", _share_quality(covered / visible, limits.markup_share)
         if digits := len(_DIGIT.findall(text)):
-            solid = sum(map(str.isalnum, text))
-            yield "digits", _share_quality(digits / max(solid, 1), limits.digit_share)
+            letters = len(_SOLID.findall(text))
+            yield "digits", _share_quality(digits / max(letters, 1), limits.digit_share)
     if (weight := _weight(text[:WEIGHED])) < 2 * limits.min_characters:
         yield "too_short", weight / (2 * limits.min_characters)
     if 2 * length > limits.max_characters:

@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from noisycorr.formats.writers import Format, Layout, Row, shard_files
-from noisycorr.formats.writers.shards import parquet_file
-from noisycorr.run import atomic_path
+from noisycorr.formats.writers.shards import parquet_file, write_array
 
 
 def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict[str, Any]:
@@ -34,9 +33,7 @@ def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict
             texts.append(unit(row.embedding[1]))
             table.add({"image_path": row.key, "caption": row.text, **row.values})
     for name, vectors in ((files[0], images), (files[1], texts)):
-        with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
-            array = np.stack(vectors) if vectors else np.zeros((0, 1), np.float16)
-            np.save(file, array, allow_pickle=False)
+        write_array(folder / name, np.stack(vectors) if vectors else np.zeros((0, 1), np.float16))
     return {"rows": len(images), "files": files}
 
 

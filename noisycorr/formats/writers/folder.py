@@ -14,13 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from noisycorr.formats.writers.shards import remove
+from noisycorr.formats.writers.shards import IMAGES, remove
 from noisycorr.pairs import UsageError
 from noisycorr.run import read_json, write_json
 
 RECORD = "export.json"
 TOOL = "noisycorr"
 _MARKERS = r"\d{5,}_stats\.json"
+_STRAYS = (".*.tmp", "*/.*.tmp", f"{IMAGES}/.*.partial")  # of `atomic_path` and of `image_folder`
 
 
 def take_folder(
@@ -49,7 +50,7 @@ def take_folder(
         if any(folder.iterdir()):
             raise UsageError(f"{folder} holds files that no export wrote: empty it or give another --output_path.")
     else:
-        _remove_strays(itertools.chain(folder.glob(".*.tmp"), folder.glob("*/.*.tmp")))
+        _remove_strays(itertools.chain.from_iterable(map(folder.glob, _STRAYS)))
         if record["fingerprint"] == fingerprint and record.get("complete") and _all_exist(folder, record["files"]):
             return record
         if record["fingerprint"] != fingerprint:

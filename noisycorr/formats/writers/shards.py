@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -115,7 +116,7 @@ def parquet_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
 def image_folder(folder: Path, index: int) -> Iterator[Path]:
     """Yield a temporary folder for the images of one shard; it appears as images/NNNNN if any were written."""
     final = folder / IMAGES / f"{index:05d}"
-    temporary = final.with_name(f".{index:05d}.tmp")
+    temporary = final.with_name(f".{index:05d}.partial")
     remove(temporary)
     temporary.mkdir(parents=True)
     try:
@@ -139,6 +140,13 @@ def place_image(row: Row, names: Names, temporary: Path, index: int) -> str:
     name = f"{names.take(row.key)}.{row.suffix}"
     (temporary / name).write_bytes(row.image or b"")
     return f"{IMAGES}/{index:05d}/{name}"
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file atomically. (`np.save` hides from its caller that the disk is full.)"""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).view(np.uint8).data)
 
 
 def part_path(folder: Path, index: int) -> Path:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from noisycorr.formats.writers import Format, Layout, Row
-from noisycorr.formats.writers.shards import part_names, part_path
-from noisycorr.run import atomic_path
+from noisycorr.formats.writers.shards import part_names, part_path, write_array
 
 NAME = "uids.npy"
 DTYPE = np.dtype("u8,u8")
@@ -27,8 +26,7 @@ def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict
         count += 1
         if _UID.fullmatch(uid):
             uids.append((int(uid[:16], 16), int(uid[16:], 16)))
-    with atomic_path(part_path(folder, index)) as temporary, temporary.open("wb") as file:
-        np.save(file, np.array(uids, DTYPE), allow_pickle=False)
+    write_array(part_path(folder, index), np.array(uids, DTYPE))
     return {"rows": count, "left_out_not_hex": count - len(uids), "files": part_names(index)}
 
 
@@ -36,8 +34,7 @@ def finish(folder: Path, layout: Layout, shards: list[dict[str, Any]]) -> list[s
     """Sort the uids of all shards; those that stand twice are written once. Memory: 16 bytes a row."""
     parts = [np.load(part_path(folder, index), allow_pickle=False) for index in range(layout.shards)]
     uids = np.unique(np.concatenate(parts))
-    with atomic_path(folder / NAME) as temporary, temporary.open("wb") as file:
-        np.save(file, uids, allow_pickle=False)
+    write_array(folder / NAME, uids)
     return [NAME]
 
 
