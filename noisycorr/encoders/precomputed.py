@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ class PrecomputedEncoder:
     Attributes:
         weights_hash: Identity of the embedding files.
         image_dim: Width of the image embeddings.
-        text_dim: Width of the text embeddings. Equal widths are taken for one joint space.
+        text_dim: Width of the text embeddings.
+        joint: Equal widths are taken for one joint space.
     """
 
     weights_hash: str
@@ -30,11 +31,10 @@ class PrecomputedEncoder:
     name: str = "precomputed"
     preprocessing: str = "as the embeddings came"
     score_column: str | None = None
+    joint: bool = field(init=False)
 
-    @property
-    def joint(self) -> bool:
-        """True if the two widths agree."""
-        return self.image_dim == self.text_dim
+    def __post_init__(self) -> None:
+        self.joint = self.image_dim == self.text_dim
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Not possible: there is no model."""
