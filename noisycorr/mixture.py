@@ -11,6 +11,7 @@ Every curve is monotone (law 5): a higher score never gets a lower probability.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,11 +60,12 @@ class Fit:
 def null_share(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"]) -> float:
     """Share of the null component in the given scores.
 
-        eta(q) = F_given(t_q) / q,   t_q the q-quantile of the null scores
+        eta(q) = F_given(t_q) / F_null(t_q),   t_q the q-quantile of the null scores
 
     The given scores are a mixture, F_given = eta F_null + (1 - eta) F_clean, so eta(q) is too large by
     (1 - eta) F_clean(t_q) / q, which vanishes for small q, while its variance grows there. q is the one with the least
-    estimated mean squared error: binomial variance plus squared distance to the 10 % quantile of all eta(q).
+    estimated mean squared error: binomial variance plus squared distance to the 10 % quantile of all eta(q). Where no
+    scores tie, F_null(t_q) is q itself.
 
     Args:
         given: Scores of the pairs as they came.
@@ -75,8 +77,10 @@ def null_share(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"]) ->
     Source: Storey, Taylor and Siegmund (JRSS B 2004), the share of true null hypotheses; with q = 1 - lambda and
     p-values taken from the empirical null.
     """
-    q = np.linspace(0.05, 0.95, 37)
-    below = np.searchsorted(np.sort(given), np.quantile(null, q), side="right") / len(given)
+    null = np.sort(null)
+    limit = np.quantile(null, np.linspace(0.05, 0.95, 37))
+    below = np.searchsorted(np.sort(given), limit, side="right") / len(given)
+    q = np.searchsorted(null, limit, side="right") / len(null)
     share = below / q
     variance = below * (1 - below) / (len(given) * q**2) + share**2 * (1 - q) / (q * len(null))
     error = variance + (share - np.quantile(share, 0.1)) ** 2
@@ -119,7 +123,7 @@ def fit_null(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"], *, s
     eta = null_share(given, null)
     size = min(len(given), 20_000), min(len(null), 20_000)
     draws = [null_share(rng.choice(given, size[0]), rng.choice(null, size[1])) for _ in range(rounds)]
-    spread = float(np.std(draws)) * np.sqrt(size[0] / len(given))
+    spread = float(np.std(draws)) * np.sqrt(max(size[0] / len(given), size[1] / len(null)))
     score, ratio = _density_ratio(given, null)
     p_clean = np.maximum.accumulate(np.clip(1 - eta / np.maximum(ratio, 1e-12), 0.0, 1.0))
     return Fit(
@@ -151,13 +155,13 @@ def _density_ratio(given: np.ndarray, null: np.ndarray) -> tuple[np.ndarray, np.
     weight = np.concatenate([np.full(len(given), 0.5 / len(given)), np.full(len(null), 0.5 / len(null))])
     order = np.argsort(score, kind="stable")
     score, label, weight = score[order], label[order], weight[order]
-    # About 2,000 bins of equal weight first: the ends of single points would otherwise be certain of themselves.
-    edges = np.unique(np.linspace(0, len(score), min(len(score) // 25, 2000) + 1).astype(int))[:-1]
+    # At most 2,000 bins of at least 25 points first: single points at the ends would be certain of themselves.
+    edges = np.unique(np.linspace(0, len(score), min(max(len(score) // 25, 4), 2000) + 1).astype(int))[:-1]
     total = np.add.reduceat(weight, edges)
     share = np.add.reduceat(weight * label, edges) / total
     centre = np.add.reduceat(weight * score, edges) / total
     share = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6).fit_transform(centre, share, sample_weight=total)
-    starts = np.flatnonzero(np.r_[True, np.diff(share) > 0])
+    starts = np.flatnonzero(np.r_[True, np.diff(share) > 1e-9])  # beyond rounding
     mass = np.add.reduceat(total, starts)
     middle = np.add.reduceat(total * centre, starts) / mass
     return middle, share[starts] / (1 - share[starts])
@@ -177,17 +181,22 @@ def fit_gaussian(scores: Float[np.ndarray, " n"], *, seed: int) -> Fit:
     from sklearn.mixture import GaussianMixture
 
     values = scores[np.isfinite(scores)].astype(np.float64)
-    if len(values) < 20 or np.ptp(values) == 0:
-        return constant_fit(f"{len(values)} scores of spread {np.ptp(values) if len(values) else 0} cannot be split")
-    model = GaussianMixture(2, random_state=seed, n_init=3, max_iter=200).fit(values[:, None])
+    if _cannot_split(values):
+        return constant_fit(_cannot_split(values))
+    centre, scale = float(values.mean()), float(values.std())  # the model's own floor of variance has a unit
+
+    def standard(x: np.ndarray) -> np.ndarray:
+        return ((x - centre) / scale)[:, None]
+
+    model = GaussianMixture(2, random_state=seed, n_init=3, max_iter=200).fit(standard(values))
     clean = int(np.argmax(model.means_[:, 0]))
     parameters = {
         "weights": model.weights_.tolist(),
-        "means": model.means_[:, 0].tolist(),
-        "deviations": np.sqrt(model.covariances_[:, 0, 0]).tolist(),
+        "means": (centre + scale * model.means_[:, 0]).tolist(),
+        "deviations": (scale * np.sqrt(model.covariances_[:, 0, 0])).tolist(),
         "clean": clean,
     }
-    return _posterior_fit("gaussian", values, lambda x: model.predict_proba(x[:, None])[:, clean], parameters)
+    return _posterior_fit("gaussian", values, lambda x: model.predict_proba(standard(x))[:, clean], parameters)
 
 
 def fit_beta(scores: Float[np.ndarray, " n"], *, rounds: int = 100) -> Fit:
@@ -204,20 +213,23 @@ def fit_beta(scores: Float[np.ndarray, " n"], *, rounds: int = 100) -> Fit:
     Differs: components are ordered by their mean, not by their index; quantile clipping; monotone posterior.
     """
     values = scores[np.isfinite(scores)].astype(np.float64)
-    if len(values) < 20 or np.ptp(values) == 0:
-        return constant_fit(f"{len(values)} scores of spread {np.ptp(values) if len(values) else 0} cannot be split")
-    low, high = np.quantile(values, [0.005, 0.995])
+    if _cannot_split(values):
+        return constant_fit(_cannot_split(values))
+    low, high = (float(x) for x in np.quantile(values, [0.005, 0.995]))
+    if not high > low:  # nearly all scores are equal
+        low, high = float(values.min()), float(values.max())
 
     def squeeze(x: np.ndarray) -> np.ndarray:
-        return np.clip((x - low) / max(high - low, 1e-12), 1e-4, 1 - 1e-4)
+        return np.clip((x - low) / (high - low), 1e-4, 1 - 1e-4)
 
     x = squeeze(values)
-    share = np.stack([x < np.median(x), x >= np.median(x)]).astype(np.float64)
+    upper = x >= np.median(x) if np.median(x) > x.min() else x > x.min()
+    share = np.stack([~upper, upper]).astype(np.float64)
     a, b, weight = np.ones(2), np.ones(2), np.full(2, 0.5)
     for _ in range(rounds):
-        weight = share.mean(1)
-        mean = (share @ x) / share.sum(1)
-        variance = np.maximum((share * (x - mean[:, None]) ** 2).sum(1) / share.sum(1), 1e-6)
+        weight, mass = share.mean(1), np.maximum(share.sum(1), 1e-9)  # a component may die
+        mean = np.clip((share @ x) / mass, 1e-4, 1 - 1e-4)
+        variance = np.maximum((share * (x - mean[:, None]) ** 2).sum(1) / mass, 1e-6)
         common = mean * (1 - mean) / variance - 1
         good = common > 0
         a, b = np.where(good, mean * common, a), np.where(good, (1 - mean) * common, b)
@@ -232,9 +244,19 @@ def _beta_posterior(x: np.ndarray, a: np.ndarray, b: np.ndarray, weight: np.ndar
     return special.softmax(log, axis=0)
 
 
-def _posterior_fit(kind: str, values: np.ndarray, posterior: Any, parameters: dict[str, Any]) -> Fit:
-    knots = np.unique(np.quantile(values, np.linspace(0, 1, KNOTS)))
-    p_clean = np.clip(IsotonicRegression().fit_transform(knots, posterior(knots)), 0.0, 1.0)
+def _cannot_split(values: np.ndarray) -> str:
+    """Why two components cannot be fitted to these scores; empty if they can."""
+    if len(values) >= 20 and np.std(values) > 1e-12 * np.abs(values).max():
+        return ""
+    return (
+        f"{len(values)} scores of spread {np.ptp(values) if len(values) else 0:g} cannot be split into two components"
+    )
+
+
+def _posterior_fit(kind: str, values: np.ndarray, posterior: Callable[[np.ndarray], np.ndarray],
+                   parameters: dict[str, Any]) -> Fit:  # fmt: skip
+    knots, counts = np.unique(np.quantile(values, np.linspace(0, 1, KNOTS)), return_counts=True)
+    p_clean = np.clip(IsotonicRegression().fit_transform(knots, posterior(knots), sample_weight=counts), 0.0, 1.0)
     noise = float(1 - np.interp(values, knots, p_clean).mean())
     error = 1.96 * float(np.sqrt(noise * (1 - noise) / len(values)))
     return Fit(
@@ -264,11 +286,15 @@ def fit_labels(fit: Fit, scores: Float[np.ndarray, " n"], right: Bool[np.ndarray
         rows: (k,) rows of the judged pairs.
 
     Returns:
-        A curve of kind `labels`; its noise rate is the mean over all pairs.
+        A curve of kind `labels`; its noise rate is the mean over all pairs. Labels of pairs without a score are left
+        out; the curve itself, if no pair has a score.
     """
     known = np.isfinite(scores[rows])
     right, rows = right[known], rows[known]
-    centre, spread = np.nanmean(scores), max(float(np.nanstd(scores)), 1e-9)
+    finite = scores[np.isfinite(scores)].astype(np.float64)
+    if not len(finite):
+        return fit
+    centre, spread = float(finite.mean()), max(float(finite.std()), 1e-9)
 
     def inputs(s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return special.logit(np.clip(fit(s).astype(np.float64), 0.01, 0.99)), (s - centre) / spread
@@ -281,11 +307,12 @@ def fit_labels(fit: Fit, scores: Float[np.ndarray, " n"], right: Bool[np.ndarray
         return float(np.logaddexp(0, np.where(right, -x, x)).sum() + penalty)
 
     theta = optimize.minimize(loss, np.array([1.0, 0.0, 0.0]), bounds=[(0, None), (0, None), (None, None)]).x
-    knots = np.unique(np.quantile(scores[np.isfinite(scores)], np.linspace(0, 1, KNOTS))).astype(np.float64)
+    knots = np.unique(np.quantile(finite, np.linspace(0, 1, KNOTS)))
     before, z = inputs(knots)
     p_clean = np.maximum.accumulate(special.expit(theta[0] * before + theta[1] * z + theta[2]))
-    noise = float(1 - np.interp(scores[np.isfinite(scores)], knots, p_clean).mean())
+    noise = float(1 - np.interp(finite, knots, p_clean).mean())
     error = 1.96 * float(np.sqrt(max(noise * (1 - noise), 0.01) / max(len(rows), 1)))
+    few = f"only {len(rows)} labelled pairs: 30 or more make a steady curve"
     return replace(
         fit,
         kind="labels",
@@ -294,8 +321,13 @@ def fit_labels(fit: Fit, scores: Float[np.ndarray, " n"], right: Bool[np.ndarray
         noise_rate=noise,
         low=max(0.0, noise - error),
         high=min(1.0, noise + error),
-        warning=None if len(rows) >= 30 else f"only {len(rows)} labelled pairs: 30 or more make a steady curve",
-        parameters={"before": fit.kind, "labels": len(rows), "labels_wrong": int((~right).sum()), "theta": theta.tolist()},
+        warning=None if len(rows) >= 30 else "; ".join(filter(None, [few, fit.warning])),
+        parameters={
+            "before": fit.kind,
+            "labels": len(rows),
+            "labels_wrong": int((~right).sum()),
+            "theta": theta.tolist(),
+        },
     )
 
 
