@@ -22,6 +22,11 @@ PARTS = ("keep", "other", "drop")  # as in Batch.verdicts
 ISSUES = ("mismatch", "near_duplicate", "image", "text")
 
 
+def cause(reason: str) -> str:
+    """A reason without what differs from pair to pair: numbers after a colon, the name of a group."""
+    return reason.split(": ", 1)[0].split(" of group ", 1)[0]
+
+
 class Counts:
     """Counts in and counts out: what came, what was decided, by which rule and why."""
 
@@ -31,7 +36,7 @@ class Counts:
         self.problems: Counter[str] = Counter()
         self.issues: Counter[str] = Counter(dict.fromkeys(ISSUES, 0))
         self.codes: dict[str, Counter[str]] = {"image": Counter(), "text": Counter()}
-        self.rules: dict[tuple[str, str], tuple[int, str, bool]] = {}  # rows, a reason, whether all reasons are equal
+        self.rules: Counter[tuple[str, str, str]] = Counter()  # verdict, rule, cause
         self.groups = Tally(limit=2000)
 
     def add(self, batch: Batch) -> None:
@@ -48,18 +53,17 @@ class Counts:
         for kind, codes in self.codes.items():
             codes.update(code for code in batch.strings(f"{kind}_issue") if code)
         for verdict, rule, reason in zip(verdicts, batch.strings("rule"), batch.strings("reason")):
-            name = (verdict, clip(rule or "", 80))
+            name = (verdict, clip(rule or "", 80), clip(cause(reason or ""), 300))
             if name not in self.rules and len(self.rules) >= 200:
-                name = (verdict, "other rules")
-            count, first, same = self.rules.get(name, (0, reason or "", True))
-            self.rules[name] = (count + 1, first, same and first == (reason or ""))
+                name = (verdict, "other rules", "other reasons")
+            self.rules[name] += 1
         self.groups.add(kind for kind in batch.strings("group_kind") if kind)
 
     def result(self) -> dict[str, Any]:
         """JSON. rows = read + unreadable = the sum of verdicts = the sum of rules."""
         rules = [
-            {"verdict": verdict, "rule": rule, "count": count, "reason": clip(reason, 300), "one_reason": same}
-            for (verdict, rule), (count, reason, same) in self.rules.items()
+            {"verdict": verdict, "rule": rule, "count": count, "reason": reason}
+            for (verdict, rule, reason), count in self.rules.items()
         ]
         return {
             "rows": self.rows,
