@@ -23,7 +23,7 @@ class Combined:
     """Scores and how they came about."""
 
     given: np.ndarray  # float32 (n,), log odds up to a constant; NaN where no signal exists
-    null: np.ndarray  # float32 (m,)
+    null: np.ndarray  # float32 (m,), likewise
     weights: np.ndarray  # (q,) mean over folds, on standardised signals
 
 
@@ -41,7 +41,7 @@ def combine(
     Returns:
         Combined scores, higher = better matched.
     """
-    present = np.isfinite(given).any(1)
+    present, known = np.isfinite(given).any(1), np.isfinite(null).any(1)
     centre = np.nanmean(null, axis=0)
     spread = np.maximum(np.nanstd(null, axis=0), 1e-6)
     one = np.nan_to_num((given - centre) / spread).astype(np.float64)
@@ -49,14 +49,14 @@ def combine(
     score, score_null = np.zeros(len(one)), np.zeros(len(two))
     weights = []
     for part in np.unique(fold):
-        learn, learn_null = present & (fold != part), null_fold != part
+        learn, learn_null = present & (fold != part), known & (null_fold != part)
         if not learn.any() or not learn_null.any():
-            learn, learn_null = present, np.ones(len(two), bool)
+            learn, learn_null = present, known
         w = _logistic(one[learn], two[learn_null])
         score[fold == part] = one[fold == part] @ w[:-1] + w[-1]
         score_null[null_fold == part] = two[null_fold == part] @ w[:-1] + w[-1]
         weights.append(w[:-1])
-    score[~present] = np.nan
+    score[~present], score_null[~known] = np.nan, np.nan
     return Combined(score.astype(np.float32), score_null.astype(np.float32), np.mean(weights, axis=0))
 
 
@@ -67,14 +67,31 @@ def _logistic(one: np.ndarray, two: np.ndarray, limit: int = 100_000) -> np.ndar
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     sign = np.concatenate([np.ones(len(one)), -np.ones(len(two))])
     mass = np.concatenate([np.full(len(one), 0.5 / len(one)), np.full(len(two), 0.5 / len(two))])
-
-    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
-        z = sign * (x @ w)
-        value = mass @ np.logaddexp(0, -z) + PENALTY * (w[:-1] ** 2).sum()
-        slope = -(mass * sign / (1 + np.exp(np.clip(z, -50, 50)))) @ x
-        slope[:-1] += 2 * PENALTY * w[:-1]
-        return float(value), slope
-
     start = np.full(x.shape[1], 0.1)
     bounds = [(0.0, None)] * (x.shape[1] - 1) + [(None, None)]
-    return np.asarray(optimize.minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x)
+    return np.asarray(
+        optimize.minimize(logistic_loss, start, (x, sign, mass), jac=True, bounds=bounds, method="L-BFGS-B").x
+    )
+
+
+def logistic_loss(
+    w: Float[np.ndarray, " q"],
+    x: Float[np.ndarray, "n q"],
+    sign: Float[np.ndarray, " n"],
+    mass: Float[np.ndarray, " n"],
+) -> tuple[float, Float[np.ndarray, " q"]]:
+    """Penalised cross-entropy and its gradient.
+
+        loss = sum_i mass_i log(1 + exp(-sign_i w . x_i)) + 0.001 * |w without the offset|^2
+
+    Args:
+        w: Weights, the last one the offset, of the constant last column of x.
+        x: Rows.
+        sign: 1 for given pairs, -1 for re-paired ones.
+        mass: Weight of each row.
+    """
+    z = sign * (x @ w)
+    value = mass @ np.logaddexp(0, -z) + PENALTY * (w[:-1] ** 2).sum()
+    slope = -(mass * sign / (1 + np.exp(np.clip(z, -50, 50)))) @ x
+    slope[:-1] += 2 * PENALTY * w[:-1]
+    return float(value), slope

@@ -46,7 +46,7 @@ def consensus(
     Returns:
         The neighbourhood; its rows never include the pair itself.
     """
-    n, k = found.ids.shape
+    n = len(found.ids)
     out = np.zeros((n, partner[0].shape[1]), np.float16)
     kept = np.where(group[np.maximum(found.ids, 0)] == group[:, None], -1, found.ids)
     for start in range(0, n, BLOCK // 4):
@@ -54,8 +54,9 @@ def consensus(
         ids = kept[rows]
         some = np.maximum(ids, 0)
         share = np.where(ids >= 0, np.maximum(np.nan_to_num(found.similarity[rows]), 0) ** POWER * weight[some], 0)
-        witnesses = take(partner, some.ravel()).astype(np.float32).reshape(*some.shape, -1) - mean
-        out[rows] = unit(np.einsum("nk,nkd->nd", share, witnesses))
+        witnesses = take(partner, some.ravel()).astype(np.float32).reshape(*some.shape, -1)
+        share = np.where(np.any(witnesses != 0, axis=2), share, 0)  # a missing partner says nothing
+        out[rows] = unit(np.einsum("nk,nkd->nd", share, witnesses - mean))
     return Neighborhood(ids=kept, consensus=out)
 
 

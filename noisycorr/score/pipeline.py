@@ -1,8 +1,8 @@
 """All signals of a set, and the one score that is calibrated.
 
 `score_pairs` holds the order of things: similarity of the encoder's own joint space, heads learned on the pairs
-themselves, margins, agreement of neighbourhoods, and their combination. Every signal scores the given pairs and the same
-re-paired ones, so that `mixture.fit_null` can calibrate whichever is asked for.
+themselves, margins, agreement of neighbourhoods, and their combination. Every signal scores the given pairs and the
+same re-paired ones, so that `mixture.fit_null` can calibrate whichever is asked for.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Repa
     if not usable:
         empty = Signal(np.full(view.n, np.nan, np.float32), np.zeros(0, np.float32))
         fit = constant_fit("no pair could be scored: images or texts are missing, or all texts are equal")
-        return Scored(columns={n: s.given for n, s in signals.items()}, pair=empty, fit=fit, facts=facts)
+        columns = {name: signal.given for name, signal in signals.items()} | {"pair": empty.given}
+        return Scored(columns=columns, pair=empty, fit=fit, facts=facts)
     if mix:
         given = np.stack([s.given for s in usable.values()], 1)
         null = np.stack([s.null for s in usable.values()], 1)
@@ -151,8 +152,9 @@ def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Repa
         pair = Signal(mixed.given, mixed.null[~pairs.near])  # only random wrong pairs calibrate
         facts["weights"] = {name: round(float(w), 4) for name, w in zip(usable, mixed.weights)}
     else:
-        pair = usable.get("similarity", next(iter(usable.values())))
-        facts["calibrated"] = "similarity" if "similarity" in usable else next(iter(usable))
+        name = "similarity" if "similarity" in usable else next(iter(usable))
+        pair = Signal(usable[name].given, usable[name].null[~pairs.near])
+        facts["calibrated"] = name
     if choice.calibration == "gaussian":
         fit = fit_gaussian(pair.given, seed=choice.seed)
     elif choice.calibration == "beta":

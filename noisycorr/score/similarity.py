@@ -26,7 +26,7 @@ def margin(
 
         margin_ij = (s_ij - mean_k s_ik) / std_k s_ik  +  (s_ij - mean_k s_kj) / std_k s_kj
 
-    with the means over up to 512 random others of the same fold, so cost is linear in n.
+    with the means over up to 512 random rows of the same fold, so cost is linear in n.
 
     Args:
         image: (n, d) features in the common space of their fold.
@@ -38,12 +38,12 @@ def margin(
         seed: For the choice of references.
 
     Returns:
-        Margins of given and re-paired pairs, in standard deviations, higher = better matched. A re-paired pair is
-        compared with what is usual for its image and its text, exactly as a given one.
+        Margins of given and re-paired pairs, in standard deviations, higher = better matched; NaN where a fold holds
+        fewer than two pairs. A re-paired pair is compared with what is usual for its image and its text, exactly as a
+        given one.
     """
     n = len(given)
-    stats = np.zeros((n, 4), np.float32)  # mean and deviation over texts, then over images
-    stats[:, 1::2] = 1
+    stats = np.full((n, 4), np.nan, np.float32)  # mean and deviation over texts, then over images
     rng = np.random.default_rng([seed, 11])
     for part in np.unique(fold):
         rows = np.flatnonzero(fold == part)

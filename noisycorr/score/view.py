@@ -59,7 +59,7 @@ class Repaired:
 
 
 def repaired(view: View, fold: np.ndarray, *, count: int = 100_000) -> Repaired:
-    """Draw wrong pairs: image and text of different rows of one fold, with different pictures and different texts.
+    """Draw wrong pairs: image and text of different rows of one fold, which no row of the set puts together.
 
     Args:
         view: The pairs.
@@ -70,17 +70,15 @@ def repaired(view: View, fold: np.ndarray, *, count: int = 100_000) -> Repaired:
         Rows of images and texts. Fewer than asked where texts repeat much; none if all texts are equal.
     """
     rng = np.random.default_rng([view.seed, 17])
-    image, text = [], []
+    image, text = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for part in np.unique(fold[view.present]):
         rows = np.flatnonzero(view.present & (fold == part))
         wanted = min(4 * len(rows), max(1, count * len(rows) // max(1, int(view.present.sum()))))
-        one, two = rows[rng.integers(len(rows), size=wanted)], rows[rng.integers(len(rows), size=wanted)]
-        good = (view.text_id[one] != view.text_id[two]) & (view.image_id[one] != view.image_id[two])
-        image.append(one[good])
-        text.append(two[good])
-    empty = np.zeros(0, np.int64)
-    rows = np.concatenate([empty, *image])
-    return Repaired(rows, np.concatenate([empty, *text]), np.zeros(len(rows), bool))
+        image.append(rows[rng.integers(len(rows), size=wanted)])
+        text.append(rows[rng.integers(len(rows), size=wanted)])
+    one, two = np.concatenate(image), np.concatenate(text)
+    good = _unclaimed(view, one, two)
+    return Repaired(one[good], two[good], np.zeros(int(good.sum()), bool))
 
 
 def with_near_misses(pairs: Repaired, view: View, fold: np.ndarray, text_neighbors: np.ndarray) -> Repaired:
@@ -103,9 +101,17 @@ def with_near_misses(pairs: Repaired, view: View, fold: np.ndarray, text_neighbo
     image = rng.integers(n, size=min(2 * n, 50_000))
     text = text_neighbors[image, rng.integers(k, size=len(image))]
     good = (text >= 0) & view.present[image] & view.present[text] & (fold[image] == fold[text])
-    good &= (view.text_id[image] != view.text_id[text]) & (view.image_id[image] != view.image_id[text])
+    good &= _unclaimed(view, image, text)
     near = np.concatenate([pairs.near, np.ones(int(good.sum()), bool)])
     return Repaired(np.concatenate([pairs.image, image[good]]), np.concatenate([pairs.text, text[good]]), near)
+
+
+def _unclaimed(view: View, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """bool (m,): other picture and other text, and no row of the set shows this picture with this text."""
+    width = int(view.text_id.max()) + 2 if view.n else 1  # ids begin at -1
+    claimed = view.image_id.astype(np.int64) * width + view.text_id
+    out = (view.text_id[image] != view.text_id[text]) & (view.image_id[image] != view.image_id[text])
+    return out & ~np.isin(view.image_id[image].astype(np.int64) * width + view.text_id[text], claimed)
 
 
 def blocks(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
