@@ -33,7 +33,7 @@ class Fit:
         score: (m,) increasing scores.
         p_clean: (m,) probability at each of them, in [0, 1], never decreasing.
         noise_rate: Estimated share of wrong pairs, in [0, 1].
-        low: Lower end of its 95 % interval.
+        low: Lower end of its 95 % interval, of sampling error alone.
         high: Upper end.
         separation: AUROC of given pairs against re-paired ones, 0.5 = blind; NaN where no null was at hand.
         warning: What the reader must know, or None.
