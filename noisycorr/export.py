@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from tqdm import tqdm
 
+from noisycorr import console
 from noisycorr.embed import features_path, pairs_path, parts, read_features
 from noisycorr.formats import Piece, Reader
 from noisycorr.formats.writers import (
@@ -182,7 +182,7 @@ def _write_shards(run: Run, reader: Reader, choice: Export, plan: _Plan, folder:
     sizes = plan.shard_sizes(choice.number_sample_per_shard)
     todo = [index for index in range(len(sizes)) if not is_done(folder, index, plan.layout.fingerprint)]
     rows = _rows(run, reader, choice, plan, frozenset(todo))
-    with tqdm(rows, total=sum(sizes[i] for i in todo), unit="pair", desc="export", disable=None) as bar:
+    with console.bar(rows, label="export", total=sum(sizes[index] for index in todo)) as bar:
         stream = iter(bar)
         for index in todo:
             facts = format_.write(folder, index, itertools.islice(stream, sizes[index]), plan.layout)
