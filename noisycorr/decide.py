@@ -27,7 +27,7 @@ class Decide:
     Attributes:
         p_threshold: Keep pairs with p_clean at or above this; the default rule.
         precision: Choose the lowest threshold at which this share of the kept pairs is expected to be right.
-        fraction: Keep this share of the judged pairs, the best scored ones.
+        fraction: Keep this share of the scored pairs, the best round(fraction * n); ties with the last one stay, too.
         threshold: Keep pairs whose raw `score_pair` is at or above this.
         keep_duplicates: Keep all members of a group that shows the same picture with the same text.
         keep_issues: Keep pairs with image or text issues; what can't be read is dropped all the same.
@@ -44,8 +44,12 @@ class Decide:
 
     def __post_init__(self) -> None:
         given = [name for name in ("precision", "fraction", "threshold") if getattr(self, name) is not None]
+        if self.p_threshold != Decide.p_threshold:
+            given.append("p_threshold")
         if len(given) > 1:
             raise UsageError(f"--{given[0]} and --{given[1]} exclude each other: give one of them.")
+        if self.threshold is not None and self.threshold != self.threshold:
+            raise UsageError("--threshold is not a number, expected a score.")
         for name in ("p_threshold", "precision", "fraction"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -98,45 +102,67 @@ def find_cut(choice: Decide, evidence: Evidence, fit: Fit) -> Cut:
 
     Returns:
         The line on both scales. `facts["expected_precision"]` is the mean p_clean of what is kept,
-        `facts["expected_recall"]` the share of right pairs that is kept. A precision that cannot be reached keeps the
-        best scored pairs only and says so in `facts["note"]`.
+        `facts["expected_recall"]` the share of right pairs that is kept; both None where nothing is known about
+        p_clean. A precision that cannot be reached keeps the best scored pairs only and says so in `facts["note"]`.
+        Labels move the line through the curve only: a single judged pair never does.
     """
-    known = np.isfinite(evidence.score) & np.isfinite(evidence.p_clean)
-    score, p = evidence.score[known].astype(np.float64), evidence.p_clean[known].astype(np.float64)
-    facts: dict[str, Any] = {"judged": int(known.sum())}
-    if not len(score) or fit.kind == "constant":
-        cut = choice.threshold if choice.threshold is not None else -np.inf
-        if choice.fraction is not None and len(score):
-            cut = float(np.quantile(score, 1 - choice.fraction))
-        elif choice.threshold is None:
-            facts["note"] = "the rule was not applied, because nothing is known about p_clean"
-    elif choice.threshold is not None:
+    known = np.isfinite(evidence.score)
+    score, curve = evidence.score[known], fit(evidence.score[known])
+    others = ~_dropped_anyway(choice, evidence)[known]
+    facts: dict[str, Any] = {"judged": int(known.sum()), "expected_precision": None, "expected_recall": None}
+    blind = not len(score) or fit.kind == "constant"
+    at: float | None = None
+    if choice.threshold is not None:
         cut = choice.threshold
     elif choice.fraction is not None:
         count = round(choice.fraction * len(score))
-        cut = float(np.sort(score)[::-1][count - 1]) if count else np.inf
+        cut = float(np.sort(score)[-count]) if count else np.inf
+    elif blind:
+        cut = -np.inf
+        facts["note"] = "the rule was not applied, because nothing is known about p_clean"
     elif choice.precision is not None:
-        order = np.argsort(-score, kind="stable")
-        mean = np.cumsum(p[order]) / np.arange(1, len(p) + 1)
-        enough = np.flatnonzero(mean >= choice.precision)
-        if not len(enough):
-            facts["note"] = f"a precision of {choice.precision:g} cannot be reached: the best is {mean.max():.3f}"
-        cut = float(score[order[enough[-1] if len(enough) else int(np.argmax(mean))]])
+        cut, note = _precision_cut(score[others], curve[others], choice.precision)
+        facts |= {"note": note} if note else {}
     else:
-        above = score[p >= choice.p_threshold]
+        above, at = score[curve >= np.float32(choice.p_threshold)], choice.p_threshold
         cut = float(above.min()) if len(above) else np.inf
-    kept = score >= cut
+    if blind:
+        return Cut(float(cut), 0.0, facts)
+    label = evidence.label[known]
+    p = np.where(np.isnan(label), curve, label).astype(np.float64)
+    kept = np.where(np.isnan(label), others & (score >= cut), label == 1)
     facts["expected_precision"] = round(float(p[kept].mean()), 4) if kept.any() else None
-    facts["expected_recall"] = round(float(p[kept].sum() / max(p.sum(), 1e-9)), 4) if len(p) else None
-    at = float(fit(np.array([cut]))[0]) if np.isfinite(cut) else (0.0 if cut < 0 else 1.0)
+    facts["expected_recall"] = round(float(p[kept].sum() / max(p.sum(), 1e-9)), 4)
+    if at is None:
+        at = float(fit(np.array([cut]))[0]) if np.isfinite(cut) else float(cut > 0)
     return Cut(float(cut), at, facts)
+
+
+def _dropped_anyway(choice: Decide, evidence: Evidence) -> np.ndarray:
+    """bool (n,): pairs that go whatever their score is; of near-duplicates one always stays."""
+    out = _some(evidence.problem)
+    return out if choice.keep_issues else out | _some(evidence.image_issue) | _some(evidence.text_issue)
+
+
+def _precision_cut(score: np.ndarray, p: np.ndarray, precision: float) -> tuple[float, str | None]:
+    """The lowest score above which the mean of p is at least this, and what to tell if there is none."""
+    if not len(score):
+        return np.inf, "no pair is left to keep"
+    order = np.argsort(-score, kind="stable")
+    mean = np.cumsum(p[order], dtype=np.float64) / np.arange(1, len(p) + 1)
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # equal scores share their fate
+    enough = last[mean[last] >= precision - 1e-6]
+    if len(enough):
+        return float(score[order[enough[-1]]]), None
+    best = last[0]
+    return float(score[order[best]]), f"a precision of {precision:g} cannot be reached: the best is {mean[best]:.3f}"
 
 
 def decide(choice: Decide, evidence: Evidence, cut: Cut) -> dict[str, np.ndarray]:
     """A verdict and a reason for every pair.
 
-    In this order, the first that applies: unreadable, judged by a person, image issue, text issue, mismatch, duplicate,
-    review, keep. Nothing is ever left without a verdict.
+    In this order, the first that applies: unreadable, judged by a person, image issue, text issue, close to the line,
+    mismatch, duplicate, without a score, keep. Nothing is ever left without a verdict.
 
     Args:
         choice: The rule.
@@ -144,8 +170,8 @@ def decide(choice: Decide, evidence: Evidence, cut: Cut) -> dict[str, np.ndarray
         cut: Its line, from `find_cut`.
 
     Returns:
-        Columns `verdict`, `reason` (object), `sample_weight` (float32 in [0, 1]: p_clean of kept pairs, 0 of dropped
-        ones) and `is_mismatch_issue` (bool), each (n,).
+        Columns `verdict`, `reason` (object), `sample_weight` (float32 in [0, 1]: p_clean of pairs to keep or to review,
+        0 of dropped ones) and `is_mismatch_issue` (bool: below the line, or wrong by a person's word), each (n,).
     """
     n = len(evidence.score)
     verdict, reason = np.full(n, "", object), np.full(n, "", object)
@@ -156,21 +182,22 @@ def decide(choice: Decide, evidence: Evidence, cut: Cut) -> dict[str, np.ndarray
         reason[open_] = why[open_] if isinstance(why, np.ndarray) else why
 
     p, score = evidence.p_clean, evidence.score
-    mismatch = np.isfinite(score) & (score < cut.score)
-    words = np.vectorize(lambda code: PROBLEMS.get(code, "") if code else "", otypes=[object])
-    settle(_some(evidence.problem), "drop", words(evidence.problem) if n else "")
+    judged = np.isfinite(evidence.label)
+    mismatch = np.where(judged, evidence.label == 0, np.isfinite(score) & (score < cut.score))
+    settle(_some(evidence.problem), "drop", _reasons(evidence.problem, PROBLEMS))
     settle(evidence.label == 1, "keep", "a person judged this pair as right")
     settle(evidence.label == 0, "drop", "a person judged this pair as wrong")
     if not choice.keep_issues:
         for codes in (evidence.image_issue, evidence.text_issue):
-            settle(_some(codes), "drop", _issue_reasons(codes))
+            settle(_some(codes), "drop", _reasons(codes, WORDS))
     near = np.isfinite(p) & (np.abs(p - cut.p_clean) < choice.review_margin)
     settle(near, "review", _numbers(p, "close to the line: p_clean {:.2f}"))
     settle(mismatch, "drop", _numbers(p, "text and image look mismatched: p_clean {:.2f}"))
     if not choice.keep_duplicates:
         settle(~evidence.is_keeper, "drop", _groups(evidence.group))
     settle(~np.isfinite(p), "review", "no score: nothing is known about this pair")
-    settle(np.ones(n, bool), "keep", _numbers(p, "text and image fit: p_clean {:.2f}"))
+    fits = "kept unjudged: nothing speaks against this pair" if cut.score == -np.inf else "text and image fit"
+    settle(np.ones(n, bool), "keep", _numbers(p, fits + ": p_clean {:.2f}"))
     weight = np.where(verdict == "drop", 0.0, np.nan_to_num(p, nan=0.0)).astype(np.float32)
     return {"verdict": verdict, "reason": reason, "sample_weight": weight, "is_mismatch_issue": mismatch}
 
@@ -179,8 +206,8 @@ def _some(codes: np.ndarray) -> np.ndarray:
     return np.array([code is not None for code in codes], bool) if len(codes) else np.zeros(0, bool)
 
 
-def _issue_reasons(codes: np.ndarray) -> np.ndarray:
-    return np.array([WORDS.get(code, code) if code else "" for code in codes], object)
+def _reasons(codes: np.ndarray, words: dict[str, str]) -> np.ndarray:
+    return np.array([words.get(code, code) if code else "" for code in codes], object)
 
 
 def _numbers(values: np.ndarray, template: str) -> np.ndarray:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +39,7 @@ def decide_run(choice: Decide, run: Run, labels: Path | None) -> dict[str, Any]:
         Facts for the stage record and the report; `summary` is what to tell the person.
     """
     scores, facts = read_scores(run), read_facts(run, ["key", "problem"])
-    score = scores.column("score_pair").to_numpy() if "score_pair" in scores.column_names else np.full(len(scores), np.nan)
+    score = scores.column("score_pair").to_numpy()
     fit, label = read_fit(run), np.full(len(scores), np.nan, np.float32)
     if labels is not None:
         label = read_labels(labels, facts.column("key").to_pylist())
@@ -45,22 +47,41 @@ def decide_run(choice: Decide, run: Run, labels: Path | None) -> dict[str, Any]:
         fit = fit_labels(fit, score, label[rows] == 1, rows)
     p_clean = fit(score)
     p_clean[np.isfinite(label)] = label[np.isfinite(label)]
-    area, group = scores.column("area").to_numpy(), scores.column("pair_group").to_numpy()
-    best = _recorded(run)
     evidence = Evidence(
         score=score,
         p_clean=p_clean,
         problem=issue_codes(facts.column("problem")),
         image_issue=issue_codes(scores.column("image_issue")),
         text_issue=issue_codes(scores.column("text_issue")),
-        is_keeper=keepers(group, score, area, keeper=best),
+        is_keeper=np.ones(len(scores), bool),
         group=issue_codes(scores.column("near_duplicate_group")),
         label=label,
     )
     cut = find_cut(choice, evidence, fit)
+    alone = decide(choice, evidence, cut)["verdict"]
+    area, group = scores.column("area").to_numpy(), scores.column("pair_group").to_numpy()
+    evidence = dataclasses.replace(evidence, is_keeper=_keepers(group, alone, score, area, _recorded(run)))
     columns = decide(choice, evidence, cut)
     _write(run, scores, evidence, columns, choice.rule if fit.kind != "labels" else f"{choice.rule} (labels)")
     return _facts(run, choice, fit, cut.p_clean, cut.facts, columns, p_clean)
+
+
+def _keepers(
+    group: np.ndarray,
+    verdict: np.ndarray,
+    score: np.ndarray,
+    area: np.ndarray,
+    rule: Literal["best_score", "largest", "first"],
+) -> np.ndarray:
+    """bool (n,): the one of each group to keep, by the rule among those with the best verdict; all that are alone.
+
+    Without the verdicts a group would be lost whose one of best score, say, cannot be read or was judged as wrong.
+    """
+    rank = np.select([verdict == "keep", verdict == "review"], [2, 1], 0)
+    best = np.zeros(len(group) + 1, np.int64)
+    np.maximum.at(best, group, rank)  # -1 counts at the end
+    candidate = (group < 0) | (rank == best[group])
+    return keepers(np.where(candidate, group, -1), score, area, keeper=rule) & candidate
 
 
 def _recorded(run: Run) -> Any:
@@ -88,7 +109,7 @@ def _write(run: Run, scores: pa.Table, evidence: Evidence, columns: dict[str, np
         out["is_text_issue"] = pa.array([code is not None for code in evidence.text_issue[rows]], pa.bool_())
         out["is_group_keeper"] = evidence.is_keeper[rows]
         for name in ("verdict", "reason"):
-            out[name] = pa.array(columns[name][rows], pa.string()).dictionary_encode().cast(pa.string())
+            out[name] = pa.array(columns[name][rows], pa.string())
         out["rule"] = pa.array([rule] * size, pa.string())
         out["stage"] = pa.array(["decide"] * size, pa.string())
         out["sample_weight"] = columns["sample_weight"][rows]
@@ -126,7 +147,8 @@ def _summary(facts: dict[str, Any], verdicts: dict[str, int], fit: Fit) -> list[
     lines = [f"{facts['pairs']:,} pairs in, {sum(verdicts.values()):,} in the ledger: "
              + ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(verdicts.items()))]  # fmt: skip
     if facts["noise_rate"] is not None:
-        lines.append(f"estimated share of mismatched pairs: {fit.noise_rate:.1%} (95 % interval {fit.low:.1%} to {fit.high:.1%})")
+        interval = f"95 % interval {fit.low:.1%} to {fit.high:.1%}"
+        lines.append(f"estimated share of mismatched pairs: {fit.noise_rate:.1%} ({interval})")
     if facts.get("expected_precision") is not None and facts["separable"]:
         lines.append(f"expected of what was kept by {facts['rule']}: {facts['expected_precision']:.1%} right")
     if fit.warning:
@@ -148,24 +170,26 @@ def read_labels(path: Path, keys: list[str]) -> np.ndarray:
         float32 (n,): 1, 0, or NaN where nobody judged. A key that stands twice in the run gets its label twice.
 
     Raises:
-        UsageError: If columns or values are not as described, or no key is known.
+        UsageError: If columns or values are not as described, a key is judged both ways, or no key is known.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix in (".jsonl", ".json"):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
-            rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
+            lines = io.StringIO(text, newline="")
+            rows = list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
     except (ValueError, csv.Error) as error:
         raise UsageError(f"--labels {path} could not be parsed: {error}.") from error
     if not rows or not all(isinstance(row, dict) and {"key", "label"} <= set(row) for row in rows):
         raise UsageError(f"--labels {path} needs rows with the columns key and label.")
     judged: dict[str, float] = {}
     for row in rows:
-        value = str(row["label"]).strip().lower()
+        key, value = str(row["key"]), str(row["label"]).strip().lower()
         if value not in RIGHT:
-            raise UsageError(f"--labels {path}: label {row['label']!r} of key {row['key']!r} is not one of {sorted(RIGHT)}.")
-        judged[str(row["key"])] = RIGHT[value]
+            raise UsageError(f"--labels {path}: label {row['label']!r} of key {key!r} is not one of {sorted(RIGHT)}.")
+        if judged.setdefault(key, RIGHT[value]) != RIGHT[value]:
+            raise UsageError(f"--labels {path} says both right and wrong of key {key!r}: keep one of them.")
     out = np.array([judged.get(key, np.nan) for key in keys], np.float32)
     if not np.isfinite(out).any():
         raise UsageError(f"--labels {path}: none of its {len(judged)} keys is in this run; keys look like {keys[:2]}.")

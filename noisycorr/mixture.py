@@ -21,6 +21,7 @@ from scipy import optimize, special, stats
 from sklearn.isotonic import IsotonicRegression
 
 KNOTS = 512  # points of the stored curve
+PRIOR = 5.0  # how hard it is for labels to bend a curve
 BLIND = 0.55  # below this AUROC of given against re-paired pairs a score says nothing
 
 
@@ -277,7 +278,8 @@ def fit_labels(fit: Fit, scores: Float[np.ndarray, " n"], right: Bool[np.ndarray
 
         logit p'(s) = a * logit p(s) + b * standardised s + c,   a, b >= 0
 
-    with a penalty that keeps (a, b, c) near (1, 0, 0): few labels move the curve little, many replace it.
+    fitted by cross-entropy plus 5 * ((a - 1)^2 + b^2 + c^2 / 4), which keeps (a, b, c) near (1, 0, 0): few labels move
+    the curve little, even if they contradict it where it is surest; many replace it.
 
     Args:
         fit: The curve without labels.
@@ -303,7 +305,7 @@ def fit_labels(fit: Fit, scores: Float[np.ndarray, " n"], right: Bool[np.ndarray
 
     def loss(theta: np.ndarray) -> float:
         x = theta[0] * before + theta[1] * z + theta[2]
-        penalty = (theta[0] - 1) ** 2 + theta[1] ** 2 + 0.25 * theta[2] ** 2
+        penalty = PRIOR * ((theta[0] - 1) ** 2 + theta[1] ** 2 + 0.25 * theta[2] ** 2)
         return float(np.logaddexp(0, np.where(right, -x, x)).sum() + penalty)
 
     theta = optimize.minimize(loss, np.array([1.0, 0.0, 0.0]), bounds=[(0, None), (0, None), (None, None)]).x

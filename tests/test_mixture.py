@@ -247,6 +247,16 @@ def test_many_labels_replace_the_curve_and_few_move_it_little():
     np.testing.assert_allclose(none(scores), np.clip(base(scores), 0.01, 0.99), atol=0.01)
 
 
+@pytest.mark.parametrize("contradicted", [[0], [-1], [0, -1]])
+def test_few_labels_that_contradict_the_curve_do_not_overturn_it(contradicted: list[int]):
+    """The best scored pair is judged wrong, the worst one right: a slip of the pen must not keep or drop everything."""
+    base, scores, _, _ = judged(1000, 1, seed=11)
+    rows = np.argsort(scores)[contradicted]
+    fit = fit_labels(base, scores, scores[rows] < 0, rows)
+    assert fit(np.array([-2.5]))[0] < 0.4 and fit(np.array([2.5]))[0] > 0.6
+    assert np.abs((fit(scores) >= 0.5).mean() - (base(scores) >= 0.5).mean()) < 0.2
+
+
 def test_labels_find_the_minimum_of_their_loss():
     base, scores, right, rows = judged(500, 40, seed=9)
     fit = fit_labels(base, scores, right[rows], rows)

@@ -89,7 +89,7 @@ def gaussian_posterior(x: float, mean: list[float], deviation: list[float], weig
 def labels_loss(theta: tuple[float, float, float], p: list[float], z: list[float], right: list[bool]) -> float:
     """Cross-entropy of judged pairs under logit p' = a logit p + b z + c, and the penalty that keeps (1, 0, 0)."""
     a, b, c = theta
-    total = (a - 1) ** 2 + b**2 + c**2 / 4
+    total = 5 * ((a - 1) ** 2 + b**2 + c**2 / 4)
     for before, place, ok in zip(p, z, right):
         clipped = min(max(before, 0.01), 0.99)
         after = 1 / (1 + math.exp(-(a * math.log(clipped / (1 - clipped)) + b * place + c)))
