@@ -19,7 +19,7 @@ from noisycorr.encoders import load_encoder
 from noisycorr.mixture import Fit
 from noisycorr.noise_swaps import text_ids
 from noisycorr.run import Run, atomic_path, read_json, write_json
-from noisycorr.score.duplicates import DuplicateGroups, Duplicates, group_names, near_duplicates
+from noisycorr.score.duplicates import DuplicateGroups, group_names, near_duplicates
 from noisycorr.score.image_issues import image_issues
 from noisycorr.score.pipeline import Scored, score_pairs
 from noisycorr.score.text_issues import shared_text_alikeness, text_issues
@@ -52,17 +52,24 @@ def score_run(plan: Plan, run: Run) -> dict[str, Any]:
     view = View(
         image=image,
         text=text,
-        text_id=text_ids(texts),
+        text_id=_text_ids(texts),
         image_id=np.where(groups.image >= 0, groups.image, np.arange(len(texts))),
         present=has_image & has_text,
         seed=plan.score.seed,
     )
     learn = plan.score.align == "cross-fit" or (plan.score.align == "auto" and not embedded["joint"])
     scored = score_pairs(view, _joint(plan, embedded, image, text, learn), plan.score, learn=learn)
-    table = _columns(plan, facts, texts, groups, view, scored, embedded, has_image)
+    table = _columns(plan, facts, texts, groups, view, scored, embedded, has_image, has_text)
     _write(run, table)
     write_json(run.path("scores", "fit.json"), _fit_json(scored))
-    return scored.facts | {"pairs": len(texts), "duplicates": groups.method, "noise_rate": _number(scored.fit.noise_rate)}
+    found = {"pairs": len(texts), "duplicates": groups.method, "noise_rate": _number(scored.fit.noise_rate)}
+    return scored.facts | found
+
+
+def _text_ids(texts: list[str | None]) -> np.ndarray:
+    """Equal for equal texts; texts that are not known, as with some precomputed embeddings, are all different."""
+    found = text_ids(texts)
+    return np.where(found < 0, len(texts) + np.arange(len(texts)), found)
 
 
 def _present(parts: Features) -> np.ndarray:
@@ -70,7 +77,7 @@ def _present(parts: Features) -> np.ndarray:
     out = []
     for part in parts:
         bits = np.ascontiguousarray(part).view(np.uint16 if part.dtype == np.float16 else np.uint32)
-        out.append((bits << 1).any(axis=1))  # the shift drops the sign: minus zero is zero
+        out.append(np.left_shift(bits, 1).any(axis=1))  # the shift drops the sign: minus zero is zero
     return np.concatenate(out) if out else np.zeros(0, bool)
 
 
@@ -91,7 +98,9 @@ def _groups(plan: Plan, facts: pa.Table, image: Features, text: Features, texts:
 def _same(values: Sequence[Any]) -> np.ndarray:
     """int64 (n,): first row with the same value; -1 for None and for values that stand once."""
     first: dict[Any, int] = {}
-    code = np.fromiter((-1 if v is None else first.setdefault(v, i) for i, v in enumerate(values)), np.int64, len(values))
+    code = np.fromiter(
+        (-1 if v is None else first.setdefault(v, i) for i, v in enumerate(values)), np.int64, len(values)
+    )
     counts = np.bincount(code[code >= 0], minlength=len(code))
     return np.where((code >= 0) & (counts[np.maximum(code, 0)] > 1), code, -1)
 
@@ -108,11 +117,13 @@ def _joint(plan: Plan, embedded: dict[str, Any], image: Features, text: Features
 
 
 def _columns(plan: Plan, facts: pa.Table, texts: list[str | None], groups: DuplicateGroups, view: View, scored: Scored,
-             embedded: dict[str, Any], has_image: np.ndarray) -> pa.Table:  # fmt: skip
+             embedded: dict[str, Any], has_image: np.ndarray, has_text: np.ndarray) -> pa.Table:  # fmt: skip
     alike = None
     if plan.score.near_duplicates:
         alike = shared_text_alikeness(texts, list(view.image), image_groups=groups.image, seed=plan.score.seed)
     text_score, text_issue = text_issues(texts, plan.text_limits, alikeness=alike)
+    unseen = has_text & (text_issue == "empty")  # precomputed embeddings of texts that did not come with them
+    text_score[unseen], text_issue[unseen] = 1, None
     image_score, image_issue = image_issues(facts, plan.image_limits, present=has_image)
     names, kinds = group_names(groups, facts.column("uid").to_pylist())
     area = np.nan_to_num(facts.column("width").to_numpy().astype(np.float64) * facts.column("height").to_numpy())
@@ -144,14 +155,19 @@ def part_ranges(run: Run) -> list[tuple[int, int, int]]:
 def read_scores(run: Run, columns: list[str] | None = None) -> pa.Table:
     """What the score stage wrote, in row order."""
     return pa.concat_tables(
-        [pq.read_table(run.folder / "scores" / f"{index:05d}.parquet", columns=columns) for index, _, _ in part_ranges(run)]
+        [
+            pq.read_table(run.folder / "scores" / f"{index:05d}.parquet", columns=columns)
+            for index, _, _ in part_ranges(run)
+        ]
     )
 
 
 def read_fit(run: Run) -> Fit:
     """The calibration curve of the score stage."""
     raw = read_json(run.folder / "scores" / "fit.json")["fit"]
-    numbers = {name: float("nan") if raw[name] is None else raw[name] for name in ("noise_rate", "low", "high", "separation")}
+    numbers = {
+        name: float("nan") if raw[name] is None else raw[name] for name in ("noise_rate", "low", "high", "separation")
+    }
     return Fit(
         kind=raw["kind"], score=np.array(raw["score"]), p_clean=np.array(raw["p_clean"]), warning=raw["warning"],
         parameters=raw["parameters"], **numbers,
@@ -180,6 +196,8 @@ def _density(scored: Scored) -> dict[str, list[float]]:
     if len(given) < 20 or len(null) < 20 or not np.isfinite(scored.fit.noise_rate):
         return {}
     low, high = np.quantile(np.concatenate([given, null]), [0.002, 0.998])
+    if not high > low:
+        return {}
     edges = np.linspace(low, high, 81)
     total, _ = np.histogram(given, edges, density=True)
     noise, _ = np.histogram(null, edges, density=True)
