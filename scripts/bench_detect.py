@@ -54,17 +54,15 @@ def main() -> None:
     """Compute what is missing, then print the tables."""
     given = _arguments()
     torch.set_num_threads(1)
+    wanted = list(itertools.product(given.sets, ("random", "hard"), ("caption", "image"), given.ratios))
     rows: list[Row] = read_json(given.output)["rows"] if given.output.exists() else []
-    for row, name in itertools.product(rows, given.redo):
-        row["methods"].pop(name, None)
+    for key, name in itertools.product(wanted, given.redo):
+        (_find(rows, key, given) or {"methods": {}})["methods"].pop(name, None)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         cache = given.cache or Path(temporary)
         for name in given.sets:
-            cells = [
-                (name, noise, unit, ratio)
-                for noise, unit, ratio in itertools.product(("random", "hard"), ("caption", "image"), given.ratios)
-            ]
+            cells = [key for key in wanted if key[0] == name]
             if all(_missing(_find(rows, key, given), given) == [] for key in cells):
                 continue
             features = load_features(name, given.data, given.limit, cache, EmbeddedEncoder())
@@ -76,7 +74,6 @@ def main() -> None:
                     rows = [other for other in rows if _key(other) != key] + [row | {"limit": given.limit}]
                     write_json(given.output, {"rows": rows})
                     _say(f"{time.perf_counter() - started:6.0f} s  {_line(row)}")
-    wanted = itertools.product(given.sets, ("random", "hard"), ("caption", "image"), given.ratios)
     print(tables([found for key in wanted if (found := _find(rows, key, given))]))
 
 
@@ -136,13 +133,13 @@ def compute(features: Features, clusters: Any, key: Key, seeds: list[int], metho
             if method != OURS and chosen is None:
                 chosen = choose(_seen(features, clusters, noise, seed))
                 row["chosen"] = dataclasses.asdict(chosen)
-            started = time.perf_counter()
+            started = time.process_time()
             if method == OURS:
                 answers = {OURS: ours(features, noise, seed)}
             else:
                 assert chosen is not None
                 answers = BASELINES[method](_seen(features, clusters, noise, seed), chosen)
-            seconds = time.perf_counter() - started
+            seconds = time.process_time() - started
             for name, answer in answers.items():
                 for metric, value in (measure(answer, noise.wrong) | {"seconds": seconds}).items():
                     row["methods"][name][metric].append(value)
@@ -229,7 +226,7 @@ def tables(rows: list[Row]) -> str:
         out += [f"### {title}", "", _markdown([head, *lines, ["mean", "", "", "", "", *ends]]), ""]
     seconds = {name: [s for row in rows for s in row["methods"].get(name, {}).get("seconds", [])] for name in names}
     told = ", ".join(f"{name} {np.mean(values):.1f}" for name, values in seconds.items() if values)
-    out.append(f"Mean seconds a run on one thread (tuning and features not counted): {told}.")
+    out.append(f"Mean CPU seconds a run (tuning and features not counted): {told}.")
     if any(row["set"] in NATURAL for row in rows):
         out.append("\n\\* Texts of this set were partly wrong before: what was found of that counts as false here.")
     return "\n".join(out)
