@@ -117,7 +117,7 @@ class Run:
             return []
         old, new = _flat(record["inputs"]), _flat(json.loads(json.dumps(inputs, default=str)))
         return [
-            f"{key}: was {_short(old.get(key))}, now {_short(new.get(key))}"
+            f"{'.'.join(map(str, key)) or 'all'}: was {_short(old.get(key))}, now {_short(new.get(key))}"
             for key in dict.fromkeys([*old, *new])
             if old.get(key) != new.get(key)
         ]
@@ -185,17 +185,17 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings and lists by dotted names."""
-    if isinstance(value, Mapping):
+def _flat(value: Any, place: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], str]:
+    """Leaves of nested mappings and lists, as JSON, by place: what differs here is what differs for `fingerprint`."""
+    if isinstance(value, Mapping) and value:
         items: Iterable[tuple[Any, Any]] = value.items()
-    elif isinstance(value, list):
+    elif isinstance(value, list) and value:
         items = enumerate(value)
     else:
-        return {prefix: value}
-    return {key: leaf for name, item in items for key, leaf in _flat(item, f"{prefix}.{name}".lstrip(".")).items()}
+        return {place: json.dumps(value)}
+    return {key: leaf for name, item in items for key, leaf in _flat(item, (*place, name)).items()}
 
 
-def _short(value: Any, limit: int = 80) -> str:
-    text = "nothing" if value is None else repr(value)
+def _short(leaf: str | None, limit: int = 80) -> str:
+    text = "nothing" if leaf is None else repr(json.loads(leaf))
     return text if len(text) <= limit else f"{text[:limit]}..."
