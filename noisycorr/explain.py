@@ -10,12 +10,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from noisycorr.embed import open_features, pairs_path, read_facts
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, is_truth
 from noisycorr.run import Run
 from noisycorr.score.view import blocks, take, unit
 from noisycorr.scoring import part_ranges
 
 SHOWN = 300  # characters of a text
+TOLD = 10  # pairs of one key
 
 
 def explain(run: Run, key: str, *, count: int = 5) -> str:
@@ -23,19 +24,24 @@ def explain(run: Run, key: str, *, count: int = 5) -> str:
 
     Args:
         run: A folder whose decide stage is done.
-        key: Key of the pair; every pair that carries it is explained.
-        count: Neighbours on each side.
+        key: Key of the pair; the first ten pairs that carry it are explained.
+        count: Neighbours on each side, >= 0.
 
     Returns:
         Several lines.
 
     Raises:
-        UsageError: If the key is not in the ledger.
+        UsageError: If the key is not in the ledger, or `count` is negative.
     """
+    if count < 0:
+        raise UsageError(f"--neighbors is {count}, expected 0 or more.")
     rows = _find(run, key)
     if not rows:
         raise UsageError(f"key {key!r} is not in the ledger of {run.folder}; keys look like {_examples(run)}.")
-    return "\n\n".join(_explain_row(run, row, count) for row in rows[:10])
+    told = [_explain_row(run, row, count) for row in rows[:TOLD]]
+    if len(rows) > TOLD:
+        told.append(f"{len(rows) - TOLD} more pairs carry this key")
+    return "\n\n".join(told)
 
 
 def _find(run: Run, key: str) -> list[int]:
@@ -63,21 +69,22 @@ def _explain_row(run: Run, row: int, count: int) -> str:
     ledger = pq.read_table(_ledger(run, index)).slice(row - start, 1).to_pylist()[0]
     wanted = ["width", "height", "image_format", "problem", "problem_detail", "columns"]
     facts = pq.read_table(pairs_path(run, index), columns=wanted).slice(row - start, 1).to_pylist()[0]
-    lines = [f"key      {ledger['key']}", f"text     {_short(ledger['text'])}",
-             f"image    {facts['width']} x {facts['height']} {facts['image_format'] or ''}".rstrip(),
+    size = "(none)" if facts["width"] is None else f"{facts['width']} x {facts['height']} {facts['image_format'] or ''}"
+    lines = [f"key      {_short(ledger['key'])}", f"text     {_short(ledger['text'])}", f"image    {size.rstrip()}",
              f"verdict  {ledger['verdict']}: {ledger['reason']}",
              f"rule     {ledger['rule']}", f"p_clean  {_number(ledger['p_clean'])}"]  # fmt: skip
     if facts["problem"]:
-        lines.append(f"problem  {facts['problem']}: {facts['problem_detail'] or ''}")
+        lines.append(f"problem  {facts['problem']}: {_short(facts['problem_detail'] or '')}")
     lines.append("scores (higher = better matched)")
     lines += [f"  {name:28s} {_number(ledger[name])}" for name in ledger if name.startswith("score_")]
     for name in ("image_issue", "text_issue", "near_duplicate_group"):
         if ledger[name]:
             lines.append(f"{name}  {ledger[name]}" + (f" ({ledger['group_kind']})" if "group" in name else ""))
-    other = {k: v for k, v in json.loads(facts["columns"]).items() if not k.startswith("truth_")}
+    other = {k: v for k, v in json.loads(facts["columns"]).items() if not is_truth(k)}
     if other:
         lines.append("came with  " + _short(", ".join(f"{k} = {v}" for k, v in other.items())))
-    lines += _neighbors(run, row, "image", "text", count) + _neighbors(run, row, "text", "image", count)
+    if count:
+        lines += _neighbors(run, row, "image", "text", count) + _neighbors(run, row, "text", "image", count)
     return "\n".join(lines)
 
 
@@ -87,22 +94,31 @@ def _neighbors(run: Run, row: int, side: str, other: str, count: int) -> list[st
     query = unit(take(here, np.array([row])))
     if not query.any():
         return [f"no {side} to compare"]
-    scores = np.concatenate([unit(block) @ query[0] for _, block in blocks(here)])
+    scores = np.concatenate([np.where(block.any(1), unit(block) @ query[0], -np.inf) for _, block in blocks(here)])
     scores[row] = -np.inf
     nearest = np.argsort(-scores, kind="stable")[:count]
-    sample = np.random.default_rng(0).choice(len(scores), min(2000, len(scores)), replace=False)
-    mean = unit(take(there, np.sort(sample))).mean(0)
-    own = unit(unit(take(there, np.array([row]))) - mean)[0]
-    agree = unit(unit(take(there, nearest)) - mean) @ own
+    nearest = nearest[np.isfinite(scores[nearest])]  # of a small set all others may be fewer
+    agree = _agreement(there, row, nearest)
     facts = read_facts(run, ["key", "text"])
     verb = "texts" if other == "text" else "images"
     lines = [f"nearest {side}s, and whether their {verb} agree with this pair's ({other} agreement from -1 to 1)"]
-    for place, neighbor in enumerate(nearest):
-        word = "for    " if agree[place] > 0.3 else "against" if agree[place] < 0.1 else "unclear"
-        text = _short(facts.column("text")[int(neighbor)].as_py(), 90)
-        key = facts.column("key")[int(neighbor)].as_py()
-        lines.append(f"  {word} {agree[place]:+.2f}  {side} similarity {scores[neighbor]:.2f}  {key}  {text}")
+    for value, neighbor in zip(agree.tolist(), nearest.tolist()):
+        word = "for    " if value > 0.3 else "against" if value < 0.1 else "unclear"
+        known = "unknown      " if np.isnan(value) else f"{word} {value:+.2f}"
+        text = _short(facts.column("text")[neighbor].as_py(), 90)
+        key = _short(facts.column("key")[neighbor].as_py(), 90)
+        lines.append(f"  {known}  {side} similarity {scores[neighbor]:.2f}  {key}  {text}")
     return lines
+
+
+def _agreement(features: list[np.ndarray], row: int, others: np.ndarray) -> np.ndarray:
+    """Cosine of these rows with this one, less what all have in common; NaN where one of the two is missing."""
+    n = sum(map(len, features))
+    sample = unit(take(features, np.sort(np.random.default_rng(0).choice(n, min(2000, n), replace=False))))
+    mean = sample[sample.any(1)].mean(0) if sample.any() else np.zeros(sample.shape[1], np.float32)
+    own, rest = unit(take(features, np.array([row]))), unit(take(features, others))
+    agree = unit(rest - mean) @ unit(own - mean)[0]
+    return np.where(rest.any(1) & own.any(), agree, np.nan)
 
 
 def _short(text: str | None, limit: int = SHOWN) -> str:
