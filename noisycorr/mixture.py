@@ -23,6 +23,7 @@ from sklearn.isotonic import IsotonicRegression
 KNOTS = 512  # points of the stored curve
 PRIOR = 5.0  # how hard it is for labels to bend a curve
 BLIND = 0.55  # below this AUROC of given against re-paired pairs a score says nothing
+SURE = 2.5  # nor if the AUROC is less than this many standard errors above chance: few pairs easily look separable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +104,8 @@ def fit_null(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"], *, s
         rounds: Bootstrap rounds.
 
     Returns:
-        The curve. If the two sets of scores cannot be told apart (AUROC < 0.55) the curve is flat at the prior that
-        nothing is known, and `warning` says so.
+        The curve. If the two sets of scores cannot be told apart (AUROC below 0.55, or within chance for so few pairs)
+        the curve is flat at 1, that nothing is known against any pair, and `warning` says so.
 
     Source: local false discovery rate with an empirical null (Efron, JASA 2004); the null here is made, not fitted.
     """
@@ -113,11 +114,13 @@ def fit_null(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"], *, s
         return constant_fit(f"only {len(given)} pairs could be scored; at least 20 are needed for an estimate")
     rng = np.random.default_rng(seed)
     separation = float(stats.mannwhitneyu(given, null).statistic / (len(given) * len(null)))
-    if separation < BLIND:
+    chance = np.sqrt((len(given) + len(null) + 1) / (12 * len(given) * len(null)))
+    if separation < max(BLIND, 0.5 + SURE * chance):
         return replace(
             constant_fit(
-                f"the score cannot tell given pairs from random ones (AUROC {separation:.2f}, 0.50 = blind): nothing "
-                "is marked as mismatched; try another encoder, --align cross-fit, or label some pairs (--labels)"
+                f"the score cannot tell given pairs from random ones (AUROC {separation:.2f} on {len(given):,} pairs, "
+                "0.50 = blind): nothing is marked as mismatched; try another encoder, --align cross-fit, or label some "
+                "pairs (--labels)"
             ),
             separation=separation,
         )

@@ -18,6 +18,7 @@ from noisycorr.embed import open_features, part_sizes, read_facts
 from noisycorr.encoders import load_encoder
 from noisycorr.mixture import Fit
 from noisycorr.noise_swaps import text_ids
+from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, read_json, write_json
 from noisycorr.score.duplicates import DuplicateGroups, group_names, near_duplicates
 from noisycorr.score.image_issues import image_issues
@@ -42,10 +43,15 @@ def score_run(plan: Plan, run: Run) -> dict[str, Any]:
 
     Returns:
         Facts for the stage record.
+
+    Raises:
+        UsageError: If there is not a single pair.
     """
     embedded = (run.stage("embed") or {})["facts"]
     facts = read_facts(run, FACTS)
     texts = facts.column("text").to_pylist()
+    if not texts:
+        raise UsageError(f"{run.folder} holds no pairs, because the source is empty: choose another one.")
     image, text = open_features(run, "image"), open_features(run, "text")
     has_image, has_text = _present(image), _present(text)
     groups = _groups(plan, facts, image, text, texts)

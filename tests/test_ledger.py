@@ -338,6 +338,13 @@ def test_embeddings_whose_texts_are_not_known_are_scored(tmp_path: Path):
     assert ((np.array(table.column("verdict").to_pylist()) == "drop") == wrong).mean() > 0.85
 
 
+def test_an_empty_set_is_refused(tmp_path: Path):
+    run = Run(tmp_path)
+    run.finish("embed", {}, {"encoder": "x", "joint": False, "score_column": None})
+    with pytest.raises(UsageError, match="holds no pairs"):
+        score_run(Plan(source=Source(path="unused")), run)
+
+
 def test_same_run_same_bytes(tmp_path: Path):
     written = []
     for name in ("one", "two"):

@@ -191,6 +191,13 @@ def test_scores_that_cannot_be_told_apart_mark_nothing():
     assert worse.kind == "constant" and worse.separation < 0.2
 
 
+def test_few_pairs_that_look_separable_by_chance_mark_nothing():
+    rng = np.random.default_rng(1)
+    kinds = [fit_null(rng.normal(size=n), rng.normal(size=4 * n), seed=0, rounds=2).kind for n in [30, 60, 120] * 70]
+    assert kinds.count("constant") >= 204  # 210 draws, 0.6 % false alarms each
+    assert fit_null(rng.normal(2, 1, 40), rng.normal(size=160), seed=0).kind == "null"
+
+
 def test_too_few_scores_are_said():
     for one, two in ((19, 500), (500, 19)):
         fit = fit_null(np.arange(one) + 100.0, np.arange(two) * 1.0, seed=0)
