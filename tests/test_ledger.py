@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from noisycorr.pairs import PAIRS, UsageError
 from noisycorr.run import Run, read_json, write_json
 from noisycorr.score.pipeline import Score
 from noisycorr.scoring import part_ranges, read_fit, read_scores, score_run
-from noisycorr.stages import Plan, Source
+from noisycorr.stages import Plan, Source, clean
 
 COLUMNS = {
     "key": pa.string(), "uid": pa.string(), "text": pa.string(), "row": pa.int64(),
@@ -336,6 +337,25 @@ def test_embeddings_whose_texts_are_not_known_are_scored(tmp_path: Path):
     assert table.column("text_issue").null_count == 240
     assert np.isfinite(table.column("score_pair").to_numpy()).all()
     assert ((np.array(table.column("verdict").to_pylist()) == "drop") == wrong).mean() > 0.85
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_features_that_are_no_numbers_are_not_known(tmp_path: Path, width: int):
+    """Someone else's embeddings with NaN, infinity and numbers beyond float16: three pairs that are not kept, no crash."""
+    view, _ = make_view(200)
+    image, text = (np.concatenate(side).astype(np.float32) for side in (view.image, view.text))
+    image[5, 3], text[9, 2], image[11, 0] = np.nan, np.inf, 1e30
+    (tmp_path / "source").mkdir()
+    np.save(tmp_path / "source" / "image.npy", image[:, :width])
+    np.save(tmp_path / "source" / "text.npy", text)
+    run = Run(tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        source = Source(path=str(tmp_path / "source"), input_format="embeddings")
+        clean(Plan(source=source), run, stages=("embed", "score", "decide"))
+    unknown = np.isnan(ledger(run).column("p_clean").to_numpy())
+    assert np.flatnonzero(unknown).tolist() == [5, 9, 11]
+    assert "keep" not in np.array(ledger(run).column("verdict").to_pylist())[unknown]
 
 
 def test_an_empty_set_is_refused(tmp_path: Path):
