@@ -1,137 +1,128 @@
 """`noisycorr VERB ...`: verbs are stages, flags are the fields of the choices. Dashes and underscores are the same.
 
-    noisycorr clean sample --output_folder out
-    noisycorr decide --output_folder out --precision 0.95
+noisycorr clean sample --output_folder out
+noisycorr decide --output_folder out --precision 0.95
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
+import difflib
+import errno
+import os
 import sys
-import warnings
+import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
-
-from noisycorr import __version__
+from noisycorr import __version__, console, dist
+from noisycorr.flags import Parser, read_words
 from noisycorr.pairs import UsageError
+from noisycorr.verbs import VERBS, Verb
 
-PARTS = ("source", "embed", "score", "duplicates", "image_limits", "text_limits", "decide")
-SKIPPED = {"source": {"path"}, "duplicates": {"neighbors", "seed"}}  # one flag must not mean two things
+ABOUT = "Which image-text pairs are wrong, how sure we are, and a cleaned set with every decision explained."
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Exit status: 0 done, 1 failed, 2 bad usage."""
-    words = [_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        parser, runners = _parser()
-        _refuse_doubles(words)
-        given = parser.parse_args(words)
-        if given.verb is None:
-            parser.print_help()
-            return 2
-        _quiet_libraries()
-        runners[given.verb](given[given.verb])
-        return 0
+        return _run(words)
     except UsageError as error:
-        print(f"noisycorr: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            return 1
-        place = f" ({error.filename})" if error.filename else ""
-        print(f"noisycorr: {error.strerror or error}{place}. What was finished is kept; the same command continues.",
-              file=sys.stderr)  # fmt: skip
+        _complain(_failure(error))
+        return 1
+    except MemoryError:
+        _complain("there is not enough memory; a smaller --number_sample_per_shard or --batch_size needs less.")
         return 1
     except KeyboardInterrupt:
-        print("noisycorr: interrupted; the same command continues.", file=sys.stderr)
+        _complain("interrupted; the same command continues.")
         return 1
 
 
-def _parser() -> tuple[ArgumentParser, dict[str, Any]]:
-    from noisycorr import verbs
-
-    parser = ArgumentParser(prog="noisycorr", description="Which image-text pairs are wrong, how sure we are, and a "
-                            "cleaned set with every decision explained.", version=__version__)  # fmt: skip
-    commands = parser.add_subcommands(required=False, dest="verb", metavar="VERB")
-    runners = {}
-    for verb in verbs.VERBS:
-        sub = ArgumentParser(description=verb.__doc__)
-        verb.flags(sub)
-        name = verb.__name__.lower()
-        commands.add_subcommand(name, sub, help=(verb.__doc__ or "").splitlines()[0])
-        runners[name] = verb.run
-    return parser, runners
-
-
-def add_choice(parser: ArgumentParser, choice: type, *, skip: set[str] | None = None) -> None:
-    """Flags for the fields of a choice, flat, with its docstring as help."""
-    parser.add_class_arguments(choice, skip=skip or set())
-
-
-def pick(given: Namespace, choice: type) -> dict[str, Any]:
-    """The fields of a choice among parsed flags."""
-    return {f.name: given[f.name] for f in dataclasses.fields(choice) if f.name in given}
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help(), end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"noisycorr {__version__}")
+        return 0
+    verb = _find(words[0])
+    parser = make_parser(verb)
+    if {"-h", "--help"} & set(_before_dashes(words[1:])):
+        parser.print_help()
+        return 0
+    given = read_words(parser, words[1:])
+    if given.quiet and given.verbose:
+        raise UsageError("--quiet and --verbose exclude each other: give one of them.")
+    for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
+        os.environ.setdefault(name, "info" if given.verbose else "error")
+    console.set_up(quiet=given.quiet, verbose=given.verbose)
+    if verb.parallel or dist.is_main():
+        verb.run(given)
+    dist.leave()
+    return 0
 
 
-def _underscores(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, sign, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + sign + value
+def make_parser(verb: type[Verb]) -> Parser:
+    """The parser of one verb."""
+    parser = Parser(verb.name, verb.usage, _about(verb))
+    verb.flags(parser)
+    parser.add_switch("quiet", "Warnings only, no progress", short="q")
+    parser.add_switch("verbose", "Tell more", short="v")
+    return parser
 
 
-class _Strict(yaml.SafeLoader):
-    """YAML that refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise UsageError(f"key {key.value!r} stands twice (line {key.start_mark.line + 1}): keep one of them.")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+def _find(word: str) -> type[Verb]:
+    names = {verb.name: verb for verb in VERBS}
+    if word in names:
+        return names[word]
+    near = difflib.get_close_matches(word, names, 1)
+    raise UsageError(
+        f"{word!r} is not a verb; " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}.")
+    )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A YAML mapping; UsageError if it is no file, no mapping, or names a key twice."""
-    if not path.is_file():
-        raise UsageError(f"config {path} is not a file: give the path of a YAML file.")
-    try:
-        body = yaml.load(path.read_text(encoding="utf-8"), _Strict)
-    except yaml.YAMLError as error:
-        raise UsageError(f"config {path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(body, dict):
-        raise UsageError(f"config {path} holds {type(body).__name__}, expected keys with values.")
-    return body
+def _help() -> str:
+    width = max(len(verb.name) for verb in VERBS)
+    lines = ["usage: noisycorr VERB ...", "", ABOUT, "", "verbs:"]
+    for verb in VERBS:
+        indent = " " * (width + 4)
+        lines.append(
+            textwrap.fill(
+                _about(verb).split("\n")[0], 100, initial_indent=f"  {verb.name:{width}s}  ", subsequent_indent=indent
+            )
+        )
+    lines += ["", "`noisycorr VERB --help` lists the options of a verb; in their names - and _ are the same."]
+    lines += ["Exit status: 0 done, 1 failed, 2 bad usage.", "", "for example:"]
+    lines += ["  noisycorr clean sample --output_folder out", "  noisycorr decide --output_folder out --precision 0.95"]
+    return "\n".join(lines) + "\n"
 
 
-def _refuse_doubles(words: Sequence[str]) -> None:
-    """Check config files for double keys before the parser, which would keep the last one silently, sees them."""
-    for place, word in enumerate(words):
-        name, sign, value = word.partition("=")
-        if name == "--config":
-            read_config(Path(value if sign else (words[place + 1] if place + 1 < len(words) else "")))
+def _about(verb: type[Verb]) -> str:
+    return textwrap.dedent("    " + (verb.__doc__ or "")).strip()
 
 
-def _quiet_libraries() -> None:
-    """Our progress and our messages only: libraries tell us things that a user can do nothing about."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|timm|open_clip|torch).*")
-    try:
-        import transformers
+def _before_dashes(words: list[str]) -> list[str]:
+    return words[: words.index("--")] if "--" in words else words
 
-        transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()
-    except (ImportError, AttributeError):
-        pass
-    from datasets.utils import logging as datasets_logging
 
-    datasets_logging.set_verbosity_error()
+def _failure(error: OSError) -> str:
+    """What to tell about a failed system call."""
+    reason = error.strerror or str(error) or type(error).__name__
+    place = f" ({error.filename})" if error.filename else ""
+    if error.errno in FULL:
+        return f"{reason}{place}. What was finished is kept: free space, and the same command continues."
+    return f"{reason}{place}. What was finished is kept, and the same command continues."
+
+
+def _complain(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # one process speaks for all
+        print(f"noisycorr: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,12 @@ _LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV
 
 def state() -> PartialState:
     """Rank, world size and device of this process."""
+    import torch
     from accelerate import PartialState
 
-    return PartialState()
+    # Without being told so, PartialState takes each process of a group without an accelerator for a group of its own.
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    return PartialState(cpu=asked or (_is_launched() and not (torch.cuda.is_available() or torch.xpu.is_available())))
 
 
 def my_share(items: Sequence[Item]) -> list[Item]:
@@ -38,18 +41,22 @@ def device() -> torch.device:
 
 def is_main() -> bool:
     """True in the process that writes what exists once."""
-    if not any(name in os.environ for name in _LAUNCHED):
+    if not _is_launched():
         return True
     return bool(state().is_main_process)
 
 
 def wait() -> None:
     """Return when every process has come here."""
-    if any(name in os.environ for name in _LAUNCHED):
+    if _is_launched():
         state().wait_for_everyone()
 
 
 def leave() -> None:
     """Leave the group of processes, at the end of the program."""
-    if any(name in os.environ for name in _LAUNCHED):
+    if _is_launched():
         state().destroy_process_group()
+
+
+def _is_launched() -> bool:
+    return any(name in os.environ for name in _LAUNCHED)

@@ -16,23 +16,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from tqdm import tqdm
 
-from noisycorr.encoders import DualEncoder
+from noisycorr import console, dist
 from noisycorr.formats import Piece, Reader
 from noisycorr.formats.facts import image_facts
-from noisycorr.formats.images import BadImage, decode_image
+from noisycorr.formats.images import MAX_BYTES, BadImage, decode_image
 from noisycorr.pairs import PAIRS, Pair, UsageError, content_hash, pair_uid
 from noisycorr.run import Run, atomic_path, read_json, write_json
+
+if TYPE_CHECKING:  # torch takes seconds, and those who only read embeddings do not need it
+    import torch
+
+    from noisycorr.encoders import DualEncoder
 
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
@@ -42,13 +46,17 @@ class Embed:
     """How pairs become numbers.
 
     Attributes:
-        clip_model: `embedded`, `open_clip:ARCH/TAG`, `hf_clip:NAME_OR_FOLDER`; see `load_encoder`.
+        clip_model: embedded (inside the package, no download), open_clip:ARCH/TAG, open_clip:ARCH@CHECKPOINT,
+            hf_clip:NAME_OR_FOLDER, or tiny (random weights, for tests).
         batch_size: Pairs per forward pass; the same features come out only with the same number.
-        workers: Decoding threads; 0 = one for each core.
+        workers: Decoding threads, >= 0; 0 = one for each core.
         model_precision: fp32, bf16 or fp16 inside the encoder.
         store_precision: fp16 halves the disk space of embeddings, fp32 keeps every bit.
-        max_pixels: Larger pictures are not decoded and stand in the ledger as `image_too_large`.
-        thumbnail: Longest side of the stored preview, in pixels.
+        max_pixels: Larger pictures are not decoded and stand in the ledger as image_too_large.
+        thumbnail: Longest side of the stored preview, 16 to 512 pixels.
+
+    Raises:
+        UsageError: If a value is out of its range.
     """
 
     clip_model: str = "embedded"
@@ -62,6 +70,10 @@ class Embed:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UsageError(f"--batch_size is {self.batch_size}, expected at least 1.")
+        if self.workers < 0:
+            raise UsageError(f"--workers is {self.workers}, expected 0 (one for each core) or more.")
+        if self.max_pixels < 1:
+            raise UsageError(f"--max_pixels is {self.max_pixels}, expected at least 1.")
         if self.store_precision not in DTYPES:
             raise UsageError(f"--store_precision is {self.store_precision!r}, expected one of {sorted(DTYPES)}.")
         if not 16 <= self.thumbnail <= 512:
@@ -96,7 +108,7 @@ def embed_pieces(pieces: list[Piece], reader: Reader, encoder: DualEncoder, run:
     """Do every piece that is not done yet. Progress goes to stderr."""
     todo = [piece for piece in pieces if not _marker(run, piece.index).exists()]
     workers = choice.workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool, tqdm(unit="pair", desc="embed", disable=None) as bar:
+    with ThreadPoolExecutor(workers) as pool, console.bar(label="embed", hidden=not dist.is_main()) as bar:
         for piece in todo:
             embed_piece(piece, reader, encoder, run, choice, pool, bar)
 
@@ -120,14 +132,27 @@ def embed_piece(
     dtype = DTYPES[choice.store_precision]
     image = np.concatenate(images) if images else np.zeros((0, encoder.image_dim))
     text = np.concatenate(texts) if texts else np.zeros((0, encoder.text_dim))
-    if given is not None and len(image) != len(rows):
-        raise UsageError(f"Piece {piece.index} holds {len(rows)} pairs but {len(image)} embeddings; they must be equal.")
+    if given is not None and not len(image) == len(text) == len(rows):
+        raise UsageError(
+            f"Piece {piece.index} of {piece.path} holds {len(rows)} pairs, but {len(image)} embeddings of images and "
+            f"{len(text)} of texts; the three must be equal."
+        )
     with atomic_path(features_path(run, piece.index)) as path:
-        save_file({"image": image.astype(dtype), "text": text.astype(dtype)}, path)
+        # `save_file` would report a full disk as an error of its own, and this way it is an OSError.
+        path.write_bytes(save({"image": _storable(image, dtype), "text": _storable(text, dtype)}))
     with atomic_path(pairs_path(run, piece.index)) as path:
         pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS), path, compression="zstd")
     problems = collections.Counter(row["problem"] for row in rows if row["problem"])
     write_json(_marker(run, piece.index), {"pairs": len(rows), "problems": dict(problems)})
+    console.detail(f"piece {piece.index}: {len(rows):,} pairs of {piece.path}")
+
+
+def _storable(features: np.ndarray, dtype: type) -> np.ndarray:
+    """Features in the stored precision; rows with NaN, or with numbers too large for it, become zeros: not known."""
+    with np.errstate(over="ignore"):
+        out: np.ndarray = features.astype(dtype)
+    out[~np.isfinite(out).all(axis=1)] = 0
+    return out
 
 
 def _prefetch(
@@ -159,7 +184,7 @@ def prepare(pair: Pair, encoder: DualEncoder, choice: Embed, decode: bool) -> Pr
         return Prepared(None, {})
     facts: dict[str, Any] = {}
     try:
-        data = pair.image if isinstance(pair.image, bytes) else pair.image.read_bytes()
+        data = pair.image if isinstance(pair.image, bytes) else _read(pair.image)
         facts["image_hash"] = content_hash(data)
         decoded = decode_image(data, max_pixels=choice.max_pixels)
     except BadImage as error:
@@ -176,6 +201,14 @@ def prepare(pair: Pair, encoder: DualEncoder, choice: Embed, decode: bool) -> Pr
     std, entropy, edges, phash = image_facts(decoded.image)
     facts |= {"image_std": std, "image_entropy": entropy, "image_edges": edges, "image_phash": phash}
     return Prepared(encoder.preprocess(decoded.image), facts)
+
+
+def _read(path: Path) -> bytes:
+    """The encoded picture; nothing is read of a file that is larger than the decoder accepts."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise BadImage("image_too_large", f"{size:,} bytes, more than the limit of {MAX_BYTES:,}")
+    return path.read_bytes()
 
 
 def _row(pair: Pair, ready: Prepared, choice: Embed) -> dict[str, Any]:
@@ -208,6 +241,8 @@ def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 def _encode_images(prepared: list[Prepared], encoder: DualEncoder) -> np.ndarray:
     """Features (b, d); rows of zeros where there is no picture. Each distinct picture is encoded once."""
+    import torch  # seconds, and the caller has loaded it with the encoder
+
     out = np.zeros((len(prepared), encoder.image_dim), np.float32)
     slots: dict[int, int] = {}
     for ready in prepared:
@@ -252,9 +287,14 @@ def parts(run: Run) -> list[int]:
     return sorted(int(path.name.split("_")[0]) for path in (run.folder / "pairs").glob("*_stats.json"))
 
 
+def part_facts(run: Run) -> dict[int, dict[str, Any]]:
+    """What the marker of each finished piece holds: `pairs`, and `problems` with their counts."""
+    return {index: read_json(_marker(run, index)) for index in parts(run)}
+
+
 def part_sizes(run: Run) -> dict[int, int]:
     """Number of pairs in each finished piece."""
-    return {index: int(read_json(_marker(run, index))["pairs"]) for index in parts(run)}
+    return {index: int(facts["pairs"]) for index, facts in part_facts(run).items()}
 
 
 def read_facts(run: Run, columns: list[str]) -> pa.Table:

@@ -23,6 +23,7 @@ from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.encoders.precomputed import PrecomputedEncoder
 from noisycorr.formats import Piece, Reader, Source, open_source
 from noisycorr.pairs import UsageError
+from noisycorr.plan_flags import SHARED
 from noisycorr.run import RUN_CONTENT, Run, atomic_path, fingerprint, fingerprint_file, provenance, write_json
 from noisycorr.score.duplicates import Duplicates
 from noisycorr.score.image_issues import ImageLimits
@@ -30,8 +31,6 @@ from noisycorr.score.pipeline import Score
 from noisycorr.score.text_issues import TextLimits
 
 STAGES = ("embed", "score", "decide", "report")
-# Duplicates has fields of the same name as Score: one flag, and one key of a config, must not mean two things.
-SHARED = {"duplicates": {"neighbors", "seed"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +83,8 @@ def clean(plan: Plan, run: Run, *, stages: Sequence[str] = STAGES, overwrite: bo
         raise UsageError("--overwrite starts anew, but --stages leaves out embed: leave out one of the two.")
     if "embed" in stages:
         embed_stage(plan, run, overwrite=overwrite)
+    else:
+        _refuse_other(plan, run)
     if not dist.is_main():
         return
     if "score" in stages:
@@ -132,12 +133,12 @@ def embed_stage(plan: Plan, run: Run, *, overwrite: bool = False) -> None:
         )
     if run.is_done("embed", inputs) and len(part_facts(run)) == len(pieces):
         say("embed: nothing changed, skipped")
-        if dist.is_main():
-            write_config(run, plan)
         return
     if dist.is_main():
         run.finish("embed_started", inputs)
-        write_json(run.path("provenance.json"), provenance() | {"encoder": encoder.name, "weights": encoder.weights_hash})
+        write_json(
+            run.path("provenance.json"), provenance() | {"encoder": encoder.name, "weights": encoder.weights_hash}
+        )
         write_config(run, plan)
     dist.wait()
     started = time.perf_counter()
@@ -164,7 +165,7 @@ def _finish_embed(run: Run, inputs: dict[str, Any], encoder: DualEncoder, pieces
         problems.update(part["problems"])
     run.log("embed", pairs=pairs, seconds=round(seconds, 3))
     facts = {"pairs": pairs, "encoder": encoder.name, "joint": encoder.joint, "score_column": encoder.score_column,
-             "pieces": pieces, "device": str(dist.device())}  # fmt: skip
+             "pieces": pieces, "device": dist.device().type}  # fmt: skip
     run.finish("embed", inputs, facts)
     say(f"embed: {pairs:,} pairs in {seconds:.1f} s ({pairs / max(seconds, 1e-9):.1f} pairs/s)")
     if problems:
@@ -177,6 +178,7 @@ def score_stage(plan: Plan, run: Run) -> None:
     from noisycorr.scoring import score_run
 
     inputs = {"embed": _need(run, "embed")["fingerprint"]}
+    write_config(run, plan)
     for name in ("score", "duplicates", "image_limits", "text_limits"):
         inputs[name] = dataclasses.asdict(getattr(plan, name))
     _timed(run, "score", inputs, lambda: score_run(plan, run), [*_each_part(run, "scores"), "scores/fit.json"])
@@ -189,8 +191,10 @@ def decide_stage(plan: Plan, run: Run) -> None:
     labels = Path(plan.labels) if plan.labels else None
     if labels is not None and not labels.is_file():
         raise UsageError(f"--labels {labels} is not a file; expected a csv, tsv or jsonl with columns key and label.")
+    score = _need(run, "score")["fingerprint"]
+    write_config(run, plan)
     inputs = {
-        "score": _need(run, "score")["fingerprint"],
+        "score": score,
         "decide": dataclasses.asdict(plan.decide),
         "labels": fingerprint_file(labels) if labels else None,
     }
@@ -203,7 +207,8 @@ def report_stage(run: Run) -> None:
     """report.html and report.json."""
     from noisycorr.report import write_report
 
-    inputs = {"decide": decided(run)["fingerprint"]}
+    shown = (run.folder / "config.yaml").read_text(encoding="utf-8")  # the page holds it
+    inputs = {"decide": decided(run)["fingerprint"], "config": fingerprint(shown)}
     _timed(run, "report", inputs, lambda: {"file": write_report(run).name}, ["report.html", "report.json"])
     say(f"report: {run.folder / 'report.html'}")
 
@@ -222,15 +227,32 @@ def decided(run: Run) -> dict[str, Any]:
 
 def write_config(run: Run, plan: Plan) -> None:
     """config.yaml: the flags of `noisycorr clean` that make this run, so that `noisycorr run` on it makes it again."""
-    config: dict[str, Any] = {"output_folder": str(run.folder), "labels": plan.labels}
-    for part in (item.name for item in dataclasses.fields(plan) if item.name != "labels"):
-        values = dataclasses.asdict(getattr(plan, part))
-        config |= {name: value for name, value in values.items() if name not in SHARED.get(part, ())}
-    text = yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
+    text = yaml.safe_dump({"output_folder": str(run.folder), **_flat(plan)}, sort_keys=True, allow_unicode=True)
     path = run.path("config.yaml")
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _flat(plan: Plan) -> dict[str, Any]:
+    """All fields of all choices by the names of their flags."""
+    values: dict[str, Any] = {"labels": plan.labels}
+    for part in (item.name for item in dataclasses.fields(plan) if item.name != "labels"):
+        fields = dataclasses.asdict(getattr(plan, part))
+        values |= {name: value for name, value in fields.items() if name not in SHARED.get(part, ())}
+    return values
+
+
+def _refuse_other(plan: Plan, run: Run) -> None:
+    """A plan that does not embed must be about the pairs that were embedded."""
+    _need(run, "embed")
+    stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    for name, value in (dataclasses.asdict(plan.source) | dataclasses.asdict(plan.embed)).items():
+        if name != "workers" and stored.get(name) != value:
+            raise UsageError(
+                f"{run.folder} was embedded with {name} = {stored.get(name)!r}, now it is {value!r}, but --stages "
+                "leaves out embed: give the same value, or choose another --output_folder."
+            )
 
 
 def _timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any]], files: list[str]) -> None:
@@ -262,13 +284,17 @@ def _prepare(run: Run, *, overwrite: bool) -> None:
     """Clear or tidy the folder before any process writes to it."""
     if dist.is_main():
         if overwrite and not (run.folder / "stages" / "embed_started.json").exists():
-            taken = [name for name in RUN_CONTENT if (run.folder / name).exists()]
+            taken = [name for name in RUN_CONTENT if _holds_something(run.folder / name)]
             if taken:
                 raise UsageError(f"{run.folder} holds {taken[0]!r}, but no run: --overwrite deletes runs only.")
         if overwrite:
             run.clear()
         run.sweep()
     dist.wait()
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def _refuse_inside(run: Run, pieces: Sequence[Piece]) -> None:

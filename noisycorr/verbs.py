@@ -1,284 +1,343 @@
-"""What each verb of the command line takes and does. A verb is a class with `flags` and `run`, and its docstring as help."""
+"""What each verb of the command line takes and does: a class with `flags` and `run`, and its docstring as help.
+
+Everything heavy is imported where it is used, so that the help comes at once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from noisycorr.cli import PARTS, SKIPPED, add_choice, pick, read_config
-from noisycorr.decide import Decide
-from noisycorr.embed import Embed
-from noisycorr.export import Export, export
-from noisycorr.formats import Source, open_source
+from noisycorr import console, dist
+from noisycorr.flags import Parser, add_choice, pick, read_words
 from noisycorr.pairs import UsageError
+from noisycorr.plan_flags import (
+    FOLDER,
+    NEED_FOLDER,
+    NEED_SOURCE,
+    SHARED,
+    SOURCE,
+    labels_flag,
+    make_choice,
+    make_plan,
+    new_run,
+    open_run,
+    plan_choices,
+    plan_flags,
+    stored_plan,
+)
 from noisycorr.run import Run
-from noisycorr.score.duplicates import Duplicates
-from noisycorr.score.image_issues import ImageLimits
-from noisycorr.score.pipeline import Score
-from noisycorr.score.text_issues import TextLimits
-from noisycorr.stages import STAGES, Plan, clean, decide_stage, embed_stage, report_stage, say, score_stage
 
-CHOICES: dict[str, type] = {
-    "source": Source, "embed": Embed, "score": Score, "duplicates": Duplicates, "image_limits": ImageLimits,
-    "text_limits": TextLimits, "decide": Decide,
-}  # fmt: skip
+if TYPE_CHECKING:
+    from noisycorr.export import Export as ExportChoice
+    from noisycorr.stages import Plan
 
 
-def plan_flags(parser: ArgumentParser, *, source: bool = True) -> None:
-    """Flags of all choices of a run."""
-    if source:
-        parser.add_argument("path", type=str, help="File, folder, brace pattern, several joined by '::', hf://NAME, or 'sample'")
-    parser.add_argument("--output_folder", type=str, required=True, help="Run folder; created if absent")
-    parser.add_argument("--config", action="config", help="YAML file with any of these keys; flags win over it")
-    parser.add_argument("--overwrite", action="store_true", help="Delete what an earlier run left in the folder")
-    parser.add_argument("--labels", type=str | None, default=None, help="csv, tsv or jsonl: key and label of judged pairs")
-    for part in PARTS:
-        add_choice(parser, CHOICES[part], skip=SKIPPED.get(part))
+class Verb(Protocol):
+    """What the command line needs to know of a verb; the first line of its docstring is its summary.
 
+    Attributes:
+        name: As it is typed.
+        usage: The words that are always needed.
+        parallel: True if every process has its share of the work; else only the main one runs it.
+    """
 
-def make_plan(given: Namespace) -> Plan:
-    """The plan that parsed flags describe."""
-    parts: dict[str, Any] = {}
-    for part in PARTS:
-        fields = pick(given, CHOICES[part])
-        if part == "duplicates":
-            fields = {k: v for k, v in fields.items() if k not in SKIPPED["duplicates"]} | {"seed": given.seed}
-        parts[part] = _make(CHOICES[part], fields)
-    return Plan(**parts, labels=given.labels)
+    name: str
+    usage: str
+    parallel: bool
 
+    @staticmethod
+    def flags(parser: Parser) -> None:
+        """Add the flags."""
 
-def _make(choice: type, fields: dict[str, Any]) -> Any:
-    try:
-        return choice(**fields)
-    except ValueError as error:  # UsageError passes through as it is
-        raise UsageError(f"{error}.") from error
-
-
-def stored_plan(run: Run) -> Plan:
-    """The plan that a run folder was made with."""
-    body = read_config(run.folder / "config.yaml")
-    parts = {part: _make(CHOICES[part], body[part]) for part in PARTS}
-    return Plan(**parts, labels=body.get("labels"))
-
-
-def open_run(folder: str) -> Run:
-    """An existing run folder; UsageError if there is none."""
-    if not (Path(folder) / "config.yaml").is_file():
-        raise UsageError(f"{folder} is not a run folder: run `noisycorr clean SOURCE --output_folder {folder}` first.")
-    return Run(folder)
+    @staticmethod
+    def run(given: Namespace) -> None:
+        """Do the work."""
 
 
 class Clean:
     """Say which pairs are wrong, how sure that is, and write the ledger and the report.
 
-    All stages in one pass over the data: read, decode and embed, score, decide, report; with --output_format also export.
+    All stages in one pass over the data: read, decode and embed, score, decide, report; with --output_format also
+    export. The same command continues an interrupted run, and does nothing again whose inputs are unchanged.
     """
 
+    name, usage, parallel = "clean", "SOURCE --output_folder FOLDER", True
+
     @staticmethod
-    def flags(parser: ArgumentParser) -> None:
+    def flags(parser: Parser) -> None:
         """All choices of a run."""
         plan_flags(parser)
-        parser.add_argument("--output_format", type=str | None, default=None, help="Export what is kept in this format, too")
-        parser.add_argument("--stages", type=list[str], default=list(STAGES), help="Which stages to run")
+        parser.add("output_format", str | None, None, "Export what is kept, too: webdataset, parquet, hf, csv, jsonl, "
+                   "coco, uids, clip-retrieval or issues; `noisycorr export` has more options")  # fmt: skip
+        parser.add("stages", str | list[str], "embed,score,decide,report", "Which stages to run, joined by commas")
 
     @staticmethod
     def run(given: Namespace) -> None:
         """Run the stages, then export if asked."""
-        plan = make_plan(given)
-        run = Run(given.output_folder)
-        if given.overwrite:
-            run.clear()
-        clean(plan, run, stages=tuple(given.stages))
-        if given.output_format:
-            _export(run, plan, Export(output_format=given.output_format))
+        plan, run = make_plan(given), new_run(given.output_folder)
+        choice = _export_choice(given)
+        from noisycorr.stages import clean
+
+        names = given.stages.split(",") if isinstance(given.stages, str) else given.stages
+        stages = [name.strip() for name in names]
+        clean(plan, run, stages=stages, overwrite=given.overwrite)
+        if choice is not None and dist.is_main():
+            _export(run, plan, choice)
 
 
-class Run_:
-    """Run the stages that a config names; skip those whose inputs are unchanged."""
+class RunConfig:
+    """Run the stages that a config file names; skip those whose inputs are unchanged.
 
-    __name__ = "run"
+    The keys are the flags of `noisycorr clean`; `path` is the source and `stages` a list of stages. The config.yaml of
+    a run folder is such a file.
+    """
+
+    name, usage, parallel = "run", "CONFIG.yaml", True
 
     @staticmethod
-    def flags(parser: ArgumentParser) -> None:
+    def flags(parser: Parser) -> None:
         """The config file."""
-        parser.add_argument("config_file", type=str, help="YAML with the keys of `noisycorr clean`; `stages` names the stages")
+        parser.add_word("config_file", "CONFIG", "YAML file with keys of `noisycorr clean`",
+                        need="the config is missing: name a YAML file")  # fmt: skip
+        parser.add_switch("overwrite", "Delete what an earlier run left in the folder")
 
     @staticmethod
     def run(given: Namespace) -> None:
-        """Turn the config into the flags of `clean`."""
-        body = read_config(Path(given.config_file))
-        parser = ArgumentParser()
+        """What `clean` does with the same keys."""
+        parser = Parser(Clean.name, Clean.usage, "")
         Clean.flags(parser)
-        if "path" not in body or "output_folder" not in body:
-            raise UsageError(f"{given.config_file} needs the keys path and output_folder.")
-        parser.exit_on_error = False
-        try:
-            Clean.run(parser.parse_object(body))
-        except Exception as error:
-            if type(error).__name__ == "ArgumentError":
-                raise UsageError(f"{given.config_file}: {' '.join(str(error).split())}.") from error
-            raise
+        body = read_words(parser, [], Path(given.config_file))
+        body.overwrite = body.overwrite or given.overwrite
+        Clean.run(body)
 
 
-class Embed_:
-    """Read, decode and embed every pair; the first stage of `clean` alone, for many processes or machines."""
+class Embed:
+    """Read, decode and embed every pair: the first stage of `clean` alone, for many processes or machines.
+
+    Take the flags that `clean` will get: it finds the embeddings and goes on from there.
+    """
+
+    name, usage, parallel = "embed", "SOURCE --output_folder FOLDER", True
 
     @staticmethod
-    def flags(parser: ArgumentParser) -> None:
+    def flags(parser: Parser) -> None:
         """All choices of a run: they are written into its config."""
         plan_flags(parser)
 
     @staticmethod
     def run(given: Namespace) -> None:
         """Embed."""
-        run = Run(given.output_folder)
-        if given.overwrite:
-            run.clear()
-        embed_stage(make_plan(given), run)
+        plan, run = make_plan(given), new_run(given.output_folder)
+        from noisycorr.stages import embed_stage
+
+        embed_stage(plan, run, overwrite=given.overwrite)
 
 
-class Score_:
-    """Score an embedded set anew, for example with other signals."""
+class Score:
+    """Score an embedded set anew, for example with other signals, then decide and report.
+
+    What is not given has the default shown here. The rule stays the one of the run.
+    """
+
+    name, usage, parallel = "score", "--output_folder FOLDER", False
+    parts = ("score", "duplicates", "image_limits", "text_limits")
 
     @staticmethod
-    def flags(parser: ArgumentParser) -> None:
+    def flags(parser: Parser) -> None:
         """The run, and how to score."""
-        parser.add_argument("--output_folder", type=str, required=True, help="Run folder")
-        for part in ("score", "duplicates", "image_limits", "text_limits"):
-            add_choice(parser, CHOICES[part], skip=SKIPPED.get(part))
+        parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
+        for part in Score.parts:
+            add_choice(parser, plan_choices()[part], skip=SHARED.get(part, frozenset()))
 
     @staticmethod
     def run(given: Namespace) -> None:
         """Score, from stored embeddings."""
+        parts = {part: make_choice(given, part, plan_choices()[part]) for part in Score.parts}
         run = open_run(given.output_folder)
-        parts = {}
-        for part in ("score", "duplicates", "image_limits", "text_limits"):
-            fields = pick(given, CHOICES[part])
-            if part == "duplicates":
-                fields = {k: v for k, v in fields.items() if k not in SKIPPED[part]} | {"seed": given.seed}
-            parts[part] = _make(CHOICES[part], fields)
-        score_stage(dataclasses.replace(stored_plan(run), **parts), run)
+        from noisycorr.stages import decide_stage, report_stage, score_stage
+
+        plan = dataclasses.replace(stored_plan(run), **parts)
+        score_stage(plan, run)
+        decide_stage(plan, run)
+        report_stage(run)
 
 
-class Decide_:
-    """Decide anew from stored scores, with another rule or with labels; touches no image."""
+class Decide:
+    """Decide anew from stored scores, with another rule or with labels, then report; touches no image.
+
+    What is not given has the default shown here.
+    """
+
+    name, usage, parallel = "decide", "--output_folder FOLDER", False
 
     @staticmethod
-    def flags(parser: ArgumentParser) -> None:
+    def flags(parser: Parser) -> None:
         """The run, and the rule."""
-        parser.add_argument("--output_folder", type=str, required=True, help="Run folder")
-        parser.add_argument("--labels", type=str | None, default=None, help="csv, tsv or jsonl: key and label of judged pairs")
-        add_choice(parser, Decide)
+        parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
+        labels_flag(parser)
+        add_choice(parser, plan_choices()["decide"])
 
     @staticmethod
     def run(given: Namespace) -> None:
         """Write the ledger and the report again."""
+        rule = make_choice(given, "decide", plan_choices()["decide"])
         run = open_run(given.output_folder)
-        plan = dataclasses.replace(stored_plan(run), decide=_make(Decide, pick(given, Decide)), labels=given.labels)
-        decide_stage(plan, run)
+        from noisycorr.stages import decide_stage, report_stage
+
+        decide_stage(dataclasses.replace(stored_plan(run), decide=rule, labels=given.labels), run)
         report_stage(run)
 
 
 class Report:
     """Write report.html and report.json of a decided run again."""
 
+    name, usage, parallel = "report", "--output_folder FOLDER", False
+
     @staticmethod
-    def flags(parser: ArgumentParser) -> None:
+    def flags(parser: Parser) -> None:
         """The run."""
-        parser.add_argument("--output_folder", type=str, required=True, help="Run folder")
+        parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
 
     @staticmethod
     def run(given: Namespace) -> None:
         """Report."""
-        report_stage(open_run(given.output_folder))
+        run = open_run(given.output_folder)
+        from noisycorr.stages import report_stage
+
+        report_stage(run)
 
 
 class Explain:
     """Say why a pair got its verdict, with the nearest neighbours that spoke for and against it."""
 
+    name, usage, parallel = "explain", "KEY --output_folder FOLDER", False
+
     @staticmethod
-    def flags(parser: ArgumentParser) -> None:
+    def flags(parser: Parser) -> None:
         """The key and the run."""
-        parser.add_argument("key", type=str, help="Key of the pair, as it stands in the ledger")
-        parser.add_argument("--output_folder", type=str, required=True, help="Run folder")
-        parser.add_argument("--neighbors", type=int, default=5, help="Neighbours to show on each side")
+        parser.add_word("key", "KEY", "Key of the pair, as it stands in the ledger",
+                        need="the key is missing: name a pair")  # fmt: skip
+        parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
+        parser.add("neighbors", int, 5, "Neighbours to show on each side, 1 to 100")
 
     @staticmethod
     def run(given: Namespace) -> None:
         """Print to stdout."""
+        if not 1 <= given.neighbors <= 100:
+            raise UsageError(f"--neighbors is {given.neighbors}, expected 1 to 100.")
+        run = open_run(given.output_folder)
         from noisycorr.explain import explain
+        from noisycorr.stages import decided
 
-        print(explain(open_run(given.output_folder), given.key, count=given.neighbors))
+        decided(run)
+        print(explain(run, given.key, count=given.neighbors))
 
 
-class Export_:
+class Export:
     """Write kept (or dropped) pairs as webdataset, parquet, hf, csv, jsonl, coco, uids, clip-retrieval or issues."""
 
+    name, usage, parallel = "export", "--output_folder FOLDER", False
+
     @staticmethod
-    def flags(parser: ArgumentParser) -> None:
+    def flags(parser: Parser) -> None:
         """The run, and what to write."""
-        parser.add_argument("--output_folder", type=str, required=True, help="Run folder")
-        add_choice(parser, Export)
+        from noisycorr.export import Export as Choice
+
+        parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
+        add_choice(parser, Choice)
 
     @staticmethod
     def run(given: Namespace) -> None:
         """Export."""
+        from noisycorr.export import Export as Choice
+
+        choice = Choice(**pick(given, Choice))
         run = open_run(given.output_folder)
-        _export(run, stored_plan(run), _make(Export, pick(given, Export)))
+        _export(run, stored_plan(run), choice)
 
 
 class Inject:
     """Write a copy of a source with known noise; the truth stands in truth_* columns that no scorer may read."""
 
+    name, usage, parallel = "inject", "SOURCE --output_folder FOLDER", False
+
     @staticmethod
-    def flags(parser: ArgumentParser) -> None:
+    def flags(parser: Parser) -> None:
         """The source, the recipe and where to write."""
+        from noisycorr.formats import Source
         from noisycorr.inject import Inject as Choice
 
-        parser.add_argument("path", type=str, help="As for `clean`")
-        parser.add_argument("--output_folder", type=str, required=True, help="Folder for the parquet shards")
-        add_choice(parser, Source, skip={"path"})
+        parser.add_word("path", "SOURCE", SOURCE, need=NEED_SOURCE)
+        parser.add("output_folder", str, None, "Folder for the parquet files; made if absent",
+                   need="--output_folder is missing: name the folder for the noisy copy")  # fmt: skip
+        add_choice(parser, Source, skip=frozenset({"path"}))
         add_choice(parser, Choice)
 
     @staticmethod
     def run(given: Namespace) -> None:
         """Inject."""
+        from noisycorr.formats import Source, open_source
         from noisycorr.inject import Inject as Choice
         from noisycorr.inject import inject
 
-        reader = open_source(_make(Source, pick(given, Source)))
-        facts = inject(reader, Path(given.output_folder), _make(Choice, pick(given, Choice)))
-        say(f"inject: {facts['changed']:,} of {facts['pairs']:,} texts changed, {facts['wrong']:,} wrong now")
+        source, choice = Source(**pick(given, Source)), Choice(**pick(given, Choice))
+        new_run(given.output_folder)
+        facts = inject(open_source(source), Path(given.output_folder), choice)
+        console.say(f"inject: {facts['changed']:,} of {facts['pairs']:,} texts changed, {facts['wrong']:,} pairs are "
+                    f"wrong now, in {given.output_folder}")  # fmt: skip
 
 
 class Evaluate:
     """Compare the ledger with known truth: AUROC, AUPRC, precision and recall, calibration, noise-rate error."""
 
+    name, usage, parallel = "evaluate", "--output_folder FOLDER", False
+
     @staticmethod
-    def flags(parser: ArgumentParser) -> None:
+    def flags(parser: Parser) -> None:
         """The run, and where the truth is."""
-        parser.add_argument("--output_folder", type=str, required=True, help="Run folder")
-        parser.add_argument("--truth", type=str | None, default=None,
-                            help="csv or jsonl with key and truth_wrong; default: the column truth_wrong of the source")  # fmt: skip
+        parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
+        parser.add("truth", str | None, None, "csv, tsv, jsonl or parquet with key and truth_wrong; by default the "
+                   "column truth_wrong of the source, as `noisycorr inject` writes it")  # fmt: skip
 
     @staticmethod
     def run(given: Namespace) -> None:
         """Print JSON to stdout."""
         from noisycorr.evaluate_run import evaluate_run
+        from noisycorr.stages import decided
 
+        run = open_run(given.output_folder)
+        decided(run)
         truth = Path(given.truth) if given.truth else None
-        print(json.dumps(evaluate_run(open_run(given.output_folder), truth), indent=2, sort_keys=True))
+        print(json.dumps(evaluate_run(run, truth), indent=2, sort_keys=True))
 
 
-def _export(run: Run, plan: Plan, choice: Export) -> None:
+VERBS: tuple[type[Verb], ...] = (
+    Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Evaluate,
+)  # fmt: skip
+
+
+def _export_choice(given: Namespace) -> ExportChoice | None:
+    """What `clean` exports, with shards as large as those of its source."""
+    if given.output_format is None:
+        return None
+    from noisycorr.export import Export as Choice
+
+    return Choice(output_format=given.output_format, number_sample_per_shard=given.number_sample_per_shard)
+
+
+def _export(run: Run, plan: Plan, choice: ExportChoice) -> None:
+    from noisycorr.export import export
+    from noisycorr.formats import open_source
+    from noisycorr.stages import decided
+
+    decided(run)
     facts = export(run, open_source(plan.source), choice)
-    say(f"export: {facts}")
-
-
-VERBS = (Clean, Run_, Embed_, Score_, Decide_, Report, Explain, Export_, Inject, Evaluate)
-for _verb, _name in ((Run_, "run"), (Embed_, "embed"), (Score_, "score"), (Decide_, "decide"), (Export_, "export")):
-    _verb.__name__ = _name
+    others = {name: value for name, value in facts.items() if name.startswith(("without", "left_out", "keys"))}
+    listed = "".join(f", {value:,} {name.replace('_', ' ')}" for name, value in others.items() if value)
+    shards = "1 shard" if facts["shards"] == 1 else f"{facts['shards']:,} shards"
+    console.say(f"export: {facts['rows']:,} pairs in {shards}{listed}, in {facts['folder']}")

@@ -1,0 +1,247 @@
+"""From the fields of choices to flags, from words and a config file to values, and from any error to one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union
+
+import docstring_parser
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from noisycorr.pairs import UsageError
+
+TRUE_OR_FALSE = ("true", "false", "yes", "no")
+
+
+class Parser(ArgumentParser):
+    """Flags of one verb. Errors of use raise UsageError with one sentence instead of printing a page.
+
+    Args:
+        name: The verb, as in `noisycorr clean`.
+        usage: What follows the name: the words that are always needed.
+        about: First paragraph of the help.
+    """
+
+    def __init__(self, name: str, usage: str, about: str) -> None:
+        command = f"noisycorr {name}"
+        # jsonargparse gives its formatter the usage as it stands; `%` would be taken as a format.
+        super().__init__(prog=command, usage=f"{command} {usage} [options]", description=about, allow_abbrev=False)
+        self.hints: dict[str, Any] = {}  # type of each key
+        self.needed: dict[str, str] = {}  # what to say if it is not given
+        self.switches: set[str] = set()  # keys that take no value
+
+    def add(self, key: str, hint: Any, default: Any, about: str, *, group: Any = None, need: str = "") -> None:
+        """One flag `--key`.
+
+        Args:
+            key: Name of the flag and of the key in a config file.
+            hint: Type of the value.
+            default: Value if it is not given.
+            about: Help.
+            group: Group of flags in the help, or None.
+            need: What to say if it is not given; "" if it need not be.
+        """
+        self.hints[key] = hint
+        if need:
+            self.needed[key] = need
+            default, about = argparse.SUPPRESS, f"{about} (required)"
+        (group or self).add_argument(f"--{key}", type=hint, default=default, help=about.replace("%", "%%"))
+
+    def add_word(self, key: str, shown: str, about: str, *, need: str) -> None:
+        """A word without a flag, that a config file may give as well."""
+        self.hints[key] = str
+        self.needed[key] = need
+        about = f"{about} (required)"
+        self.add_argument(key, type=str, nargs="?", default=argparse.SUPPRESS, metavar=shown, help=about)
+
+    def add_switch(self, key: str, about: str, short: str | None = None) -> None:
+        """A flag without a value."""
+        self.hints[key] = bool
+        self.switches.add(key)
+        names = [f"-{short}", f"--{key}"] if short else [f"--{key}"]
+        self.add_argument(*names, action="store_true", help=about)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """One sentence.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(_sentence(self, " ".join(message.split()))) from ex
+
+
+def add_choice(parser: Parser, choice: type, *, skip: frozenset[str] = frozenset()) -> None:
+    """Flags for the fields of a choice, flat, with its docstring as help."""
+    told = docstring_parser.parse(choice.__doc__ or "")
+    about = {param.arg_name: " ".join((param.description or "").split()) for param in told.params}
+    group = parser.add_argument_group((told.short_description or choice.__name__).rstrip("."))
+    hints = typing.get_type_hints(choice)
+    for field in dataclasses.fields(choice):
+        if field.name not in skip:
+            parser.add(field.name, hints[field.name], field.default, about.get(field.name, ""), group=group)
+
+
+def pick(given: Namespace, choice: type) -> dict[str, Any]:
+    """The fields of a choice among parsed flags."""
+    return {field.name: given[field.name] for field in dataclasses.fields(choice) if field.name in given}
+
+
+def read_words(parser: Parser, words: Sequence[str], config: Path | None = None) -> Namespace:
+    """Parse the words after the verb. Flags win over the config file, wherever they stand.
+
+    Args:
+        parser: The verb's.
+        words: As typed; dashes in names of flags are underscores.
+        config: A config file to start from; else the one that `--config` names.
+
+    Raises:
+        UsageError: If a flag is unknown, stands twice, is missing, or has a value of another type.
+    """
+    words = _normal(parser, words)
+    if config is None and "config" in parser.hints:
+        named = [value for word, value in zip(words, [*words[1:], ""]) if word == "--config"]
+        named += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+        config = Path(named[0]) if named else None
+    if config is not None:
+        parser.set_defaults(_config_values(parser, config))
+    given = parser.parse_args(words)
+    for key, hint in parser.hints.items():
+        if given.get(key) is None and key in parser.needed:
+            raise UsageError(f"{parser.needed[key]}; `{parser.prog} --help` lists all options.")
+        if given.get(key) is None and not _is_optional(hint):
+            quotes = " (the word null needs quotes)" if hint is str else ""
+            raise UsageError(f"{_place(key, config)} has no value, expected {in_words(hint)}{quotes}.")
+        if isinstance(given.get(key), float) and not math.isfinite(given[key]):
+            raise UsageError(f"{_place(key, config)} is {given[key]}, expected a finite number.")
+    return given
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A YAML mapping; UsageError if it is no file, no mapping, or names a key twice."""
+    if not path.is_file():
+        raise UsageError(f"config {path} is not a file: give the path of a YAML file.")
+    try:
+        body = yaml.load(path.read_text(encoding="utf-8-sig"), _Strict)
+    except _TwiceError as error:
+        raise UsageError(f"config {path}: {error}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"config {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(body, dict):
+        found = "nothing" if body is None else f"a {type(body).__name__}"
+        raise UsageError(f"config {path} holds {found}, expected keys with values, such as `batch_size: 64`.")
+    return body
+
+
+def in_words(hint: Any) -> str:
+    """What values a type stands for."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(in_words(part) for part in typing.get_args(hint) if part is not type(None))
+    if origin is list:
+        return "a list"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
+
+
+def _normal(parser: Parser, words: Sequence[str]) -> list[str]:
+    """Words with underscores in names of flags; for true or false, `--x` is `--x=true` and `--no_x` is `--x=false`."""
+    out: list[str] = []
+    seen: set[str] = set()
+    for place, word in enumerate(words):
+        if word == "--":  # what follows are no flags
+            return [*out, *words[place:]]
+        if not word.startswith("--"):
+            out.append(word)
+            continue
+        name, sign, value = word.partition("=")
+        key = name[2:].replace("-", "_")
+        plain = key.removeprefix("no_") if key not in parser.hints else key
+        if parser.hints.get(plain) is bool and plain not in parser.switches and not sign:
+            following = words[place + 1].lower() if place + 1 < len(words) else ""
+            if plain != key or following not in TRUE_OR_FALSE:
+                key, sign, value = plain, "=", "true" if plain == key else "false"
+        if key in seen:
+            raise UsageError(f"--{key} stands twice: keep one of them.")
+        seen.add(key)
+        out.append(f"--{key}{sign}{value}")
+    return out
+
+
+def _config_values(parser: Parser, path: Path) -> dict[str, Any]:
+    """Checked values of a config file by their keys."""
+    values: dict[str, Any] = {}
+    for name, value in read_config(path).items():
+        key = str(name).replace("-", "_")
+        if key not in parser.hints or key == "config":
+            raise UsageError(f"config {path}: {key!r} is not a key of `{parser.prog}`{_hint(key, parser)}")
+        if key in values:
+            raise UsageError(f"config {path}: key {key!r} stands twice, once with dashes: keep one of them.")
+        if key in parser.switches and not isinstance(value, bool):
+            raise UsageError(f"config {path}: {key} is {value!r}, expected true or false.")
+        values[key] = value
+    try:
+        checked = parser.parse_object(values)
+    except UsageError as error:
+        raise UsageError(f"config {path}: {str(error).removeprefix('--')}") from error
+    return {key: checked[key] for key in values}
+
+
+def _sentence(parser: Parser, message: str) -> str:
+    """An error of argparse or jsonargparse in our words; as it is if it is of an unknown kind."""
+    if match := re.match(r"unrecognized arguments: (.+)", message, re.IGNORECASE):
+        word = match[1].split()[0]
+        if word.startswith("-"):
+            return f"{word} is not an option of `{parser.prog}`{_hint(word.lstrip('-').partition('=')[0], parser)}"
+        return f"{word!r} is one word too many for `{parser.prog}`: put names with spaces in quotes."
+    if match := re.match(r'Parser key "(\w+)":', message):
+        key = match[1]
+        found = re.search(r"(?:Got|Given) value: (.*)$", message)
+        value = f" is {found[1]!r}," if found else ":"
+        return f"--{key}{value} expected {in_words(parser.hints.get(key, str))}."
+    if match := re.match(r"argument (?:-\w[,/ ]+)?--(\w+): expected", message):
+        return f"--{match[1]} needs a value: {in_words(parser.hints.get(match[1], str))}."
+    if match := re.match(r"argument (?:-\w[,/ ]+)?--(\w+): ignored explicit argument (.*)", message):
+        return f"--{match[1]} takes no value, but {match[2]} was given."
+    return message if message.endswith(".") else f"{message}."
+
+
+def _hint(key: str, parser: Parser) -> str:
+    near = difflib.get_close_matches(key.replace("-", "_"), parser.hints, 1)
+    return f"; did you mean {near[0]}?" if near else f"; `{parser.prog} --help` lists them all."
+
+
+def _place(key: str, config: Path | None) -> str:
+    return f"--{key}" if config is None else f"{key} (a flag, or in {config})"
+
+
+class _TwiceError(Exception):
+    """A key stands twice."""
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML that refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, if its keys differ."""
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise _TwiceError(f"key {name!r} stands twice (line {key.start_mark.line + 1}): keep one of them")
+            seen.add(name)
+        return super().construct_mapping(node, deep)

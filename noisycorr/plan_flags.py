@@ -1,0 +1,98 @@
+"""From flags to the plan of a run, and back from its config.yaml to the same plan.
+
+Everything heavy is imported where it is used, so that the help comes at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from noisycorr.flags import Parser, add_choice, pick, read_words
+from noisycorr.pairs import UsageError
+from noisycorr.run import Run
+
+if TYPE_CHECKING:
+    from noisycorr.stages import Plan
+
+# Fields without a flag: one name must not mean two things. Both choices get the same seed.
+SHARED = {"duplicates": frozenset({"neighbors", "seed"})}
+FOLDER = "Run folder"
+NEED_FOLDER = "--output_folder is missing: name the run folder"
+NEED_SOURCE = "the source is missing: name a file, a folder, a pattern, hf://NAME or 'sample'"
+SOURCE = "File, folder, brace pattern, several joined by '::', hf://NAME, or 'sample' for the set that comes with it"
+
+
+def plan_choices() -> dict[str, type]:
+    """The choices of a run by their names in `Plan`."""
+    from noisycorr.decide import Decide
+    from noisycorr.embed import Embed
+    from noisycorr.formats import Source
+    from noisycorr.score.duplicates import Duplicates
+    from noisycorr.score.image_issues import ImageLimits
+    from noisycorr.score.pipeline import Score
+    from noisycorr.score.text_issues import TextLimits
+
+    return {
+        "source": Source, "embed": Embed, "score": Score, "duplicates": Duplicates, "image_limits": ImageLimits,
+        "text_limits": TextLimits, "decide": Decide,
+    }  # fmt: skip
+
+
+def plan_flags(parser: Parser) -> None:
+    """Flags of all choices of a run."""
+    parser.add_word("path", "SOURCE", SOURCE, need=NEED_SOURCE)
+    parser.add("output_folder", str, None, f"{FOLDER}; made if absent", need=NEED_FOLDER)
+    parser.add("config", str | None, None, "YAML file with any of these keys, `path` among them; flags win over it")
+    parser.add_switch("overwrite", "Delete what an earlier run left in the folder")
+    labels_flag(parser)
+    for part, choice in plan_choices().items():
+        add_choice(parser, choice, skip=frozenset({"path"}) if part == "source" else SHARED.get(part, frozenset()))
+
+
+def make_plan(given: Namespace) -> Plan:
+    """The plan that parsed flags describe."""
+    from noisycorr.stages import Plan
+
+    parts = {part: make_choice(given, part, choice) for part, choice in plan_choices().items()}
+    return Plan(**parts, labels=given.labels)
+
+
+def stored_plan(run: Run) -> Plan:
+    """The plan that a run folder was made with."""
+    parser = Parser("clean", "SOURCE --output_folder FOLDER", "")
+    plan_flags(parser)
+    return make_plan(read_words(parser, [], run.folder / "config.yaml"))
+
+
+def open_run(folder: str) -> Run:
+    """An existing run folder; UsageError if there is none."""
+    if not (Path(folder) / "config.yaml").is_file():
+        raise UsageError(f"{folder} is not a run folder: run `noisycorr clean SOURCE --output_folder {folder}` first.")
+    return Run(folder)
+
+
+def new_run(folder: str) -> Run:
+    """A folder that a run can be made in; UsageError if it, or one that it is in, is a file."""
+    for place in (Path(folder), *Path(folder).parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{place} is a file, but the run needs a folder: choose another --output_folder.")
+    return Run(folder)
+
+
+def labels_flag(parser: Parser) -> None:
+    """Flag of the pairs that a person judged."""
+    parser.add("labels", str | None, None, "File of pairs that a person judged: csv, tsv or jsonl with key and label")
+
+
+def make_choice(given: Namespace, part: str, choice: type) -> Any:
+    """One choice from parsed flags."""
+    fields = {name: value for name, value in pick(given, choice).items() if name not in SHARED.get(part, ())}
+    if part == "duplicates":
+        fields["seed"] = given.seed
+    try:
+        return choice(**fields)
+    except ValueError as error:  # UsageError passes through as it is
+        raise UsageError(f"{error}.") from error

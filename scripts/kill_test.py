@@ -1,0 +1,214 @@
+"""Kill `noisycorr clean` at random moments, continue it with the same command, and compare it with a run left alone.
+
+    python scripts/kill_test.py --times 20
+
+Each round starts the command in a fresh folder, sends SIGKILL one to `--kills` times, and then lets it finish. Every
+file that a run writes must then be the same byte by byte; only metrics.jsonl, which holds times, may differ. Prints a
+table, and exits with 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+COLOURS = {"red": (200, 50, 40), "green": (40, 150, 70), "blue": (40, 80, 200), "grey": (120, 120, 120)}
+SHAPES = ("circle", "square", "triangle", "bar")
+FREE = {"metrics.jsonl"}  # holds times
+
+
+@dataclass
+class Round:
+    """What happened in one round.
+
+    Attributes:
+        kills: For each kill, how many files of the run were there.
+        seconds: Length of the round.
+        differences: Files that are not those of the run left alone.
+    """
+
+    kills: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    differences: list[str] = field(default_factory=list)
+
+
+def write_source(folder: Path, *, tars: int = 4, pairs: int = 60, seed: int = 0) -> Path:
+    """Shapes on white with their names, a fifth of them with another one's name, as webdataset shards.
+
+    Args:
+        folder: Created.
+        tars: Number of shards.
+        pairs: Pairs in each.
+        seed: Equal seeds give equal bytes.
+
+    Returns:
+        The folder.
+    """
+    chance = random.Random(seed)
+    folder.mkdir(parents=True)
+    for number in range(tars):
+        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+            for pair in range(pairs):
+                colour, shape = chance.choice(list(COLOURS)), chance.choice(SHAPES)
+                text = f"a {colour} {shape} number {chance.randrange(50)}"
+                if chance.random() < 0.2:
+                    text = f"a {chance.choice(list(COLOURS))} {chance.choice(SHAPES)}"
+                key = f"{number:05d}{pair:04d}"
+                for suffix, data in (("png", _picture(colour, shape, chance)), ("txt", text.encode())):
+                    member = tarfile.TarInfo(f"{key}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return folder
+
+
+def _picture(colour: str, shape: str, chance: random.Random) -> bytes:
+    image = Image.new("RGB", (48, 48), (250, 250, 250))
+    draw = ImageDraw.Draw(image)
+    left, top, side = chance.randrange(12), chance.randrange(12), chance.randrange(20, 34)
+    box = (left, top, left + side, top + side)
+    if shape == "circle":
+        draw.ellipse(box, fill=COLOURS[colour])
+    elif shape == "square":
+        draw.rectangle(box, fill=COLOURS[colour])
+    elif shape == "triangle":
+        draw.polygon([(left, top + side), (left + side, top + side), (left + side // 2, top)], fill=COLOURS[colour])
+    else:
+        draw.rectangle((left, top + side // 3, left + side, top + side // 2), fill=COLOURS[colour])
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def command(source: Path, output_format: str = "webdataset") -> list[str]:
+    """The command that is killed: small pieces, a fast encoder, all stages and an export."""
+    words = ["clean", str(source), "--output_folder", "out", "--clip_model", "tiny", "--number_sample_per_shard", "25"]
+    return [sys.executable, "-m", "noisycorr", *words, "--output_format", output_format, "-q"]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a run by its path, temporary ones included, without those that hold times."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in FREE
+    }
+
+
+def finish(words: list[str], place: Path) -> float:
+    """Run the command in a folder to its end; returns the seconds it took."""
+    started = time.monotonic()
+    done = subprocess.run(words, cwd=place, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the command ended with {done.returncode} in {place}:\n{done.stderr}")
+    return time.monotonic() - started
+
+
+def kill_once(words: list[str], place: Path, delay: float, chance: random.Random) -> int | None:
+    """Start the command and kill it at a random moment of its work.
+
+    Args:
+        words: The command.
+        place: Folder to run it in.
+        delay: About how long the work takes.
+        chance: The moment.
+
+    Returns:
+        Number of files of the run at that moment, or None if the command was done before.
+    """
+    before = _state(place)
+    process = subprocess.Popen(words, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and _state(place) == before:  # loading libraries leaves nothing to break
+            time.sleep(0.005)
+        try:
+            process.wait(chance.uniform(0, delay))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+    return sum(1 for path in (place / "out").rglob("*") if path.is_file()) if process.returncode else None
+
+
+def _state(place: Path) -> list[tuple[str, int]]:
+    """Names and times of all files, temporary ones too."""
+    found = []
+    for path in (place / "out").rglob("*"):
+        try:
+            found.append((str(path), path.stat().st_mtime_ns))
+        except FileNotFoundError:  # it was there for a moment
+            found.append((str(path), 0))
+    return sorted(found)
+
+
+def run_rounds(work: Path, times: int, kills: int, seed: int, *, tars: int = 4) -> list[Round]:
+    """Do all rounds.
+
+    Args:
+        work: An empty folder.
+        times: Number of rounds.
+        kills: Most kills in a round.
+        seed: Of the moments; what stands on the disk then depends on the machine all the same.
+        tars: Shards of the source.
+
+    Returns:
+        One `Round` each.
+    """
+    chance = random.Random(seed)
+    words = command(write_source(work / "source", tars=tars))
+    (work / "alone").mkdir()
+    finish(words, work / "alone")
+    expected = hashes(work / "alone" / "out")
+    made = [path.stat().st_mtime for path in (work / "alone" / "out").rglob("*") if path.is_file()]
+    rounds = []
+    for number in range(times):
+        place = work / f"round-{number:03d}"
+        place.mkdir()
+        started, record = time.monotonic(), Round()
+        for _ in range(chance.randint(1, kills)):
+            files = kill_once(words, place, 1.1 * (max(made) - min(made)), chance)
+            if files is None:
+                break
+            record.kills.append(files)
+        finish(words, place)
+        found = hashes(place / "out")
+        record.differences = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+        record.seconds = time.monotonic() - started
+        rounds.append(record)
+    return rounds
+
+
+def main() -> int:
+    """Run the rounds and print the table; 0 if nothing differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=20, help="rounds (default: 20)")
+    parser.add_argument("--kills", type=int, default=4, help="most kills in a round (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rounds = run_rounds(Path(folder), given.times, given.kills, given.seed)
+    print("round  kills  files at each kill        seconds  differences")
+    for number, record in enumerate(rounds):
+        files = " ".join(map(str, record.kills))
+        different = ", ".join(record.differences) or "none"
+        print(f"{number:5d}  {len(record.kills):5d}  {files:24s}  {record.seconds:7.1f}  {different}")
+    bad = sum(bool(record.differences) for record in rounds)
+    print(f"{len(rounds)} rounds, {sum(len(r.kills) for r in rounds)} kills, {bad} rounds with differences")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
