@@ -16,6 +16,7 @@ from jaxtyping import Float
 from scipy import optimize
 
 PENALTY = 1e-3
+NEAR_SHARE = 0.3  # of the weight of wrong pairs goes to near misses, where there are any
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,11 @@ class Combined:
 
 
 def combine(
-    given: Float[np.ndarray, "n q"], null: Float[np.ndarray, "m q"], fold: np.ndarray, null_fold: np.ndarray
+    given: Float[np.ndarray, "n q"],
+    null: Float[np.ndarray, "m q"],
+    fold: np.ndarray,
+    null_fold: np.ndarray,
+    near: np.ndarray | None = None,
 ) -> Combined:
     """Weigh q signals; each fold is scored with weights from the others.
 
@@ -37,6 +42,8 @@ def combine(
         null: Signals of the re-paired pairs.
         fold: int (n,).
         null_fold: int (m,).
+        near: bool (m,): near misses. They share 30 % of the weight of wrong pairs, the random ones the rest; None = no
+            near misses.
 
     Returns:
         Combined scores, higher = better matched.
@@ -46,13 +53,14 @@ def combine(
     spread = np.maximum(np.nanstd(null, axis=0), 1e-6)
     one = np.nan_to_num((given - centre) / spread).astype(np.float64)
     two = np.nan_to_num((null - centre) / spread).astype(np.float64)
+    share = _shares(known, near)
     score, score_null = np.zeros(len(one)), np.zeros(len(two))
     weights = []
     for part in np.unique(fold):
         learn, learn_null = present & (fold != part), known & (null_fold != part)
         if not learn.any() or not learn_null.any():
             learn, learn_null = present, known
-        w = _logistic(one[learn], two[learn_null])
+        w = _logistic(one[learn], two[learn_null], share[learn_null])
         score[fold == part] = one[fold == part] @ w[:-1] + w[-1]
         score_null[null_fold == part] = two[null_fold == part] @ w[:-1] + w[-1]
         weights.append(w[:-1])
@@ -60,13 +68,23 @@ def combine(
     return Combined(score.astype(np.float32), score_null.astype(np.float32), np.mean(weights, axis=0))
 
 
-def _logistic(one: np.ndarray, two: np.ndarray, limit: int = 100_000) -> np.ndarray:
+def _shares(known: np.ndarray, near: np.ndarray | None) -> np.ndarray:
+    """Relative weight (m,) of each re-paired pair."""
+    near = np.zeros(len(known), bool) if near is None else near
+    close, far = known & near, known & ~near
+    if not close.any() or not far.any():
+        return np.ones(len(known))
+    return np.where(near, NEAR_SHARE / close.sum(), (1 - NEAR_SHARE) / far.sum())
+
+
+def _logistic(one: np.ndarray, two: np.ndarray, share: np.ndarray, limit: int = 100_000) -> np.ndarray:
     """Weights (q + 1,), the last one the offset; classes count equally. Every k-th row above `limit`."""
-    one, two = one[:: max(1, len(one) // limit)], two[:: max(1, len(two) // limit)]
+    one, step = one[:: max(1, len(one) // limit)], max(1, len(two) // limit)
+    two, share = two[::step], share[::step]
     x = np.concatenate([one, two])
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     sign = np.concatenate([np.ones(len(one)), -np.ones(len(two))])
-    mass = np.concatenate([np.full(len(one), 0.5 / len(one)), np.full(len(two), 0.5 / len(two))])
+    mass = np.concatenate([np.full(len(one), 0.5 / len(one)), 0.5 * share / share.sum()])
     start = np.full(x.shape[1], 0.1)
     bounds = [(0.0, None)] * (x.shape[1] - 1) + [(None, None)]
     return np.asarray(

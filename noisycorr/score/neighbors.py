@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from noisycorr.index import Neighbors
-from noisycorr.score.view import BLOCK, Repaired, Signal, take, unit
+from noisycorr.score.view import BLOCK, take, unit
 
 POWER = 4  # similar pictures count much more than vaguely similar ones
 
@@ -58,40 +58,6 @@ def consensus(
         share = np.where(np.any(witnesses != 0, axis=2), share, 0)  # a missing partner says nothing
         out[rows] = unit(np.einsum("nk,nkd->nd", share, witnesses - mean))
     return Neighborhood(ids=kept, consensus=out)
-
-
-def agreement(hood: Neighborhood, partner: Sequence[np.ndarray], mean: np.ndarray, own: np.ndarray, pairs: Repaired,
-              *, side: str) -> Signal:  # fmt: skip
-    """Cosine between the consensus around one side of a pair and its other side; higher = better matched.
-
-    Args:
-        hood: Neighbourhood of that side.
-        partner: Parts of features of the other side.
-        mean: Their mean.
-        own: bool (n,): pairs that can be scored.
-        pairs: Re-paired pairs to score in the same way.
-        side: `image` if the neighbourhood is that of the images, `text` if of the texts.
-
-    Returns:
-        Values in [-1, 1]; NaN where there is no neighbour.
-    """
-    rows = np.arange(len(own))
-    given = _cosine(hood.consensus, partner, mean, rows, rows)
-    given[~own] = np.nan
-    here, there = (pairs.image, pairs.text) if side == "image" else (pairs.text, pairs.image)
-    return Signal(given, _cosine(hood.consensus, partner, mean, here, there))
-
-
-def _cosine(
-    center: np.ndarray, partner: Sequence[np.ndarray], mean: np.ndarray, here: np.ndarray, there: np.ndarray
-) -> np.ndarray:
-    out = np.empty(len(here), np.float32)
-    for start in range(0, len(out), BLOCK):
-        rows = slice(start, start + BLOCK)
-        one = center[here[rows]].astype(np.float32)
-        out[rows] = (one * unit(take(partner, there[rows]).astype(np.float32) - mean)).sum(1)
-        out[rows][~np.any(one != 0, axis=1)] = np.nan
-    return out
 
 
 def mean_feature(parts: Sequence[np.ndarray]) -> np.ndarray:

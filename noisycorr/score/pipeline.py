@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from noisycorr.index import Neighbors, neighbors
+from noisycorr.index import neighbors
 from noisycorr.mixture import Fit, constant_fit, fit_beta, fit_gaussian, fit_null
 from noisycorr.pairs import UsageError
 from noisycorr.score.combine import combine
 from noisycorr.score.crossfit import CrossFit, cross_fit
-from noisycorr.score.neighbors import agreement, consensus, mean_feature
+from noisycorr.score.neighbors import consensus, mean_feature
 from noisycorr.score.similarity import margin
 from noisycorr.score.view import Repaired, Signal, View, own_cosine, pair_cosine, repaired, with_near_misses
 
@@ -38,7 +38,7 @@ class Score:
             signals, `auto` does that where the encoder has no joint space of its own.
         folds: Folds of cross-fitting, 2 to 20.
         neighbors: Neighbours whose texts or images are asked, 0 = leave this signal out.
-        margin: Compare each pair with 512 random others on both sides (linear in n, but not free).
+        margin: Set each pair against up to 1,024 competitors on both sides (linear in n, but not free).
         calibration: `null` (wrong pairs made by re-pairing), `gaussian` or `beta` (two components fitted).
         target_recall: Of approximate neighbour search on large sets.
         near_duplicates: Search near-duplicates among embeddings; without it only exact copies are found.
@@ -113,25 +113,19 @@ def score_pairs(
     elif learn:
         facts["note"] = f"fewer than {FEWEST} pairs: heads were not learned"
     pairs = repaired(view, fold)
-    found: dict[str, Neighbors] = {}
-    if choice.neighbors and int(view.present.sum()) > 2:
-        found = _search(view, choice, facts)
-        pairs = with_near_misses(pairs, view, fold, found["text"].ids) if learn else pairs
+    pairs = with_near_misses(pairs, view, fold) if learn else pairs
     trust = np.ones(view.n, np.float32)
     if joint is not None:
         signals["similarity"] = _cosine(joint, pairs)
     if heads is not None:
         signals["crossfit"] = _cosine(([heads.image], [heads.text]), pairs)
         given, null = signals["crossfit"].given, signals["crossfit"].null
-        if choice.margin:
-            signals["margin"] = margin(heads.image, heads.text, given, null, pairs, fold, choice.seed)
         trust = np.nan_to_num(fit_null(given, null[~pairs.near], seed=choice.seed)(given))
-    elif joint is not None and choice.margin:
-        base = signals["similarity"]
-        image, text = (_whole(side) for side in joint)
-        signals["margin"] = margin(image, text, base.given, base.null, pairs, fold, choice.seed)
-    if found:
-        signals |= _neighborhoods(view, pairs, trust, found)
+    space = ([heads.image], [heads.text]) if heads is not None else joint
+    if space is not None and choice.margin:
+        signals |= _margins(space, view, pairs, fold, choice)
+    if choice.neighbors and int(view.present.sum()) > 2:
+        signals |= _neighborhoods(view, pairs, trust, choice, facts)
     return _finish(signals, heads is not None or joint is None, fold, pairs, choice, facts, view)
 
 
@@ -145,12 +139,14 @@ def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Repa
         columns = {name: signal.given for name, signal in signals.items()} | {"pair": empty.given}
         return Scored(columns=columns, pair=empty, fit=fit, facts=facts)
     if mix:
-        given = np.stack([s.given for s in usable.values()], 1)
-        null = np.stack([s.null for s in usable.values()], 1)
+        # The margins say what the plain cosine of the heads says, and better: it serves where they are switched off.
+        weighed = {name: s for name, s in usable.items() if name != "crossfit" or "text_margin" not in usable}
+        given = np.stack([s.given for s in weighed.values()], 1)
+        null = np.stack([s.null for s in weighed.values()], 1)
         given[~view.present] = np.nan
-        mixed = combine(given, null, fold, fold[pairs.image])
+        mixed = combine(given, null, fold, fold[pairs.image], pairs.near)
         pair = Signal(mixed.given, mixed.null[~pairs.near])  # only random wrong pairs calibrate
-        facts["weights"] = {name: round(float(w), 4) for name, w in zip(usable, mixed.weights)}
+        facts["weights"] = {name: round(float(w), 4) for name, w in zip(weighed, mixed.weights)}
     else:
         name = "similarity" if "similarity" in usable else next(iter(usable))
         pair = Signal(usable[name].given, usable[name].null[~pairs.near])
@@ -165,22 +161,34 @@ def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Repa
     return Scored(columns=columns, pair=pair, fit=fit, facts=facts)
 
 
-def _search(view: View, choice: Score, facts: dict[str, Any]) -> dict[str, Neighbors]:
-    """Neighbours among images and among texts."""
-    found = {}
-    for side, parts in (("image", view.image), ("text", view.text)):
-        k = min(choice.neighbors, view.n - 1)
-        found[side] = neighbors(list(parts), k, seed=choice.seed, target_recall=choice.target_recall)
-        facts[f"{side}_neighbors"] = {"method": found[side].method, "recall": round(found[side].recall, 4)}
-    return found
+def _margins(
+    space: tuple[Parts, Parts], view: View, pairs: Repaired, fold: np.ndarray, choice: Score
+) -> dict[str, Signal]:
+    """Does the image prefer its text, does the text prefer its image?"""
+    image, text = space
+    return {
+        "text_margin": margin(_whole(image), text, view.text_id, view.present, pairs, fold, side="image",
+                              temperature=0.05, seed=choice.seed),
+        "image_margin": margin(_whole(text), image, view.image_id, view.present, pairs, fold, side="text",
+                               temperature=0.05, seed=choice.seed),
+    }  # fmt: skip
 
 
-def _neighborhoods(view: View, pairs: Repaired, trust: np.ndarray, found: dict[str, Neighbors]) -> dict[str, Signal]:
+def _neighborhoods(
+    view: View, pairs: Repaired, trust: np.ndarray, choice: Score, facts: dict[str, Any]
+) -> dict[str, Signal]:
+    """Do the texts of similar images prefer this text, do the images of similar texts prefer this image?"""
     out: dict[str, Signal] = {}
-    for side, there in (("image", view.text), ("text", view.image)):
+    nowhere = np.zeros(view.n, np.int64)
+    sides = (("image", view.image, view.text, view.text_id), ("text", view.text, view.image, view.image_id))
+    for side, here, there, identity in sides:
+        k = min(choice.neighbors, view.n - 1)
+        found = neighbors(list(here), k, seed=choice.seed, target_recall=choice.target_recall)
+        facts[f"{side}_neighbors"] = {"method": found.method, "recall": round(found.recall, 4)}
         mean = mean_feature(there)
-        hood = consensus(found[side], there, mean, trust, view.image_id)
-        out[f"{side}_neighbors"] = agreement(hood, there, mean, view.present, pairs, side=side)
+        hood = consensus(found, there, mean, trust, view.image_id)
+        out[f"{side}_neighbors"] = margin(hood.consensus, there, identity, view.present, pairs, nowhere, side=side,
+                                          temperature=0.1, seed=choice.seed, mean=mean)  # fmt: skip
     return out
 
 

@@ -1,70 +1,97 @@
-"""Margin of a pair against everything else: how far its similarity stands out for its image and for its text.
+"""Margin of a pair against everything else: does the image like its own text better than other texts, and the reverse?
 
-Generic texts are similar to every image and hub images to every text; a plain cosine lets them win. Standardising each
-pair by its own row and its own column of similarities takes that advantage away.
+Generic texts are similar to every image and hub images to every text; a plain cosine lets them win. Set against the
+best competitors that advantage is gone, and a text that is only nearly right loses against the right one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from scipy.special import logsumexp
 
-from noisycorr.score.view import BLOCK, Repaired, Signal, unit
+from noisycorr.score.view import BLOCK, Repaired, Signal, take, unit
 
-REFERENCES = 512
+COMPETITORS = 1024
 
 
 def margin(
-    image: np.ndarray,
-    text: np.ndarray,
-    given: np.ndarray,
-    null: np.ndarray,
+    center: np.ndarray,
+    partner: Sequence[np.ndarray],
+    identity: np.ndarray,
+    own: np.ndarray,
     pairs: Repaired,
     fold: np.ndarray,
+    *,
+    side: str,
+    temperature: float,
     seed: int,
+    mean: np.ndarray | None = None,
 ) -> Signal:
-    """Two-sided standardised similarity.
+    """Log odds of the given partner against its competitors.
 
-        margin_ij = (s_ij - mean_k s_ik) / std_k s_ik  +  (s_ij - mean_k s_kj) / std_k s_kj
+        margin_ij = s_ij / T - log sum_k exp(s_ik / T),   k: other identities than j's, s the cosine
 
-    with the means over up to 512 random rows of the same fold, so cost is linear in n.
+    Competitors are up to 1,024 rows of the same fold, each of another identity, so cost is linear in n and a text that
+    stands on many rows counts once.
 
     Args:
-        image: (n, d) features in the common space of their fold.
-        text: (n, d).
-        given: float32 (n,) similarity of each pair, NaN where missing.
-        null: float32 (m,) similarity of the re-paired pairs.
-        pairs: Which they are.
+        center: (n, d) unit rows that ask: features of one side, or the consensus of a neighbourhood.
+        partner: Parts of (n, d) features that are asked for.
+        identity: int (n,): equal where partners are the same; they never compete with each other.
+        own: bool (n,): pairs that can be scored and that compete.
+        pairs: Re-paired pairs to score in the same way.
         fold: int (n,): only rows of one fold share a space.
-        seed: For the choice of references.
+        side: `image` if images ask for texts, `text` if texts ask for images.
+        temperature: T; smaller looks at the best competitor only.
+        seed: For the choice of competitors.
+        mean: (d,) taken off the partners first, or None.
 
     Returns:
-        Margins of given and re-paired pairs, in standard deviations, higher = better matched; NaN where a fold holds
-        fewer than two pairs. A re-paired pair is compared with what is usual for its image and its text, exactly as a
-        given one.
+        Log odds, higher = better matched; NaN where a side is missing or nobody competes.
+
+    Source: the InfoNCE posterior (van den Oord et al., 2018), here of held-out features, and without the own pair in
+    the sum, so that it does not saturate.
     """
-    n = len(given)
-    stats = np.full((n, 4), np.nan, np.float32)  # mean and deviation over texts, then over images
     rng = np.random.default_rng([seed, 11])
-    for part in np.unique(fold):
-        rows = np.flatnonzero(fold == part)
-        usable = rows[np.isfinite(given[rows])]
-        if len(usable) < 2:
-            continue
-        chosen = np.sort(rng.choice(usable, min(REFERENCES, len(usable)), replace=False))
-        others_image, others_text = unit(image[chosen]), unit(text[chosen])
-        for start in range(0, len(rows), BLOCK):
-            some = rows[start : start + BLOCK]
-            stats[some, :2] = _mean_and_deviation(unit(image[some]) @ others_text.T)
-            stats[some, 2:] = _mean_and_deviation(unit(text[some]) @ others_image.T)
-    own = np.arange(n)
-    return Signal(_standardise(given, stats, own, own), _standardise(null, stats, pairs.image, pairs.text))
+    rivals = {}
+    for part in np.unique(fold[own]):
+        rows = np.flatnonzero(own & (fold == part))
+        rows = rows[np.unique(identity[rows], return_index=True)[1]]
+        rivals[part] = np.sort(rng.choice(rows, COMPETITORS, replace=False)) if len(rows) > COMPETITORS else rows
+    offset = np.zeros(center.shape[1], np.float32) if mean is None else mean
+
+    def against(here: np.ndarray, there: np.ndarray) -> np.ndarray:
+        out = np.full(len(here), np.nan, np.float32)
+        for part, rows in rivals.items():
+            others = _partners(partner, rows, offset)
+            mine = np.flatnonzero(fold[here] == part)
+            for start in range(0, len(mine), BLOCK // 2):
+                some = mine[start : start + BLOCK // 2]
+                asking, asked = center[here[some]].astype(np.float32), _partners(partner, there[some], offset)
+                rival = asking @ others.T / temperature
+                rival[identity[rows][None] == identity[there[some]][:, None]] = -np.inf
+                best = (asking * asked).sum(1) / temperature
+                known = np.any(asking != 0, 1) & np.any(asked != 0, 1) & np.any(np.isfinite(rival), 1)
+                out[some[known]] = (best - _logsumexp(rival))[known]
+        return out
+
+    rows = np.arange(len(own))
+    given = against(rows, rows)
+    given[~own] = np.nan
+    here, there = (pairs.image, pairs.text) if side == "image" else (pairs.text, pairs.image)
+    return Signal(given, against(here, there))
 
 
-def _mean_and_deviation(similarity: np.ndarray) -> np.ndarray:
-    return np.stack([similarity.mean(1), np.maximum(similarity.std(1), 1e-4)], axis=1)
+def _logsumexp(rows: np.ndarray) -> np.ndarray:
+    """Per row; a row without any finite number gives minus infinity without a warning."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(logsumexp(rows, axis=1))
 
 
-def _standardise(similarity: np.ndarray, stats: np.ndarray, image: np.ndarray, text: np.ndarray) -> np.ndarray:
-    by_image = (similarity - stats[image, 0]) / stats[image, 1]
-    by_text = (similarity - stats[text, 2]) / stats[text, 3]
-    return (by_image + by_text).astype(np.float32)
+def _partners(partner: Sequence[np.ndarray], rows: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Unit rows of the partners after the mean was taken off; zero rows stay zero."""
+    raw = take(partner, rows).astype(np.float32)
+    present = np.any(raw != 0, axis=1, keepdims=True)
+    return unit(np.where(present, raw - offset, 0))

@@ -81,8 +81,8 @@ def repaired(view: View, fold: np.ndarray, *, count: int = 100_000) -> Repaired:
     return Repaired(one[good], two[good], np.zeros(int(good.sum()), bool))
 
 
-def with_near_misses(pairs: Repaired, view: View, fold: np.ndarray, text_neighbors: np.ndarray) -> Repaired:
-    """Add wrong pairs that look right: an image with a text that is a neighbour of its own text, but another one.
+def with_near_misses(pairs: Repaired, view: View, fold: np.ndarray, *, limit: int = 20_000) -> Repaired:
+    """Add wrong pairs that look right: an image with one of the ten texts that are most like its own, but another one.
 
     They teach the combination of signals to tell small differences. They do not calibrate: how much of the noise is of
     this kind cannot be known without labels.
@@ -91,19 +91,29 @@ def with_near_misses(pairs: Repaired, view: View, fold: np.ndarray, text_neighbo
         pairs: Pairs drawn at random.
         view: The pairs.
         fold: int (n,): both rows come from the same fold.
-        text_neighbors: int (n, k) rows, -1 = none.
+        limit: Distinct texts that are searched, and pairs that are drawn, at most; drawn at random.
 
     Returns:
-        The given pairs and at most two near misses for each row, 50,000 in all.
+        The given pairs and at most two near misses for each row.
     """
     rng = np.random.default_rng([view.seed, 23])
-    n, k = text_neighbors.shape
-    image = rng.integers(n, size=min(2 * n, 50_000))
-    text = text_neighbors[image, rng.integers(k, size=len(image))]
-    good = (text >= 0) & view.present[image] & view.present[text] & (fold[image] == fold[text])
-    good &= _unclaimed(view, image, text)
-    near = np.concatenate([pairs.near, np.ones(int(good.sum()), bool)])
-    return Repaired(np.concatenate([pairs.image, image[good]]), np.concatenate([pairs.text, text[good]]), near)
+    rows = np.flatnonzero(view.present)
+    texts = rows[np.unique(view.text_id[rows], return_index=True)[1]]
+    texts = np.sort(rng.choice(texts, limit, replace=False)) if len(texts) > limit else texts
+    if len(texts) < 2:
+        return pairs
+    image = np.sort(rng.choice(rows, min(2 * len(rows), limit)))
+    near = _similar_texts(view, image, texts, rng)
+    by_text = np.lexsort((view.text_id[rows], fold[rows]))  # rows of one fold and text stand together
+    wide = int(view.text_id.max()) + 1  # present rows have ids from 0
+    place = (fold[rows] * wide + view.text_id[rows])[by_text]
+    wanted = fold[image] * wide + view.text_id[near]
+    low, high = np.searchsorted(place, wanted, "left"), np.searchsorted(place, wanted, "right")
+    found = high > low
+    text = rows[by_text[np.minimum(low + (rng.random(len(low)) * (high - low)).astype(np.int64), len(rows) - 1)]]
+    good = found & _unclaimed(view, image, text)
+    mark = np.concatenate([pairs.near, np.ones(int(good.sum()), bool)])
+    return Repaired(np.concatenate([pairs.image, image[good]]), np.concatenate([pairs.text, text[good]]), mark)
 
 
 def _unclaimed(view: View, image: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -112,6 +122,20 @@ def _unclaimed(view: View, image: np.ndarray, text: np.ndarray) -> np.ndarray:
     claimed = view.image_id.astype(np.int64) * width + view.text_id
     out = (view.text_id[image] != view.text_id[text]) & (view.image_id[image] != view.image_id[text])
     return out & ~np.isin(view.image_id[image].astype(np.int64) * width + view.text_id[text], claimed)
+
+
+def _similar_texts(view: View, image: np.ndarray, texts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """int (k,): for each row one of the ten texts that are most like its own, equal ones left out."""
+    others = unit(take(view.text, texts))
+    count = min(10, len(texts) - 1)
+    out = np.empty(len(image), np.int64)
+    for start in range(0, len(image), 1024):
+        some = image[start : start + 1024]
+        like = unit(take(view.text, some)) @ others.T
+        like[view.text_id[some][:, None] == view.text_id[texts][None]] = -2
+        best = np.argpartition(-like, count - 1, axis=1)[:, :count]
+        out[start : start + 1024] = texts[best[np.arange(len(some)), rng.integers(count, size=len(some))]]
+    return out
 
 
 def blocks(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
