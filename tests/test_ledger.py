@@ -341,7 +341,7 @@ def test_embeddings_whose_texts_are_not_known_are_scored(tmp_path: Path):
 
 @pytest.mark.parametrize("width", [16, 24])
 def test_features_that_are_no_numbers_are_not_known(tmp_path: Path, width: int):
-    """Someone else's embeddings with NaN, infinity and numbers beyond float16: three pairs that are not kept, no crash."""
+    """NaN, infinity and numbers beyond float16 in someone else's embeddings: three pairs not kept, and no crash."""
     view, _ = make_view(200)
     image, text = (np.concatenate(side).astype(np.float32) for side in (view.image, view.text))
     image[5, 3], text[9, 2], image[11, 0] = np.nan, np.inf, 1e30

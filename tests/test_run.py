@@ -56,6 +56,15 @@ def test_a_file_appears_whole_when_the_block_ends(tmp_path: Path):
     assert target.read_text() == "new" and files(tmp_path) == {"deep/er/file.txt"}
 
 
+def test_who_reads_the_old_file_reads_it_to_its_end(tmp_path: Path):
+    (tmp_path / "file.txt").write_text("old")
+    with (tmp_path / "file.txt").open() as reader:
+        with atomic_path(tmp_path / "file.txt") as path:
+            path.write_text("new and longer")
+        assert reader.read() == "old"
+    assert (tmp_path / "file.txt").read_text() == "new and longer"
+
+
 @pytest.mark.parametrize(
     "error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
 )
