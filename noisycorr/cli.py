@@ -113,11 +113,11 @@ def _before_dashes(words: list[str]) -> list[str]:
 
 def _failure(error: OSError) -> str:
     """What to tell about a failed system call."""
-    reason = error.strerror or str(error) or type(error).__name__
     place = f" ({error.filename})" if error.filename else ""
     if error.errno in FULL:
-        return f"{reason}{place}. What was finished is kept: free space, and the same command continues."
-    return f"{reason}{place}. What was finished is kept, and the same command continues."
+        return f"the disk is full{place}: free space and run the same command again, what was finished is kept."
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason}{place}: when that is solved, the same command continues; what was finished is kept."
 
 
 def _complain(message: str) -> None:

@@ -57,14 +57,22 @@ def is_verbose() -> bool:
     return _LOG.isEnabledFor(logging.DEBUG)
 
 
-def bar(items: Iterable[Any] | None = None, *, label: str, total: int | None = None, hidden: bool = False) -> tqdm:
-    """A progress bar of pairs on stderr, if that is a terminal and `set_up` did not ask for quiet.
+def bar(
+    items: Iterable[Any] | None = None,
+    *,
+    label: str,
+    total: int | None = None,
+    unit: str = "pair",
+    hidden: bool = False,
+) -> tqdm:
+    """A progress bar on stderr, if that is a terminal and `set_up` did not ask for quiet.
 
     Args:
         items: Passed through, one step each; None for a bar that is moved by `update`.
         label: What is being done.
-        total: Number of pairs, if known.
+        total: Number of steps, if known.
+        unit: What a step is.
         hidden: Never show it, as in processes other than the main one.
     """
     disable = True if hidden or not _LOG.isEnabledFor(logging.INFO) else None
-    return tqdm(items, total=total, unit="pair", desc=label, disable=disable)
+    return tqdm(items, total=total, unit=unit, desc=label, disable=disable)

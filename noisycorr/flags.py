@@ -83,7 +83,8 @@ def add_choice(parser: Parser, choice: type, *, skip: frozenset[str] = frozenset
     """Flags for the fields of a choice, flat, with its docstring as help."""
     told = docstring_parser.parse(choice.__doc__ or "")
     about = {param.arg_name: " ".join((param.description or "").split()) for param in told.params}
-    group = parser.add_argument_group((told.short_description or choice.__name__).rstrip("."))
+    title = (told.short_description or choice.__name__).split(". ")[0].rstrip(".")
+    group = parser.add_argument_group(title)
     hints = typing.get_type_hints(choice)
     for field in dataclasses.fields(choice):
         if field.name not in skip:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from noisycorr import console
 from noisycorr.formats import Reader
 from noisycorr.formats.writers.shards import Batches
 from noisycorr.formats.writers.values import final_type, json_type, merge_types
@@ -218,7 +218,7 @@ def _take(folder: Path, settings: str, choice: Inject) -> dict[str, Any] | None:
 
 def _first_pass(reader: Reader, choice: Inject) -> _Seen:
     seen, numbers = _Seen(), dict[str, int]()
-    with tqdm(unit="pair", desc="inject: reading", disable=None) as bar:
+    with console.bar(label="inject: reading") as bar:
         for piece in reader.pieces():
             for pair in reader.read(piece):
                 seen.texts.append(pair.text)
@@ -261,7 +261,7 @@ def _text_features(texts: Sequence[str | None]) -> tuple[np.ndarray, str]:
     rows = np.array([places.setdefault(text, len(places)) if text and text.strip() else -1 for text in texts], np.int64)
     distinct = list(places)
     vectors = np.zeros((len(distinct) + 1, encoder.text_dim), np.float16)  # the last one, at -1, is that of no text
-    for start in tqdm(range(0, len(distinct), _TEXTS), desc="inject: texts", disable=None):
+    for start in console.bar(range(0, len(distinct), _TEXTS), label="inject: texts", unit="batch"):
         some = distinct[start : start + _TEXTS]
         vectors[start : start + len(some)] = encoder.text(encoder.tokenize(some)).float().numpy()
     return vectors[rows], encoder.name
@@ -284,7 +284,7 @@ def _second_pass(reader: Reader, folder: Path, seen: _Seen, injected: Injected) 
         [*((name, pa.binary() if name == "image" else pa.string()) for name in OWN), *columns, *TRUTH.items()]
     )
     plain = [name for name in schema.names if name != "image"]
-    with tqdm(total=len(seen.keys), unit="pair", desc="inject: writing", disable=None) as bar:
+    with console.bar(total=len(seen.keys), label="inject: writing") as bar:
         for piece, start, end in zip(reader.pieces(), [0, *seen.ends], seen.ends):
             if (folder / _name(piece.index)).exists():
                 bar.update(end - start)

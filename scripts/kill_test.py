@@ -10,10 +10,10 @@ table, and exits with 1 if anything differs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import random
-import signal
 import subprocess
 import sys
 import tarfile
@@ -115,43 +115,41 @@ def finish(words: list[str], place: Path) -> float:
     return time.monotonic() - started
 
 
-def kill_once(words: list[str], place: Path, delay: float, chance: random.Random) -> int | None:
+def kill_once(words: list[str], place: Path, files: int, chance: random.Random) -> int | None:
     """Start the command and kill it at a random moment of its work.
 
     Args:
         words: The command.
         place: Folder to run it in.
-        delay: About how long the work takes.
-        chance: The moment.
+        files: How many files the run has in the end.
+        chance: The moment: when some number of files has come or changed, and a few milliseconds on.
 
     Returns:
         Number of files of the run at that moment, or None if the command was done before.
     """
-    before = _state(place)
+    state = _state(place)
+    changes = chance.randint(1, max(1, files - len(state)))
     process = subprocess.Popen(words, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while process.poll() is None and _state(place) == before:  # loading libraries leaves nothing to break
-            time.sleep(0.005)
-        try:
-            process.wait(chance.uniform(0, delay))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
+        while process.poll() is None and changes > 0:
+            time.sleep(0.002)
+            before, state = state, _state(place)
+            changes -= len(set(state.items()) - set(before.items()))
+        time.sleep(chance.uniform(0, 0.02))
     finally:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
         process.wait()
-    return sum(1 for path in (place / "out").rglob("*") if path.is_file()) if process.returncode else None
+    return len(_state(place)) if process.returncode else None
 
 
-def _state(place: Path) -> list[tuple[str, int]]:
-    """Names and times of all files, temporary ones too."""
-    found = []
+def _state(place: Path) -> dict[str, int]:
+    """Times of change of all files of a run, temporary ones too."""
+    found = {}
     for path in (place / "out").rglob("*"):
-        try:
-            found.append((str(path), path.stat().st_mtime_ns))
-        except FileNotFoundError:  # it was there for a moment
-            found.append((str(path), 0))
-    return sorted(found)
+        with contextlib.suppress(FileNotFoundError):  # it was there for a moment
+            if path.is_file():
+                found[str(path)] = path.stat().st_mtime_ns
+    return found
 
 
 def run_rounds(work: Path, times: int, kills: int, seed: int, *, tars: int = 4) -> list[Round]:
@@ -172,14 +170,13 @@ def run_rounds(work: Path, times: int, kills: int, seed: int, *, tars: int = 4) 
     (work / "alone").mkdir()
     finish(words, work / "alone")
     expected = hashes(work / "alone" / "out")
-    made = [path.stat().st_mtime for path in (work / "alone" / "out").rglob("*") if path.is_file()]
     rounds = []
     for number in range(times):
         place = work / f"round-{number:03d}"
         place.mkdir()
         started, record = time.monotonic(), Round()
         for _ in range(chance.randint(1, kills)):
-            files = kill_once(words, place, 1.1 * (max(made) - min(made)), chance)
+            files = kill_once(words, place, len(expected), chance)
             if files is None:
                 break
             record.kills.append(files)

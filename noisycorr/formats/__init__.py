@@ -30,7 +30,8 @@ class Source:
     Args:
         path: A file, a folder, a brace pattern (`{00000..00010}.tar`), several of them joined by `::`, `hf://NAME` for
             a dataset of the hub, or `sample` for the small set that comes with the package.
-        input_format: One of `FORMATS`; `auto` decides from the extension or the content of the folder.
+        input_format: webdataset, parquet, csv, tsv, jsonl, json, files (a folder of images), hf, coco or embeddings;
+            auto decides from the extension or the content of the folder.
         image_col: Column that holds the image (bytes, or a path); detected if None.
         caption_col: Column that holds the text, or a list of texts; detected if None.
         url_col: Column that holds the address of the image. It is kept as a column and never fetched.
