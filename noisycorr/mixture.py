@@ -66,8 +66,8 @@ def null_share(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"]) ->
 
     The given scores are a mixture, F_given = eta F_null + (1 - eta) F_clean, so eta(q) is too large by
     (1 - eta) F_clean(t_q) / q, which vanishes for small q, while its variance grows there. q is the one with the least
-    estimated mean squared error: binomial variance plus squared distance to the 10 % quantile of all eta(q). Where no
-    scores tie, F_null(t_q) is q itself.
+    estimated mean squared error: binomial variance plus squared distance to the 10 % quantile of all eta(q), among q of
+    5 % to 95 % at which 20 given pairs would be expected if all were wrong. Where no scores tie, F_null(t_q) is q.
 
     Args:
         given: Scores of the pairs as they came.
@@ -80,11 +80,12 @@ def null_share(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"]) ->
     p-values taken from the empirical null.
     """
     null = np.sort(null)
-    limit = np.quantile(null, np.linspace(0.05, 0.95, 37))
+    limit = np.quantile(null, np.linspace(min(max(0.05, 20 / len(given)), 0.5), 0.95, 37))
     below = np.searchsorted(np.sort(given), limit, side="right") / len(given)
+    smooth = (below * len(given) + 1) / (len(given) + 2)  # none below is no proof that there are none
     q = np.searchsorted(null, limit, side="right") / len(null)
     share = below / q
-    variance = below * (1 - below) / (len(given) * q**2) + share**2 * (1 - q) / (q * len(null))
+    variance = smooth * (1 - smooth) / (len(given) * q**2) + share**2 * (1 - q) / (q * len(null))
     error = variance + (share - np.quantile(share, 0.1)) ** 2
     return float(np.clip(share[int(np.argmin(error))], 0.0, 1.0))
 

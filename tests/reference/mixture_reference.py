@@ -22,13 +22,15 @@ def quantile(values: list[float], q: float) -> float:
 def null_share(given: list[float], null: list[float]) -> float:
     """F_given(t) / F_null(t) at the quantile of the null scores with the least estimated mean squared error."""
     shares, variances = [], []
+    start = min(max(0.05, 20 / len(given)), 0.5)
     for step in range(37):
-        limit = quantile(null, 0.05 + 0.9 * step / 36)
+        limit = quantile(null, start + (0.95 - start) * step / 36)
         below, reached = share_below(given, limit), share_below(null, limit)
         share = below / reached
         shares.append(share)
+        smooth = (below * len(given) + 1) / (len(given) + 2)
         variances.append(
-            below * (1 - below) / (len(given) * reached**2) + share**2 * (1 - reached) / (reached * len(null))
+            smooth * (1 - smooth) / (len(given) * reached**2) + share**2 * (1 - reached) / (reached * len(null))
         )
     target = quantile(shares, 0.1)
     errors = [variance + (share - target) ** 2 for variance, share in zip(variances, shares)]
