@@ -22,17 +22,12 @@ def cosine(a: Vector, b: Vector) -> float | None:
     return dot(unit(a), unit(b))
 
 
-def margin(image: list[Vector], text: list[Vector], i: int, j: int, others: list[int]) -> float:
-    """How far the pair of image i and text j stands out among the texts and the images of the other rows."""
-
-    def standardised(value: float, among: Vector) -> float:
-        mean = sum(among) / len(among)
-        deviation = math.sqrt(sum((x - mean) ** 2 for x in among) / len(among))
-        return (value - mean) / max(deviation, 1e-4)
-
-    here = dot(unit(image[i]), unit(text[j]))
-    by_image = standardised(here, [dot(unit(image[i]), unit(text[k])) for k in others])
-    return by_image + standardised(here, [dot(unit(image[k]), unit(text[j])) for k in others])
+def margin(asking: Vector, asked: Vector, rivals: list[Vector], temperature: float) -> float | None:
+    """Log odds of one partner against others, all of them of unit length; None if a side is missing."""
+    if not any(asking) or not any(asked) or not rivals:
+        return None
+    total = sum(math.exp(dot(asking, rival) / temperature) for rival in rivals)
+    return dot(asking, asked) / temperature - math.log(total)
 
 
 def mean_present(rows: list[Vector]) -> Vector:
@@ -55,10 +50,6 @@ def consensus(
         witnesses += 1
         total = [old + share * (x - m) for old, x, m in zip(total, partner[j], mean)]
     return unit(total) if witnesses else None
-
-
-def agreement(center: Vector | None, other: Vector, mean: Vector) -> float | None:
-    return None if center is None else dot(center, unit([x - m for x, m in zip(other, mean)]))
 
 
 def combined_loss(w: Vector, given: list[Vector], null: list[Vector], penalty: float) -> float:
