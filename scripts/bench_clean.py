@@ -118,7 +118,7 @@ def _some_pictures(count: int) -> pa.Table:
 
 
 def bench_stored(given: argparse.Namespace, sizes: list[int]) -> None:
-    """Similarity, calibration, verdicts and ledger from stored embeddings (bars: 1 M in 30 s and 2 GB; flat to 1.3x)."""
+    """Similarity, calibration, verdicts, ledger from stored embeddings (bars: 1 M in 30 s and 2 GB; flat to 1.3x)."""
     per_pair = []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
