@@ -81,6 +81,10 @@ def _find(word: str) -> type[Verb]:
     names = {verb.name: verb for verb in VERBS}
     if word in names:
         return names[word]
+    if word.startswith("-"):
+        raise UsageError(
+            f"{word} stands before the verb: write `noisycorr VERB {word} ...` with one of {', '.join(names)}."
+        )
     near = difflib.get_close_matches(word, names, 1)
     raise UsageError(
         f"{word!r} is not a verb; " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}.")
@@ -122,7 +126,8 @@ def _failure(error: OSError) -> str:
 
 def _complain(message: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # one process speaks for all
-        print(f"noisycorr: {message}", file=sys.stderr)
+        line = " ".join(message.split())
+        print(f"noisycorr: {line}{'' if line.endswith(('.', '?')) else '.'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

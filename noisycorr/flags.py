@@ -20,6 +20,8 @@ from jsonargparse import ArgumentParser, Namespace
 from noisycorr.pairs import UsageError
 
 TRUE_OR_FALSE = ("true", "false", "yes", "no")
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+JOINED = {"path": "::", "stages": ","}  # how a list in a config file is written as one word
 
 
 class Parser(ArgumentParser):
@@ -107,7 +109,7 @@ def read_words(parser: Parser, words: Sequence[str], config: Path | None = None)
     Raises:
         UsageError: If a flag is unknown, stands twice, is missing, or has a value of another type.
     """
-    words = _normal(parser, words)
+    words, whole = _normal(parser, words), config
     if config is None and "config" in parser.hints:
         named = [value for word, value in zip(words, [*words[1:], ""]) if word == "--config"]
         named += [word.partition("=")[2] for word in words if word.startswith("--config=")]
@@ -117,7 +119,8 @@ def read_words(parser: Parser, words: Sequence[str], config: Path | None = None)
     given = parser.parse_args(words)
     for key, hint in parser.hints.items():
         if given.get(key) is None and key in parser.needed:
-            raise UsageError(f"{parser.needed[key]}; `{parser.prog} --help` lists all options.")
+            lacking = f"config {whole}: {parser.needed[key].removeprefix('--')}" if whole else parser.needed[key]
+            raise UsageError(f"{lacking}; `{parser.prog} --help` lists all options.")
         if given.get(key) is None and not _is_optional(hint):
             quotes = " (the word null needs quotes)" if hint is str else ""
             raise UsageError(f"{_place(key, config)} has no value, expected {in_words(hint)}{quotes}.")
@@ -134,8 +137,11 @@ def read_config(path: Path) -> dict[str, Any]:
         body = yaml.load(path.read_text(encoding="utf-8-sig"), _Strict)
     except _TwiceError as error:
         raise UsageError(f"config {path}: {error}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"config {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"config {path} is not valid YAML: line {line}: {error.problem or error.context}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(body, dict):
         found = "nothing" if body is None else f"a {type(body).__name__}"
         raise UsageError(f"config {path} holds {found}, expected keys with values, such as `batch_size: 64`.")
@@ -149,8 +155,6 @@ def in_words(hint: Any) -> str:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     if origin in (Union, types.UnionType):
         return " or ".join(in_words(part) for part in typing.get_args(hint) if part is not type(None))
-    if origin is list:
-        return "a list"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
@@ -163,9 +167,11 @@ def _normal(parser: Parser, words: Sequence[str]) -> list[str]:
     """Words with underscores in names of flags; for true or false, `--x` is `--x=true` and `--no_x` is `--x=false`."""
     out: list[str] = []
     seen: set[str] = set()
-    for place, word in enumerate(words):
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
         if word == "--":  # what follows are no flags
-            return [*out, *words[place:]]
+            return [*out, word, *rest]
         if not word.startswith("--"):
             out.append(word)
             continue
@@ -173,9 +179,10 @@ def _normal(parser: Parser, words: Sequence[str]) -> list[str]:
         key = name[2:].replace("-", "_")
         plain = key.removeprefix("no_") if key not in parser.hints else key
         if parser.hints.get(plain) is bool and plain not in parser.switches and not sign:
-            following = words[place + 1].lower() if place + 1 < len(words) else ""
-            if plain != key or following not in TRUE_OR_FALSE:
+            if plain != key or not rest or rest[0].lower() not in TRUE_OR_FALSE:
                 key, sign, value = plain, "=", "true" if plain == key else "false"
+        elif not sign and rest and _NEGATIVE.fullmatch(rest[0]):  # argparse takes -1e-3 for a flag
+            sign, value = "=", rest.pop(0)
         if key in seen:
             raise UsageError(f"--{key} stands twice: keep one of them.")
         seen.add(key)
@@ -194,7 +201,7 @@ def _config_values(parser: Parser, path: Path) -> dict[str, Any]:
             raise UsageError(f"config {path}: key {key!r} stands twice, once with dashes: keep one of them.")
         if key in parser.switches and not isinstance(value, bool):
             raise UsageError(f"config {path}: {key} is {value!r}, expected true or false.")
-        values[key] = value
+        values[key] = JOINED[key].join(map(str, value)) if key in JOINED and isinstance(value, list) else value
     try:
         checked = parser.parse_object(values)
     except UsageError as error:

@@ -74,7 +74,7 @@ class Clean:
         plan_flags(parser)
         parser.add("output_format", str | None, None, "Export what is kept, too: webdataset, parquet, hf, csv, jsonl, "
                    "coco, uids, clip-retrieval or issues; `noisycorr export` has more options")  # fmt: skip
-        parser.add("stages", str | list[str], "embed,score,decide,report", "Which stages to run, joined by commas")
+        parser.add("stages", str, "embed,score,decide,report", "Which stages to run, joined by commas")
 
     @staticmethod
     def run(given: Namespace) -> None:
@@ -83,8 +83,7 @@ class Clean:
         choice = _export_choice(given)
         from noisycorr.stages import clean
 
-        names = given.stages.split(",") if isinstance(given.stages, str) else given.stages
-        stages = [name.strip() for name in names]
+        stages = [name.strip() for name in given.stages.split(",")]
         clean(plan, run, stages=stages, overwrite=given.overwrite)
         if choice is not None and dist.is_main():
             _export(run, plan, choice)

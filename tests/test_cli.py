@@ -45,7 +45,7 @@ def complaint(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(words) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith("noisycorr: ") and shown.err.endswith(".\n")
+    assert shown.err.startswith("noisycorr: ") and shown.err.endswith((".\n", "?\n"))
     assert shown.err.count("\n") == 1, "one sentence on one line"
     return shown.err.removeprefix("noisycorr: ").rstrip("\n")
 
