@@ -7,6 +7,7 @@ best competitors that advantage is gone, and a text that is only nearly right lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import logsumexp
@@ -61,27 +62,42 @@ def margin(
         rows = rows[np.unique(identity[rows], return_index=True)[1]]
         rivals[part] = np.sort(rng.choice(rows, COMPETITORS, replace=False)) if len(rows) > COMPETITORS else rows
     offset = np.zeros(center.shape[1], np.float32) if mean is None else mean
+    contest = _Contest(center, partner, identity, fold, rivals, offset, temperature)
+    rows = np.arange(len(own))
+    given = contest.log_odds(rows, rows)
+    given[~own] = np.nan
+    here, there = (pairs.image, pairs.text) if side == "image" else (pairs.text, pairs.image)
+    return Signal(given, contest.log_odds(here, there))
 
-    def against(here: np.ndarray, there: np.ndarray) -> np.ndarray:
+
+@dataclass(frozen=True, slots=True)
+class _Contest:
+    """Who asks, who is asked, and who competes in each fold."""
+
+    center: np.ndarray
+    partner: Sequence[np.ndarray]
+    identity: np.ndarray
+    fold: np.ndarray
+    rivals: dict[int, np.ndarray]  # fold -> rows
+    offset: np.ndarray
+    temperature: float
+
+    def log_odds(self, here: np.ndarray, there: np.ndarray) -> np.ndarray:
+        """float32 (k,): row `here[k]` asks for row `there[k]`; NaN where that cannot be answered."""
         out = np.full(len(here), np.nan, np.float32)
-        for part, rows in rivals.items():
-            others = _partners(partner, rows, offset)
-            mine = np.flatnonzero(fold[here] == part)
+        for part, rows in self.rivals.items():
+            others = _partners(self.partner, rows, self.offset)
+            mine = np.flatnonzero(self.fold[here] == part)
             for start in range(0, len(mine), BLOCK // 2):
                 some = mine[start : start + BLOCK // 2]
-                asking, asked = center[here[some]].astype(np.float32), _partners(partner, there[some], offset)
-                rival = asking @ others.T / temperature
-                rival[identity[rows][None] == identity[there[some]][:, None]] = -np.inf
-                best = (asking * asked).sum(1) / temperature
+                asking = self.center[here[some]].astype(np.float32)
+                asked = _partners(self.partner, there[some], self.offset)
+                rival = asking @ others.T / self.temperature
+                rival[self.identity[rows][None] == self.identity[there[some]][:, None]] = -np.inf
+                best = (asking * asked).sum(1) / self.temperature
                 known = np.any(asking != 0, 1) & np.any(asked != 0, 1) & np.any(np.isfinite(rival), 1)
                 out[some[known]] = (best - _logsumexp(rival))[known]
         return out
-
-    rows = np.arange(len(own))
-    given = against(rows, rows)
-    given[~own] = np.nan
-    here, there = (pairs.image, pairs.text) if side == "image" else (pairs.text, pairs.image)
-    return Signal(given, against(here, there))
 
 
 def _logsumexp(rows: np.ndarray) -> np.ndarray:
