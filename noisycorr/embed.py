@@ -29,7 +29,7 @@ from tqdm import tqdm
 from noisycorr import console, dist
 from noisycorr.formats import Piece, Reader
 from noisycorr.formats.facts import image_facts
-from noisycorr.formats.images import MAX_BYTES, BadImage, decode_image
+from noisycorr.formats.images import BadImage, decode_image, read_image
 from noisycorr.pairs import PAIRS, Pair, UsageError, content_hash, pair_uid
 from noisycorr.run import Run, atomic_path, read_json, write_json
 
@@ -184,13 +184,11 @@ def prepare(pair: Pair, encoder: DualEncoder, choice: Embed, decode: bool) -> Pr
         return Prepared(None, {})
     facts: dict[str, Any] = {}
     try:
-        data = pair.image if isinstance(pair.image, bytes) else _read(pair.image)
+        data = pair.image if isinstance(pair.image, bytes) else read_image(pair.image)
         facts["image_hash"] = content_hash(data)
         decoded = decode_image(data, max_pixels=choice.max_pixels)
     except BadImage as error:
         return Prepared(None, facts | {"problem": error.code, "problem_detail": str(error)[:300]})
-    except OSError as error:
-        return Prepared(None, facts | {"problem": "image_missing", "problem_detail": f"{type(error).__name__}"})
     facts |= {
         "width": decoded.width,
         "height": decoded.height,
@@ -201,14 +199,6 @@ def prepare(pair: Pair, encoder: DualEncoder, choice: Embed, decode: bool) -> Pr
     std, entropy, edges, phash = image_facts(decoded.image)
     facts |= {"image_std": std, "image_entropy": entropy, "image_edges": edges, "image_phash": phash}
     return Prepared(encoder.preprocess(decoded.image), facts)
-
-
-def _read(path: Path) -> bytes:
-    """The encoded picture; nothing is read of a file that is larger than the decoder accepts."""
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise BadImage("image_too_large", f"{size:,} bytes, more than the limit of {MAX_BYTES:,}")
-    return path.read_bytes()
 
 
 def _row(pair: Pair, ready: Prepared, choice: Embed) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import xxhash
 from noisycorr import console
 from noisycorr.embed import features_path, pairs_path, parts, read_features
 from noisycorr.formats import Piece, Reader
+from noisycorr.formats.images import BadImage, read_image
 from noisycorr.formats.writers import (
     Format,
     Layout,
@@ -311,8 +312,8 @@ def _image(pair: Pair, facts: Mapping[str, Any], format_: Format) -> bytes | Pat
     """The image of a pair as the format wants it; refuses one whose bytes are not those that were embedded."""
     image, expected = pair.image, facts["image_hash"]
     if isinstance(image, Path) and format_.images == "bytes":
-        with contextlib.suppress(OSError):
-            image = image.read_bytes()
+        with contextlib.suppress(BadImage):
+            image = read_image(image)
         if isinstance(image, Path):
             image = None
     changed = expected is not None and image is None

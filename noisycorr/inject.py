@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from noisycorr import console
 from noisycorr.formats import Reader
+from noisycorr.formats.images import BadImage, read_image
 from noisycorr.formats.writers.shards import Batches
 from noisycorr.formats.writers.values import final_type, json_type, merge_types
 from noisycorr.noise import (
@@ -339,8 +340,8 @@ def _checked(pairs: Iterator[Pair], seen: _Seen, start: int, end: int) -> Iterat
 
 def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_image(path)
+    except BadImage:
         return None
 
 

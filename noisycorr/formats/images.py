@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ def decode_image(data: bytes | Path, *, max_pixels: int = MAX_PIXELS, max_bytes:
         BadImage: image_missing if there is no such file; image_too_large if a limit is passed; image_unreadable if it
             is empty, cut short, damaged, or not of an accepted format.
     """
-    encoded = _read_bounded(data, max_bytes)
+    encoded = _bounded(data, max_bytes) if isinstance(data, bytes) else read_image(data, max_bytes=max_bytes)
     name = sniff_format(encoded)
     if name is None or name not in _OPENERS:
         raise BadImage("image_unreadable", _strange_content(encoded))
@@ -157,17 +158,29 @@ def sniff_format(data: bytes) -> str | None:
     return None
 
 
-def _read_bounded(data: bytes | Path, max_bytes: int) -> bytes:
-    if isinstance(data, Path):
-        try:
-            with data.open("rb") as file:
-                encoded = file.read(max_bytes + 1)
-        except FileNotFoundError:
-            raise BadImage("image_missing", f"no such file: {data.name}") from None
-        except (OSError, ValueError) as error:
-            raise BadImage("image_unreadable", f"{data.name}: {error}") from None
-    else:
-        encoded = data
+def read_image(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """The encoded picture in a file; never waits for a pipe, never holds more than the limit.
+
+    Args:
+        path: Where it is.
+        max_bytes: Largest accepted size.
+
+    Raises:
+        BadImage: image_missing if there is no such file, image_too_large if the limit is passed, image_unreadable if it
+            is something else than a file, or cannot be opened.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadImage("image_unreadable", f"{path.name} is not a regular file")
+        with path.open("rb") as file:
+            return _bounded(file.read(max_bytes + 1), max_bytes)
+    except FileNotFoundError:
+        raise BadImage("image_missing", f"no such file: {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise BadImage("image_unreadable", f"{path.name}: {error}") from None
+
+
+def _bounded(encoded: bytes, max_bytes: int) -> bytes:
     if len(encoded) > max_bytes:
         raise BadImage("image_too_large", f"more than {max_bytes} bytes")
     return encoded
