@@ -152,40 +152,44 @@ def _state(place: Path) -> dict[str, int]:
     return found
 
 
-def run_rounds(work: Path, times: int, kills: int, seed: int, *, tars: int = 4) -> list[Round]:
-    """Do all rounds.
+def run_alone(work: Path, *, tars: int = 4) -> tuple[list[str], dict[str, str]]:
+    """Make the source and run the command once without being killed.
 
     Args:
         work: An empty folder.
-        times: Number of rounds.
-        kills: Most kills in a round.
-        seed: Of the moments; what stands on the disk then depends on the machine all the same.
         tars: Shards of the source.
 
     Returns:
-        One `Round` each.
+        The command, and the hashes of what it leaves.
     """
-    chance = random.Random(seed)
     words = command(write_source(work / "source", tars=tars))
     (work / "alone").mkdir()
     finish(words, work / "alone")
-    expected = hashes(work / "alone" / "out")
-    rounds = []
-    for number in range(times):
-        place = work / f"round-{number:03d}"
-        place.mkdir()
-        started, record = time.monotonic(), Round()
-        for _ in range(chance.randint(1, kills)):
-            files = kill_once(words, place, len(expected), chance)
-            if files is None:
-                break
-            record.kills.append(files)
-        finish(words, place)
-        found = hashes(place / "out")
-        record.differences = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-        record.seconds = time.monotonic() - started
-        rounds.append(record)
-    return rounds
+    return words, hashes(work / "alone" / "out")
+
+
+def run_round(words: list[str], place: Path, expected: dict[str, str], kills: int, chance: random.Random) -> Round:
+    """Kill the command at random moments, let it finish, and compare.
+
+    Args:
+        words: The command.
+        place: Created.
+        expected: Hashes of the run left alone.
+        kills: How often to kill it, if it is not done before.
+        chance: The moments; what stands on the disk then depends on the machine all the same.
+    """
+    place.mkdir()
+    started, record = time.monotonic(), Round()
+    for _ in range(kills):
+        files = kill_once(words, place, len(expected), chance)
+        if files is None:
+            break
+        record.kills.append(files)
+    finish(words, place)
+    found = hashes(place / "out")
+    record.differences = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    record.seconds = time.monotonic() - started
+    return record
 
 
 def main() -> int:
@@ -195,13 +199,17 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=4, help="most kills in a round (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     given = parser.parse_args()
+    chance, rounds = random.Random(given.seed), []
     with tempfile.TemporaryDirectory() as folder:
-        rounds = run_rounds(Path(folder), given.times, given.kills, given.seed)
-    print("round  kills  files at each kill        seconds  differences")
-    for number, record in enumerate(rounds):
-        files = " ".join(map(str, record.kills))
-        different = ", ".join(record.differences) or "none"
-        print(f"{number:5d}  {len(record.kills):5d}  {files:24s}  {record.seconds:7.1f}  {different}")
+        words, expected = run_alone(Path(folder))
+        print(f"{len(expected)} files in a run left alone")
+        print("round  kills  files at each kill        seconds  differences")
+        for number in range(given.times):
+            place = Path(folder) / f"round-{number:03d}"
+            record = run_round(words, place, expected, chance.randint(1, given.kills), chance)
+            rounds.append(record)
+            files, different = " ".join(map(str, record.kills)), ", ".join(record.differences) or "none"
+            print(f"{number:5d}  {len(record.kills):5d}  {files:24s}  {record.seconds:7.1f}  {different}", flush=True)
     bad = sum(bool(record.differences) for record in rounds)
     print(f"{len(rounds)} rounds, {sum(len(r.kills) for r in rounds)} kills, {bad} rounds with differences")
     return 1 if bad else 0
