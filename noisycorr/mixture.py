@@ -137,7 +137,7 @@ def fit_null(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"], *, s
         p_clean=p_clean,
         noise_rate=eta,
         low=max(0.0, eta - 1.96 * spread),
-        high=min(1.0, eta + 1.96 * spread),
+        high=min(1.0, eta + max(1.96 * spread, 3 / (0.05 * len(given)))),  # none seen in the tail is no proof
         separation=separation,
         warning=_doubt(separation, eta),
         parameters={"null_pairs": len(null)},
