@@ -35,7 +35,9 @@ def margin(
         margin_ij = s_ij / T - log sum_k exp(s_ik / T),   k: other identities than j's, s the cosine
 
     Competitors are up to 1,024 rows of the same fold, each of another identity, so cost is linear in n and a text that
-    stands on many rows counts once.
+    stands on many rows counts once. What a row itself came with does not compete with a partner drawn at random, unless
+    most folds hold it: a wrong pair among the given ones rarely meets its right partner in its own fold, and random
+    pairs that always do would look worse than wrong ones. It does compete with a near miss.
 
     Args:
         center: (n, d) unit rows that ask: features of one side, or the consensus of a neighbourhood.
@@ -64,10 +66,21 @@ def margin(
     offset = np.zeros(center.shape[1], np.float32) if mean is None else mean
     contest = _Contest(center, partner, identity, fold, rivals, offset, temperature)
     rows = np.arange(len(own))
-    given = contest.log_odds(rows, rows)
+    given = contest.log_odds(rows, rows, identity)
     given[~own] = np.nan
     here, there = (pairs.image, pairs.text) if side == "image" else (pairs.text, pairs.image)
-    return Signal(given, contest.log_odds(here, there))
+    spared = np.where(_rare(identity, own, fold)[here] & ~pairs.near, identity[here], identity[there])
+    return Signal(given, contest.log_odds(here, there, spared))
+
+
+def _rare(identity: np.ndarray, own: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """bool (n,): at most half of the folds hold this identity; never true of one fold."""
+    parts, place = np.unique(fold[own], return_inverse=True)
+    names, back = np.unique(identity[own], return_inverse=True)
+    held = np.bincount(np.unique(back * len(parts) + place) // max(len(parts), 1), minlength=len(names))
+    out = np.zeros(len(own), bool)
+    out[own] = 2 * held[back] <= len(parts)
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +95,11 @@ class _Contest:
     offset: np.ndarray
     temperature: float
 
-    def log_odds(self, here: np.ndarray, there: np.ndarray) -> np.ndarray:
-        """float32 (k,): row `here[k]` asks for row `there[k]`; NaN where that cannot be answered."""
+    def log_odds(self, here: np.ndarray, there: np.ndarray, spared: np.ndarray) -> np.ndarray:
+        """float32 (k,): row `here[k]` asks for row `there[k]`; NaN where that cannot be answered.
+
+        Neither the identity of `there[k]` nor `spared[k]` competes.
+        """
         out = np.full(len(here), np.nan, np.float32)
         for part, rows in self.rivals.items():
             others = _partners(self.partner, rows, self.offset)
@@ -93,7 +109,8 @@ class _Contest:
                 asking = self.center[here[some]].astype(np.float32)
                 asked = _partners(self.partner, there[some], self.offset)
                 rival = asking @ others.T / self.temperature
-                rival[self.identity[rows][None] == self.identity[there[some]][:, None]] = -np.inf
+                for left_out in (self.identity[there[some]], spared[some]):
+                    rival[self.identity[rows][None] == left_out[:, None]] = -np.inf
                 best = (asking * asked).sum(1) / self.temperature
                 known = np.any(asking != 0, 1) & np.any(asked != 0, 1) & np.any(np.isfinite(rival), 1)
                 out[some[known]] = (best - _logsumexp(rival))[known]
