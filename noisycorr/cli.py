@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Sequence
 
 from noisycorr import __version__, console, dist
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if console.is_verbose():
+            traceback.print_exc()
         _complain(_failure(error))
         return 1
     except MemoryError:
@@ -62,6 +66,8 @@ def _run(words: list[str]) -> int:
     for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "info" if given.verbose else "error")
     console.set_up(quiet=given.quiet, verbose=given.verbose)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter of a caption is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")
     if verb.parallel or dist.is_main():
         verb.run(given)
     dist.leave()

@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from noisycorr.pairs import UsageError
 
+EPILOG = "In names of options - and _ are the same. Where true or false is asked for, --x alone is true, --no_x false."
 TRUE_OR_FALSE = ("true", "false", "yes", "no")
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 JOINED = {"path": "::", "stages": ","}  # how a list in a config file is written as one word
@@ -35,8 +36,11 @@ class Parser(ArgumentParser):
 
     def __init__(self, name: str, usage: str, about: str) -> None:
         command = f"noisycorr {name}"
-        # jsonargparse gives its formatter the usage as it stands; `%` would be taken as a format.
-        super().__init__(prog=command, usage=f"{command} {usage} [options]", description=about, allow_abbrev=False)
+        usage = f"{command} {usage} [options]"
+        super().__init__(
+            prog=command, usage=usage, description=about, epilog=EPILOG, allow_abbrev=False,
+            formatter_class=argparse.HelpFormatter,
+        )  # fmt: skip
         self.hints: dict[str, Any] = {}  # type of each key
         self.needed: dict[str, str] = {}  # what to say if it is not given
         self.switches: set[str] = set()  # keys that take no value
@@ -53,16 +57,18 @@ class Parser(ArgumentParser):
             need: What to say if it is not given; "" if it need not be.
         """
         self.hints[key] = hint
+        shown = "none" if default is None else str(default).lower() if hint is bool else default
+        about = f"{about.rstrip('.')} ({in_words(hint)}, {'required' if need else f'default: {shown}'})"
         if need:
             self.needed[key] = need
-            default, about = argparse.SUPPRESS, f"{about} (required)"
+            default = argparse.SUPPRESS
         (group or self).add_argument(f"--{key}", type=hint, default=default, help=about.replace("%", "%%"))
 
     def add_word(self, key: str, shown: str, about: str, *, need: str) -> None:
         """A word without a flag, that a config file may give as well."""
         self.hints[key] = str
         self.needed[key] = need
-        about = f"{about} (required)"
+        about = f"{about} (required)".replace("%", "%%")
         self.add_argument(key, type=str, nargs="?", default=argparse.SUPPRESS, metavar=shown, help=about)
 
     def add_switch(self, key: str, about: str, short: str | None = None) -> None:

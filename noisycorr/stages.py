@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import yaml
 
-from noisycorr import console, dist
+from noisycorr import __version__, console, dist
 from noisycorr.decide import Decide
 from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts
 from noisycorr.encoders import DualEncoder, load_encoder
@@ -199,8 +201,21 @@ def decide_stage(plan: Plan, run: Run) -> None:
         "labels": fingerprint_file(labels) if labels else None,
     }
     _timed(run, "decide", inputs, lambda: decide_run(plan.decide, run, labels), _each_part(run, "ledger"))
-    for line in _need(run, "decide")["facts"]["summary"]:
+    first, *others = _need(run, "decide")["facts"]["summary"]
+    for line in (first, *_drop_reasons(run), *others):
         (console.warn if line.startswith("warning:") else console.say)(line)
+
+
+def _drop_reasons(run: Run) -> list[str]:
+    """One line on why pairs were dropped, the commonest reason first; none if nothing was."""
+    reasons: collections.Counter[str] = collections.Counter()
+    for name in _each_part(run, "ledger"):
+        table = pq.read_table(run.folder / name, columns=["verdict", "reason"])
+        why = table.filter(pc.equal(table.column("verdict"), "drop")).column("reason")
+        for found in pc.value_counts(pc.replace_substring_regex(why, r"(: p_clean| of group) .*$", "")).to_pylist():
+            reasons[found["values"]] += found["counts"]
+    listed = "; ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
+    return [f"dropped: {listed}" + ("; ..." if len(reasons) > 5 else "")] if reasons else []
 
 
 def report_stage(run: Run) -> None:
@@ -256,7 +271,8 @@ def _refuse_other(plan: Plan, run: Run) -> None:
 
 
 def _timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any]], files: list[str]) -> None:
-    """Do the work of a stage that leaves these files, unless it was done with the same inputs."""
+    """Do the work of a stage that leaves these files, unless it was done with the same inputs by the same version."""
+    inputs = {**inputs, "noisycorr": __version__}
     if run.is_done(name, inputs) and all((run.folder / file).exists() for file in files):
         say(f"{name}: nothing changed, skipped")
         return
