@@ -102,6 +102,14 @@ def test_null_share_equals_a_loop(one, two):
     assert null_share(np.array(one), np.array(two)) == pytest.approx(slow.null_share(one, two), abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_null_share_of_few_wrong_pairs_equals_a_loop(seed: int):
+    """Far apart, so that often no given pair at all is below the first quantiles."""
+    given_scores, null, _ = mixture(80, 0.05, seed=seed, gap=6, m=160)
+    want = slow.null_share([float(s) for s in given_scores], [float(s) for s in null])
+    assert null_share(given_scores, null) == pytest.approx(want, abs=1e-7)
+
+
 def test_null_share_of_coarse_scores_is_not_inflated():
     """Scores of a few levels only: most of both sets stands on the lowest."""
     rng = np.random.default_rng(0)
