@@ -126,6 +126,8 @@ def _failure(error: OSError) -> str:
     place = f" ({error.filename})" if error.filename else ""
     if error.errno in FULL:
         return f"the disk is full{place}: free space and run the same command again, what was finished is kept."
+    if isinstance(error, FileNotFoundError) and error.errno is None:  # so the reader of tables says it
+        return f"{error} is gone: put it back, or start anew with --overwrite."
     reason = error.strerror or str(error) or type(error).__name__
     return f"{reason}{place}: when that is solved, the same command continues; what was finished is kept."
 

@@ -268,6 +268,7 @@ def test_run_takes_the_keys_of_clean(here: Path, plans: list[tuple[Plan, dict[st
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: free space and run the same command"),
         (PermissionError(errno.EACCES, "Permission denied", "out/pairs"), "Permission denied (out/pairs): when"),
+        (FileNotFoundError("out/pairs/00000.parquet"), "out/pairs/00000.parquet is gone: put it back, or start anew"),
         (MemoryError(), "there is not enough memory"),
         (KeyboardInterrupt(), "interrupted; the same command continues"),
     ],
