@@ -129,7 +129,7 @@ def fit_null(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"], *, s
     size = min(len(given), 20_000), min(len(null), 20_000)
     draws = [null_share(rng.choice(given, size[0]), rng.choice(null, size[1])) for _ in range(rounds)]
     spread = float(np.std(draws)) * np.sqrt(max(size[0] / len(given), size[1] / len(null)))
-    score, ratio = _density_ratio(given, null)
+    score, ratio = density_ratio(given, null)
     p_clean = np.maximum.accumulate(np.clip(1 - eta / np.maximum(ratio, 1e-12), 0.0, 1.0))
     return Fit(
         kind="null",
@@ -144,6 +144,26 @@ def fit_null(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"], *, s
     )
 
 
+def odds_fit(fit: Fit, odds: Float[np.ndarray, " n"], p_clean: Float[np.ndarray, " n"]) -> Fit:
+    """The curve of scores that are log odds already; its noise rate is the mean over all pairs.
+
+    Args:
+        fit: The curve that the probabilities started from; gives kind, separation, warning and width of the interval.
+        odds: Log odds of each pair.
+        p_clean: The probability of each pair; NaN is left out.
+    """
+    knots = np.linspace(float(np.nanmin(odds)), float(np.nanmax(odds)), KNOTS)
+    rate = float(np.clip(1 - np.nanmean(p_clean), 0, 1))
+    return replace(
+        fit,
+        score=knots,
+        p_clean=special.expit(knots),
+        noise_rate=rate,
+        low=max(0.0, rate - (fit.noise_rate - fit.low)),
+        high=min(1.0, rate + (fit.high - fit.noise_rate)),
+    )
+
+
 def _doubt(separation: float, eta: float) -> str | None:
     if separation < 0.65 and eta > 0.5:
         return (
@@ -153,8 +173,10 @@ def _doubt(separation: float, eta: float) -> str | None:
     return None
 
 
-def _density_ratio(given: np.ndarray, null: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Increasing estimate of f_given / f_null at the centres of the isotonic blocks."""
+def density_ratio(
+    given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"]
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """Increasing estimate of f_given / f_null: scores, and the ratio (> 0) at each of them, by isotonic regression."""
     score = np.concatenate([given, null])
     label = np.concatenate([np.ones(len(given)), np.zeros(len(null))])
     weight = np.concatenate([np.full(len(given), 0.5 / len(given)), np.full(len(null), 0.5 / len(null))])

@@ -119,7 +119,7 @@ def test_null_share_of_coarse_scores_is_not_inflated():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_density_ratio_calibration_equals_pooling_in_a_loop(seed: int):
+def testdensity_ratio_calibration_equals_pooling_in_a_loop(seed: int):
     given_scores, null, _ = mixture(300, 0.4, seed=seed, m=450)
     fit = fit_null(given_scores, null, seed=0, rounds=2)
     lists = [float(s) for s in given_scores], [float(s) for s in null]

@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
 
 from noisycorr.index import neighbors
-from noisycorr.mixture import Fit, constant_fit, fit_beta, fit_gaussian, fit_null
+from noisycorr.mixture import Fit, constant_fit, fit_beta, fit_gaussian, fit_null, odds_fit
 from noisycorr.pairs import UsageError
+from noisycorr.score.classes import are_classes, class_score
 from noisycorr.score.combine import combine
 from noisycorr.score.crossfit import CrossFit, cross_fit
 from noisycorr.score.neighbors import consensus, mean_feature
+from noisycorr.score.siblings import vouch
 from noisycorr.score.similarity import margin
 from noisycorr.score.view import Repaired, Signal, View, own_cosine, pair_cosine, repaired, with_near_misses
 
 ALIGN = ("auto", "none", "cross-fit")
-CALIBRATION = ("null", "gaussian", "beta")
+CALIBRATION = ("auto", "null", "gaussian", "beta")
 FEWEST = 100  # pairs below which heads are not learned
 
 Parts = Sequence[np.ndarray]
@@ -39,7 +42,8 @@ class Score:
         folds: Folds of cross-fitting, 2 to 20.
         neighbors: Neighbours whose texts or images are asked, 0 = leave this signal out.
         margin: Set each pair against up to 1,024 competitors on both sides (linear in n, but not free).
-        calibration: `null` (wrong pairs made by re-pairing), `gaussian` or `beta` (two components fitted).
+        calibration: `null` (wrong pairs made by re-pairing), `gaussian` or `beta` (two components fitted), or `auto`:
+            the label noise of classes where heads are learned and few texts stand on many pictures, else `null`.
         target_recall: Of approximate neighbour search on large sets.
         near_duplicates: Search near-duplicates among embeddings; without it only exact copies are found.
         seed: Of folds, re-pairing and sampling.
@@ -49,7 +53,7 @@ class Score:
     folds: int = 5
     neighbors: int = 20
     margin: bool = True
-    calibration: str = "null"
+    calibration: str = "auto"
     target_recall: float = 0.95
     near_duplicates: bool = True
     seed: int = 0
@@ -124,20 +128,30 @@ def score_pairs(
     space = ([heads.image], [heads.text]) if heads is not None else joint
     if space is not None and choice.margin:
         signals |= _margins(space, view, pairs, fold, choice)
+    hood: np.ndarray | None = None
     if choice.neighbors and int(view.present.sum()) > 2:
-        signals |= _neighborhoods(view, pairs, trust, choice, facts)
-    return _finish(signals, heads is not None or joint is None, fold, pairs, choice, facts, view)
+        found, hood = _neighborhoods(view, pairs, trust, choice, facts)
+        signals |= found
+    if heads is not None and choice.calibration == "auto" and are_classes(view):
+        pair, fit = class_score(view, heads, hood, mean_feature(view.text), pairs)
+        facts["calibrated"] = "classes"
+        return Scored(columns=_columns(signals, pair), pair=pair, fit=fit, facts=facts)
+    mix = heads is not None or joint is None
+    return _finish(signals, mix, fold, pairs, choice, facts, view, space)
+
+
+def _columns(signals: dict[str, Signal], pair: Signal) -> dict[str, np.ndarray]:
+    return {name: signal.given for name, signal in signals.items()} | {"pair": pair.given}
 
 
 def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Repaired, choice: Score,
-            facts: dict[str, Any], view: View) -> Scored:  # fmt: skip
+            facts: dict[str, Any], view: View, space: tuple[Parts, Parts] | None) -> Scored:  # fmt: skip
     """Choose or combine the signal that is calibrated."""
     usable = {name: s for name, s in signals.items() if np.isfinite(s.given).any() and np.isfinite(s.null).any()}
     if not usable:
         empty = Signal(np.full(view.n, np.nan, np.float32), np.zeros(0, np.float32))
         fit = constant_fit("no pair could be scored: images or texts are missing, or all texts are equal")
-        columns = {name: signal.given for name, signal in signals.items()} | {"pair": empty.given}
-        return Scored(columns=columns, pair=empty, fit=fit, facts=facts)
+        return Scored(columns=_columns(signals, empty), pair=empty, fit=fit, facts=facts)
     if mix:
         # The margins say what the plain cosine of the heads says, and better: it serves where they are switched off.
         weighed = {name: s for name, s in usable.items() if name != "crossfit" or "text_margin" not in usable}
@@ -157,8 +171,22 @@ def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Repa
         fit = fit_beta(pair.given)
     else:
         fit = fit_null(pair.given, pair.null, seed=choice.seed)
-    columns = {name: signal.given for name, signal in signals.items()} | {"pair": pair.given}
-    return Scored(columns=columns, pair=pair, fit=fit, facts=facts)
+    if mix and choice.calibration == "auto" and fit.kind != "constant":
+        pair, fit = _siblings(pair, fit, space, view, pairs, facts)
+    return Scored(columns=_columns(signals, pair), pair=pair, fit=fit, facts=facts)
+
+
+def _siblings(pair: Signal, fit: Fit, space: tuple[Parts, Parts] | None, view: View, pairs: Repaired,
+              facts: dict[str, Any]) -> tuple[Signal, Fit]:  # fmt: skip
+    """Where pictures hold several texts these correct each other; then the score is the log odds of the posterior."""
+    found = vouch(view, fit(pair.given), space, pairs) if space is not None else None
+    if found is None:
+        return pair, fit
+    facts["siblings"] = {"pictures": found.pictures, "moved_together": found.rho, "correlation": round(found.kappa, 3)}
+    limit = 1e-4
+    given, null = (logit(np.clip(p.astype(np.float64), limit, 1 - limit)).astype(np.float32)
+                   for p in (found.p_clean, fit(pair.null)))  # fmt: skip
+    return Signal(given, null), odds_fit(fit, given, found.p_clean)
 
 
 def _margins(
@@ -167,18 +195,24 @@ def _margins(
     """Does the image prefer its text, does the text prefer its image?"""
     image, text = space
     return {
-        "text_margin": margin(_whole(image), text, view.text_id, view.present, pairs, fold, side="image",
+        "text_margin": margin(_whole(image), text, view.text_id, view.image_id, view.present, pairs, fold,
+                              side="image",
                               temperature=0.05, seed=choice.seed),
-        "image_margin": margin(_whole(text), image, view.image_id, view.present, pairs, fold, side="text",
+        "image_margin": margin(_whole(text), image, view.image_id, view.image_id, view.present, pairs, fold,
+                               side="text",
                                temperature=0.05, seed=choice.seed),
     }  # fmt: skip
 
 
 def _neighborhoods(
     view: View, pairs: Repaired, trust: np.ndarray, choice: Score, facts: dict[str, Any]
-) -> dict[str, Signal]:
-    """Do the texts of similar images prefer this text, do the images of similar texts prefer this image?"""
+) -> tuple[dict[str, Signal], np.ndarray]:
+    """Do the texts of similar images prefer this text, do the images of similar texts prefer this image?
+
+    Also what the texts of similar images have in common (n, d).
+    """
     out: dict[str, Signal] = {}
+    said = np.zeros((0, 0), np.float16)
     nowhere = np.zeros(view.n, np.int64)
     sides = (("image", view.image, view.text, view.text_id), ("text", view.text, view.image, view.image_id))
     for side, here, there, identity in sides:
@@ -187,9 +221,10 @@ def _neighborhoods(
         facts[f"{side}_neighbors"] = {"method": found.method, "recall": round(found.recall, 4)}
         mean = mean_feature(there)
         hood = consensus(found, there, mean, trust, view.image_id)
-        out[f"{side}_neighbors"] = margin(hood.consensus, there, identity, view.present, pairs, nowhere, side=side,
+        said = hood.consensus if side == "image" else said
+        out[f"{side}_neighbors"] = margin(hood.consensus, there, identity, view.image_id, view.present, pairs, nowhere, side=side,
                                           temperature=0.1, seed=choice.seed, mean=mean)  # fmt: skip
-    return out
+    return out, said
 
 
 def _cosine(space: tuple[Parts, Parts], pairs: Repaired) -> Signal:

@@ -21,6 +21,7 @@ def margin(
     center: np.ndarray,
     partner: Sequence[np.ndarray],
     identity: np.ndarray,
+    picture: np.ndarray,
     own: np.ndarray,
     pairs: Repaired,
     fold: np.ndarray,
@@ -37,12 +38,14 @@ def margin(
     Competitors are up to 1,024 rows of the same fold, each of another identity, so cost is linear in n and a text that
     stands on many rows counts once. What a row itself came with does not compete with a partner drawn at random, unless
     most folds hold it: a wrong pair among the given ones rarely meets its right partner in its own fold, and random
-    pairs that always do would look worse than wrong ones. It does compete with a near miss.
+    pairs that always do would look worse than wrong ones. It does compete with a near miss. Texts of one picture share
+    its fate: what belongs to the picture of a partner competes, or is spared, with it.
 
     Args:
         center: (n, d) unit rows that ask: features of one side, or the consensus of a neighbourhood.
         partner: Parts of (n, d) features that are asked for.
         identity: int (n,): equal where partners are the same; they never compete with each other.
+        picture: int (n,): equal where rows show the same picture; their partners do not compete with each other either.
         own: bool (n,): pairs that can be scored and that compete.
         pairs: Re-paired pairs to score in the same way.
         fold: int (n,): only rows of one fold share a space.
@@ -64,12 +67,12 @@ def margin(
         rows = rows[np.unique(identity[rows], return_index=True)[1]]
         rivals[part] = np.sort(rng.choice(rows, COMPETITORS, replace=False)) if len(rows) > COMPETITORS else rows
     offset = np.zeros(center.shape[1], np.float32) if mean is None else mean
-    contest = _Contest(center, partner, identity, fold, rivals, offset, temperature)
+    contest = _Contest(center, partner, identity, picture, fold, rivals, offset, temperature)
     rows = np.arange(len(own))
-    given = contest.log_odds(rows, rows, identity)
+    given = contest.log_odds(rows, rows, rows)
     given[~own] = np.nan
     here, there = (pairs.image, pairs.text) if side == "image" else (pairs.text, pairs.image)
-    spared = np.where(_rare(identity, own, fold)[here] & ~pairs.near, identity[here], identity[there])
+    spared = np.where(_rare(identity, own, fold)[here] & ~pairs.near, here, there)
     return Signal(given, contest.log_odds(here, there, spared))
 
 
@@ -90,6 +93,7 @@ class _Contest:
     center: np.ndarray
     partner: Sequence[np.ndarray]
     identity: np.ndarray
+    picture: np.ndarray
     fold: np.ndarray
     rivals: dict[int, np.ndarray]  # fold -> rows
     offset: np.ndarray
@@ -98,7 +102,7 @@ class _Contest:
     def log_odds(self, here: np.ndarray, there: np.ndarray, spared: np.ndarray) -> np.ndarray:
         """float32 (k,): row `here[k]` asks for row `there[k]`; NaN where that cannot be answered.
 
-        Neither the identity of `there[k]` nor `spared[k]` competes.
+        Neither what row `there[k]` holds competes, nor what row `spared[k]` holds, nor what their pictures came with.
         """
         out = np.full(len(here), np.nan, np.float32)
         for part, rows in self.rivals.items():
@@ -109,8 +113,9 @@ class _Contest:
                 asking = self.center[here[some]].astype(np.float32)
                 asked = _partners(self.partner, there[some], self.offset)
                 rival = asking @ others.T / self.temperature
-                for left_out in (self.identity[there[some]], spared[some]):
-                    rival[self.identity[rows][None] == left_out[:, None]] = -np.inf
+                for left_out in (there[some], spared[some]):
+                    for same in (self.identity, self.picture):
+                        rival[same[rows][None] == same[left_out][:, None]] = -np.inf
                 best = (asking * asked).sum(1) / self.temperature
                 known = np.any(asking != 0, 1) & np.any(asked != 0, 1) & np.any(np.isfinite(rival), 1)
                 out[some[known]] = (best - _logsumexp(rival))[known]
