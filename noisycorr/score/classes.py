@@ -70,7 +70,9 @@ class _Texts:
     def of(view: View, heads: CrossFit, hood: np.ndarray | None, mean: np.ndarray) -> _Texts:
         """Collect the classes of the present rows."""
         rows = np.flatnonzero(view.present)
-        _, first, back, count = np.unique(view.text_id[rows], return_index=True, return_inverse=True, return_counts=True)
+        _, first, back, count = np.unique(
+            view.text_id[rows], return_index=True, return_inverse=True, return_counts=True
+        )
         label = np.full(view.n, -1)
         label[rows] = back
         projected = {}
@@ -142,11 +144,11 @@ def predict(
 
 def contradicted(
     label: Int[np.ndarray, " k"], gap: Float[np.ndarray, " k"], given: Int[np.ndarray, " k"]
-) -> tuple[Float[np.ndarray, ""], int]:
+) -> tuple[float, int]:
     """Share of the surest predictions that the given class contradicts, in [0, 1]; and how many were asked."""
     count = int(np.clip(max(SURE[0] * len(gap), SURE[1]), 1, max(1, 0.3 * len(gap))))
     sure = np.argsort(-gap, kind="stable")[:count]
-    return np.mean(label[sure] != given[sure]), count
+    return float(np.mean(label[sure] != given[sure])), count
 
 
 def confusions(
@@ -154,7 +156,7 @@ def confusions(
     gap: Float[np.ndarray, " k"],
     given: Int[np.ndarray, " k"],
     count: Int[np.ndarray, " c"],
-    wrong: Float[np.ndarray, ""],
+    wrong: float,
 ) -> tuple[float, Float[np.ndarray, "c c"]]:
     """eta, kept off 1, and T: which class is given instead of each; from the surer half of the predictions.
 
@@ -166,7 +168,7 @@ def confusions(
     np.add.at(out, (label[half], given[half]), 1.0)
     out += SMOOTH * count / count.sum()
     np.fill_diagonal(out, 0.0)
-    return float(min(wrong, 0.98)), out / out.sum(1, keepdims=True)
+    return min(wrong, 0.98), out / out.sum(1, keepdims=True)
 
 
 def _logits(by_head: np.ndarray, by_hood: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -195,12 +195,10 @@ def _margins(
     """Does the image prefer its text, does the text prefer its image?"""
     image, text = space
     return {
-        "text_margin": margin(_whole(image), text, view.text_id, view.image_id, view.present, pairs, fold,
-                              side="image",
+        "text_margin": margin(_whole(image), text, view.text_id, view.image_id, view.present, pairs, fold, side="image",
                               temperature=0.05, seed=choice.seed),
         "image_margin": margin(_whole(text), image, view.image_id, view.image_id, view.present, pairs, fold,
-                               side="text",
-                               temperature=0.05, seed=choice.seed),
+                               side="text", temperature=0.05, seed=choice.seed),
     }  # fmt: skip
 
 
@@ -222,8 +220,8 @@ def _neighborhoods(
         mean = mean_feature(there)
         hood = consensus(found, there, mean, trust, view.image_id)
         said = hood.consensus if side == "image" else said
-        out[f"{side}_neighbors"] = margin(hood.consensus, there, identity, view.image_id, view.present, pairs, nowhere, side=side,
-                                          temperature=0.1, seed=choice.seed, mean=mean)  # fmt: skip
+        out[f"{side}_neighbors"] = margin(hood.consensus, there, identity, view.image_id, view.present, pairs, nowhere,
+                                          side=side, temperature=0.1, seed=choice.seed, mean=mean)  # fmt: skip
     return out, said
 
 

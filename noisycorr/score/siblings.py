@@ -8,9 +8,9 @@ siblings, or all texts of a picture came from elsewhere, so that wrong ones agre
     psi(1, 1, c) = r(c),   psi(1, 0, c) = 1,   psi(0, 0, c) = rho r(c) + 1 - rho,   r = f_same / f_different
     t = 1 / (1 + (m - 1) kappa)
 
-p_i comes from the pair alone, c_ij is the cosine of two texts. r(c) is measured on texts of one picture against texts of
-any two. rho, how often wrong siblings came together, is the likeliest of a grid. kappa, the correlation of the scores
-of one wrong picture with two texts of another, keeps evidence that repeats itself from counting m times.
+p_i comes from the pair alone, c_ij is the cosine of two texts. r(c) is measured on texts of one picture against texts
+of any two. rho, how often wrong siblings came together, is the likeliest of a grid. kappa, the correlation of the
+scores of one wrong picture with two texts of another, keeps evidence that repeats itself from counting m times.
 
 Source: ours; exact inference in a Markov random field of at most six nodes, t is the design effect of cluster sampling
 (Kish 1965).
@@ -18,6 +18,7 @@ Source: ours; exact inference in a Markov random field of at most six nodes, t i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import special
 
 from noisycorr.mixture import density_ratio, null_share
-from noisycorr.score.view import Repaired, View, pair_cosine, take, unit
+from noisycorr.score.view import BLOCK, Repaired, View, pair_cosine, take, unit
 
 MOST = 6  # texts of a picture that are looked at together
 SHARE = 0.05  # of the pairs must have a sibling with another text
@@ -53,20 +54,28 @@ class Vouched:
 
 
 def sibling_groups(view: View) -> list[np.ndarray]:
-    """Rows of each picture that holds two or more different texts: one row a text, at most six, drawn at random."""
-    rng = np.random.default_rng([view.seed, 31])
+    """Rows of each picture that holds two or more different texts: one row a text, at most six, drawn at random.
+
+    Returns:
+        One int array (g, m) for each number m of texts, m from 2 to 6; arrays of g = 0 are left out.
+    """
     rows = np.flatnonzero(view.present)
-    _, first = np.unique(np.stack([view.image_id[rows], view.text_id[rows]]), axis=1, return_index=True)
-    rows = rows[first]  # ordered by picture
-    cuts = np.flatnonzero(np.diff(view.image_id[rows])) + 1
-    groups = [group for group in np.split(rows, cuts) if len(group) > 1]
-    return [np.sort(rng.choice(group, MOST, replace=False)) if len(group) > MOST else group for group in groups]
+    rows = rows[np.unique(_key(view)[rows], return_index=True)[1]]
+    draw = np.random.default_rng([view.seed, 31]).random(len(rows))
+    rows = rows[np.lexsort((draw, view.image_id[rows]))]
+    _, start, size = np.unique(view.image_id[rows], return_index=True, return_counts=True)
+    out = []
+    for m in range(2, MOST + 1):
+        first = start[size == m] if m < MOST else start[size >= m]
+        if len(first):
+            out.append(np.sort(rows[first[:, None] + np.arange(m)], axis=1))
+    return out
 
 
 def vouch(
     view: View,
     p: Float[np.ndarray, " n"],
-    space: tuple[list[np.ndarray], list[np.ndarray]],
+    space: tuple[Sequence[np.ndarray], Sequence[np.ndarray]],
     pairs: Repaired,
 ) -> Vouched | None:
     """Let the texts of each picture correct each other.
@@ -81,45 +90,44 @@ def vouch(
         The posterior, or None where fewer than 5 % of the pairs have siblings with other texts.
     """
     groups = sibling_groups(view)
-    if sum(map(len, groups)) < SHARE * max(int(view.present.sum()), 1):
+    if sum(rows.size for rows in groups) < max(SHARE * int(view.present.sum()), 1):
         return None
-    ratio = _ratio(view, groups)
-    kappa = _kappa(view, space, pairs)
-    known = [_Picture.of(view, rows, p, ratio, kappa) for rows in groups if np.isfinite(p[rows]).all()]
-    rho = RHO[int(np.argmax([sum(picture.evidence(value) for picture in known) for value in RHO]))]
+    ratio, kappa = _ratio(view, groups), _kappa(view, space, pairs)
+    pictures = [_Pictures.of(view, rows[np.isfinite(p[rows]).all(1)], p, ratio, kappa) for rows in groups]
+    rho = RHO[int(np.argmax([sum(some.evidence(value) for some in pictures) for value in RHO]))]
     out = p.astype(np.float64).copy()
-    for picture in known:
-        out[picture.rows] = picture.posterior(rho)
-    return Vouched(_spread(view, out, known), rho, kappa, len(known))
+    for some in pictures:
+        out[some.rows] = some.posterior(rho)
+    judged = np.concatenate([some.rows.ravel() for some in pictures])
+    return Vouched(_spread(view, out, judged), rho, kappa, sum(len(some.rows) for some in pictures))
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
-    """One small model."""
+class _Pictures:
+    """The small models of all pictures with m texts."""
 
-    rows: np.ndarray  # (m,)
-    single: np.ndarray  # (m,) tempered log odds of each text
-    ratio: np.ndarray  # (m, m) r of each pair of texts
+    rows: np.ndarray  # (g, m)
+    single: np.ndarray  # (g, m) tempered log odds of each text
+    ratio: np.ndarray  # (g, m, m) r of each pair of texts
 
     @staticmethod
-    def of(view: View, rows: np.ndarray, p: np.ndarray, ratio: _Ratio, kappa: float) -> _Picture:
-        text = unit(take(view.text, rows))
+    def of(view: View, rows: np.ndarray, p: np.ndarray, ratio: _Ratio, kappa: float) -> _Pictures:
+        found = [np.zeros((0, rows.shape[1], rows.shape[1]))]
+        for start in range(0, len(rows), BLOCK // 8):  # features of all texts would not fit
+            some = rows[start : start + BLOCK // 8]
+            text = unit(take(view.text, some.ravel())).reshape(*some.shape, -1)
+            found.append(ratio(np.einsum("gid,gjd->gij", text, text)))
         odds = special.logit(np.clip(p[rows].astype(np.float64), SURE, 1 - SURE))
-        return _Picture(rows, odds / (1 + (len(rows) - 1) * kappa), ratio(text @ text.T))
-
-    def energies(self, rho: float) -> tuple[np.ndarray, np.ndarray]:
-        """All states (s, m), and the log weight of each."""
-        return states(len(self.rows)), log_weights(self.single, self.ratio, rho)
+        return _Pictures(rows, odds / (1 + (rows.shape[1] - 1) * kappa), np.concatenate(found))
 
     def evidence(self, rho: float) -> float:
-        """Log likelihood of the agreement of its texts."""
+        """Log likelihood of the agreement of their texts."""
         alone = np.logaddexp(0, self.single).sum()
-        return float(special.logsumexp(self.energies(rho)[1]) - alone)
+        return float(special.logsumexp(log_weights(self.single, self.ratio, rho), axis=1).sum() - alone)
 
     def posterior(self, rho: float) -> np.ndarray:
-        """(m,) probability that each text is right."""
-        state, weight = self.energies(rho)
-        return special.softmax(weight) @ state
+        """(g, m) probability that each text is right."""
+        return special.softmax(log_weights(self.single, self.ratio, rho), axis=1) @ states(self.rows.shape[1])
 
 
 def states(count: int) -> Bool[np.ndarray, "s m"]:
@@ -128,23 +136,20 @@ def states(count: int) -> Bool[np.ndarray, "s m"]:
 
 
 def log_weights(
-    single: Float[np.ndarray, " m"], ratio: Float[np.ndarray, "m m"], rho: float
-) -> Float[np.ndarray, " s"]:
-    """Log of the unnormalised probability of each state of `states(m)`.
+    single: Float[np.ndarray, "g m"], ratio: Float[np.ndarray, "g m m"], rho: float
+) -> Float[np.ndarray, "g s"]:
+    """Log of the unnormalised probability of each state of `states(m)`, for g pictures.
 
     Args:
         single: Log odds of each text by itself, already tempered.
         ratio: r of each pair of texts; symmetric, the diagonal is not used.
         rho: How often wrong siblings came together, in [0, 1].
     """
-    right = states(len(single)).astype(np.float64)
-    both, neither = np.triu(np.log(ratio), 1), np.triu(np.log(rho * ratio + 1 - rho), 1)
-    wrong = 1 - right
-    return (
-        right @ single
-        + np.einsum("si,ij,sj->s", right, both, right)
-        + np.einsum("si,ij,sj->s", wrong, neither, wrong)
-    )
+    right = states(single.shape[1]).astype(np.float64)
+    i, j = np.triu_indices(single.shape[1], 1)
+    both, neither = right[:, i] * right[:, j], (1 - right[:, i]) * (1 - right[:, j])
+    each = ratio[:, i, j]
+    return single @ right.T + np.log(each) @ both.T + np.log(rho * each + 1 - rho) @ neither.T
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +166,11 @@ class _Ratio:
 def _ratio(view: View, groups: list[np.ndarray]) -> _Ratio:
     """f_same / f_different from texts of one picture, of which a share is different, against texts of two pictures."""
     rng = np.random.default_rng([view.seed, 37])
-    one, two = np.array([pair for rows in groups for pair in _each_pair(rows)]).T
+    one, two = np.concatenate([_each_pair(rows) for rows in groups]).T
     if len(one) > PAIRS:
         some = rng.choice(len(one), PAIRS, replace=False)
         one, two = one[some], two[some]
-    rows = np.concatenate(groups)
+    rows = np.concatenate([rows.ravel() for rows in groups])
     a, b = rng.choice(rows, (2, 4 * len(one)))
     other = (view.image_id[a] != view.image_id[b]) & (view.text_id[a] != view.text_id[b])
     same, different = _cosine(view, one, two), _cosine(view, a[other], b[other])
@@ -178,15 +183,15 @@ def _ratio(view: View, groups: list[np.ndarray]) -> _Ratio:
 
 
 def _each_pair(rows: np.ndarray) -> np.ndarray:
-    i, j = np.triu_indices(len(rows), 1)
-    return np.stack([rows[i], rows[j]], 1)
+    i, j = np.triu_indices(rows.shape[1], 1)
+    return np.stack([rows[:, i].ravel(), rows[:, j].ravel()], 1)
 
 
 def _cosine(view: View, one: Int[np.ndarray, " k"], two: Int[np.ndarray, " k"]) -> np.ndarray:
     return (unit(take(view.text, one)) * unit(take(view.text, two))).sum(1)
 
 
-def _kappa(view: View, space: tuple[list[np.ndarray], list[np.ndarray]], pairs: Repaired) -> float:
+def _kappa(view: View, space: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], pairs: Repaired) -> float:
     """Correlation of the cosines of one picture with two texts of another; 1 where it cannot be measured."""
     random = np.flatnonzero(~pairs.near)[:PAIRS]
     image, text = pairs.image[random], pairs.text[random]
@@ -205,16 +210,19 @@ def _kappa(view: View, space: tuple[list[np.ndarray], list[np.ndarray]], pairs: 
     return float(np.clip(found, 0, 1))
 
 
-def _spread(view: View, p_clean: np.ndarray, known: list[_Picture]) -> np.ndarray:
-    """Rows with the same picture and text as a row that was judged get its probability."""
-    if not known:
-        return p_clean
-    judged = np.concatenate([picture.rows for picture in known])
-    width = int(view.text_id.max()) + 2
-    key = view.image_id.astype(np.int64) * width + view.text_id
-    order = judged[np.argsort(key[judged])]
-    place = np.minimum(np.searchsorted(key[order], key), len(order) - 1)
-    same = (key[order[place]] == key) & view.present
+def _key(view: View) -> np.ndarray:
+    """int64 (n,): equal where picture and text are."""
+    width = int(view.text_id.max(initial=0)) + 2  # ids begin at -1
+    return view.image_id.astype(np.int64) * width + view.text_id
+
+
+def _spread(view: View, p_clean: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """Rows with the same picture and text as a judged one get its probability."""
     out = p_clean.copy()
-    out[same] = p_clean[order[place[same]]]
+    if len(judged):
+        key = _key(view)
+        order = judged[np.argsort(key[judged])]
+        place = np.minimum(np.searchsorted(key[order], key), len(order) - 1)
+        same = (key[order[place]] == key) & view.present
+        out[same] = p_clean[order[place[same]]]
     return out
