@@ -24,7 +24,7 @@ from noisycorr.score.duplicates import DuplicateGroups, group_names, near_duplic
 from noisycorr.score.image_issues import image_issues
 from noisycorr.score.pipeline import Scored, score_pairs
 from noisycorr.score.text_issues import shared_text_alikeness, text_issues
-from noisycorr.score.view import View
+from noisycorr.score.view import View, release
 
 if TYPE_CHECKING:
     from noisycorr.stages import Plan
@@ -84,6 +84,7 @@ def _present(parts: Features) -> np.ndarray:
     for part in parts:
         bits = np.ascontiguousarray(part).view(np.uint16 if part.dtype == np.float16 else np.uint32)
         out.append(np.left_shift(bits, 1).any(axis=1))  # the shift drops the sign: minus zero is zero
+        release(part)
     return np.concatenate(out) if out else np.zeros(0, bool)
 
 

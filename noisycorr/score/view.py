@@ -144,7 +144,7 @@ def blocks(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
     for part in parts:
         for start in range(0, len(part), BLOCK):
             yield first + start, np.asarray(part[start : start + BLOCK], np.float32)
-        _release(part)
+        release(part)
         first += len(part)
 
 
@@ -158,11 +158,11 @@ def take(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
         if len(mine):
             order = mine[np.argsort(rows[mine], kind="stable")]  # in file order: memory maps like it
             out[order] = part[rows[order] - starts[number]]
-            _release(part)
+            release(part)
     return out
 
 
-def _release(part: np.ndarray) -> None:
+def release(part: np.ndarray) -> None:
     """Give the pages of a memory map back, so that a pass over a large set does not keep all of it resident."""
     pages = getattr(part, "_mmap", None)
     if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
