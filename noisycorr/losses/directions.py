@@ -53,8 +53,9 @@ def log_posterior(
     Raises:
         ValueError: If ``temperature`` is not positive.
     """
-    if float(temperature) <= 0:
-        raise ValueError(f"temperature is {float(temperature)}, expected > 0")
+    value = float(temperature.detach()) if isinstance(temperature, Tensor) else float(temperature)
+    if value <= 0:
+        raise ValueError(f"temperature is {value}, expected > 0")
     candidate = mask | torch.eye(len(sims), dtype=torch.bool, device=sims.device)
     return torch.log_softmax((sims / temperature).masked_fill(~candidate, float("-inf")), dim=1)
 
