@@ -101,7 +101,7 @@ def partial_transport(cost: Float[Tensor, "n m"], *, mass: float = 0.1, reg: flo
 
 
 @torch.no_grad()
-def balanced_assignment(logits: Float[Tensor, "b c"], *, reg: float = 0.05, iterations: int = 50,
+def balanced_assignment(logits: Float[Tensor, "b c"], *, reg: float = 0.2, iterations: int = 50,
                         normalise: bool = True) -> Float[Tensor, "b c"]:  # fmt: skip
     """Soft classes of a batch with every class used alike.
 

@@ -16,7 +16,7 @@ FLOORS = (
     ("pairs", "formats", "noise", "noise_swaps"),
     ("encoders", "embed", "index"),
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
-     "export", "inject"),
+     "export", "inject", "recall", "partition", "posterior"),
     ("losses", "learn", "strategies"),
     ("report", "cli", "flags", "plan_flags", "verbs", "stages", "testing", "__main__"),
 )  # fmt: skip

@@ -12,6 +12,7 @@ from noisycorr.losses.complementary import (
 from noisycorr.losses.contrastive import (
     generalised_cross_entropy,
     info_nce,
+    match_posterior,
     reverse_cross_entropy,
     siglip,
     spread,
@@ -65,6 +66,7 @@ __all__ = [
     "is_evident",
     "linear_margin",
     "log_penalty",
+    "match_posterior",
     "mean_triplet",
     "pseudo_class_cross_entropy",
     "rematch_divergence",

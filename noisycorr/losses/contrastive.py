@@ -16,7 +16,7 @@ TINY = 1e-7  # stands for the probability 0 inside the logarithm of reverse cros
 
 def info_nce(sims: Float[Tensor, "b b"], *, temperature: float | Tensor = 0.07,
              target: Float[Tensor, " b"] | Float[Tensor, "b b"] | None = None,
-             weight: Float[Tensor, " b"] | None = None,
+             floor: float = 0.0, weight: Float[Tensor, " b"] | None = None,
              negatives: Bool[Tensor, "b b"] | None = None) -> Float[Tensor, " b"]:  # fmt: skip
     """Cross-entropy of each pair's partner among the batch, mean of both directions.
 
@@ -32,6 +32,7 @@ def info_nce(sims: Float[Tensor, "b b"], *, temperature: float | Tensor = 0.07,
         temperature: > 0, in units of similarity; a tensor may be learned.
         target: Soft correspondence in [0, 1] of each pair, (b,); or who belongs to whom, (b, b), >= 0. No gradient
             flows into it.
+        floor: Targets of ``spread`` below are dropped, in [0, 1]; > 1 leaves nothing.
         weight: Factor of each pair's loss, >= 0.
         negatives: True where image i and text j may serve as negatives; others leave the softmax.
 
@@ -50,9 +51,30 @@ def info_nce(sims: Float[Tensor, "b b"], *, temperature: float | Tensor = 0.07,
         if target is None:
             losses.append(-log_p.diagonal())
         else:
-            goal = _rows(scores, mask, target, way)
+            goal = _rows(scores, mask, target, way, floor)
             losses.append(-(goal * log_p.masked_fill(goal == 0, 0.0)).sum(1))
     return weighted(0.5 * (losses[0] + losses[1]), weight)
+
+
+def match_posterior(sims: Float[Tensor, "b b"], *, temperature: float | Tensor = 0.07,
+                    negatives: Bool[Tensor, "b b"] | None = None) -> Float[Tensor, " b"]:  # fmt: skip
+    """The model's own opinion on each pair: (P_ii + Q_ii) / 2, the posterior of the partner in both directions.
+
+    Args:
+        sims: Similarity of image i (row) and text j (column); the diagonal holds the given pairs.
+        temperature: > 0, in units of similarity.
+        negatives: True where image i and text j may serve as negatives; others leave the softmax.
+
+    Returns:
+        One probability per pair, in [0, 1], higher = better matched.
+
+    Raises:
+        ValueError: If a shape does not fit, or ``temperature`` <= 0.
+
+    Source: CREAM (IEEE TIP 2024); CRCL (Qin et al., NeurIPS 2023); GSC (Zhao et al., CVPR 2024).
+    """
+    ways = [log_posterior(scores, mask, temperature).diagonal() for scores, mask in directions(sims, negatives)]
+    return 0.5 * (ways[0].exp() + ways[1].exp())
 
 
 def spread(sims: Float[Tensor, "b b"], target: Float[Tensor, " b"], mask: Bool[Tensor, "b b"], *,
@@ -143,7 +165,7 @@ def reverse_cross_entropy(sims: Float[Tensor, "b b"], *, temperature: float | Te
             own = log_p.diagonal()
             losses.append(math.log(TINY) * torch.expm1(own) - math.log1p(TINY) * own.exp())
         else:
-            losses.append(-(log_p.exp() * torch.log(_rows(scores, mask, target, way) + TINY)).sum(1))
+            losses.append(-(log_p.exp() * torch.log(_rows(scores, mask, target, way, 0.0) + TINY)).sum(1))
     return weighted(0.5 * (losses[0] + losses[1]), weight)
 
 
@@ -205,11 +227,11 @@ def generalised_cross_entropy(sims: Float[Tensor, "b b"], *, temperature: float 
     return weighted(-0.5 * (torch.expm1(q * ways[0]) + torch.expm1(q * ways[1])) / q, weight)
 
 
-def _rows(scores: Tensor, mask: Tensor, target: Tensor, way: int) -> Tensor:
+def _rows(scores: Tensor, mask: Tensor, target: Tensor, way: int, floor: float) -> Tensor:
     """The targets of the candidates in each row; `way` 1 = texts are the queries, so a matrix is turned."""
     b = len(scores)
     if checked(target, "target", (b,), (b, b)).ndim == 1:
-        return spread(scores, target, mask)
+        return spread(scores, target, mask, floor=floor)
     goal = (target.T if way else target).detach()
     goal = goal * (mask | torch.eye(b, dtype=torch.bool, device=goal.device))
     return goal / goal.sum(1, keepdim=True).clamp(min=torch.finfo(goal.dtype).tiny)

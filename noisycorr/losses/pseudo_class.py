@@ -36,7 +36,7 @@ def pseudo_class_cross_entropy(image_logits: Float[Tensor, "b c"], target: Float
 
 
 def balanced_targets(
-    text_logits: Float[Tensor, "b c"], *, reg: float = 0.05, iterations: int = 50
+    text_logits: Float[Tensor, "b c"], *, reg: float = 0.2, iterations: int = 50
 ) -> Float[Tensor, "b c"]:
     """Classes of texts with every class used alike, so that they cannot all collapse into one.
 

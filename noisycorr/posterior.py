@@ -1,0 +1,94 @@
+"""One epoch's opinion: probability that each pair is clean, from a statistic of which higher means worse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from noisycorr.mixture import Fit, fit_beta, fit_gaussian
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posterior:
+    """What a two-component mixture says about each pair.
+
+    Attributes:
+        p_clean: (n,) float32 in [0, 1]; 1 throughout where the statistic cannot be split.
+        warning: Why it could not be split, or None.
+    """
+
+    p_clean: Float[np.ndarray, " n"]
+    warning: str | None
+
+
+def gaussian_posterior(loss: Float[np.ndarray, " n"], *, seed: int, clip: float = 0.005,
+                       faithful: bool = False) -> Posterior:  # fmt: skip
+    """Two Gaussians on a loss; the lower one is clean.
+
+    Args:
+        loss: Per pair, higher = worse. NaN gets probability 0.
+        seed: For the start of the fit.
+        clip: Share at either end that is drawn in to its quantile first, in [0, 0.5): one huge loss would else take a
+            component for itself.
+        faithful: The fit of the released codes: min-max normalised, no clipping, at most 10 rounds, not monotone.
+
+    Returns:
+        Probabilities, never rising with the loss unless ``faithful``.
+
+    Source: NCR (Huang et al., NeurIPS 2021); PC2 and CREAM alike.
+    Differs: monotone, clipped at quantiles, run to convergence. The released fit may give its lowest losses a
+    probability of 0.
+    """
+    loss = np.asarray(loss, np.float64)
+    if faithful:
+        return _released(loss, seed)
+    return _read(fit_gaussian(-_drawn_in(loss, clip), seed=seed), loss, clip)
+
+
+def beta_posterior(loss: Float[np.ndarray, " n"], *, clip: float = 0.005) -> Posterior:
+    """Two Betas on a loss; the lower one is clean.
+
+    Args:
+        loss: Per pair, higher = worse. NaN gets probability 0.
+        clip: As in ``gaussian_posterior``.
+
+    Returns:
+        Probabilities, never rising with the loss.
+
+    Source: BiCro (Yang et al., CVPR 2023) and L2RM (Han et al., CVPR 2024), after Arazo et al. (ICML 2019).
+    Differs: components ordered by mean, more rounds, monotone.
+    """
+    loss = np.asarray(loss, np.float64)
+    return _read(fit_beta(-_drawn_in(loss, clip)), loss, clip)
+
+
+def _drawn_in(loss: np.ndarray, clip: float) -> np.ndarray:
+    if not 0 <= clip < 0.5:
+        raise ValueError(f"clip is {clip}, expected in [0, 0.5)")
+    finite = loss[np.isfinite(loss)]
+    if not len(finite):
+        return loss
+    low, high = np.quantile(finite, [clip, 1 - clip])
+    return np.clip(loss, low, high) if high > low else loss
+
+
+def _read(fit: Fit, loss: np.ndarray, clip: float) -> Posterior:
+    p_clean = fit(-_drawn_in(loss, clip))
+    return Posterior(p_clean=np.where(np.isnan(loss), 0.0, p_clean).astype(np.float32), warning=fit.warning)
+
+
+def _released(loss: np.ndarray, seed: int) -> Posterior:
+    from sklearn.mixture import GaussianMixture
+
+    known = np.isfinite(loss)
+    low, high = (float(loss[known].min()), float(loss[known].max())) if known.any() else (0.0, 0.0)
+    if known.sum() < 2 or not high > low:
+        warning = f"{int(known.sum())} losses of spread {high - low:g} cannot be split into two components"
+        return Posterior(p_clean=known.astype(np.float32), warning=warning)
+    scaled = ((loss[known] - low) / (high - low))[:, None]
+    model = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed).fit(scaled)
+    p_clean = np.zeros(len(loss), np.float32)
+    p_clean[known] = model.predict_proba(scaled)[:, int(np.argmin(model.means_[:, 0]))]
+    return Posterior(p_clean=p_clean, warning=None)
