@@ -77,3 +77,32 @@ class Train:
         """What the result depends on: everything but how it is saved."""
         free = ("resume", "save_every", "keep_checkpoints")
         return {name: value for name, value in vars(self).items() if name not in free}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Which pairs train, validate and test.
+
+    Attributes:
+        val_data: A source or run folder to select on; by default pairs of the source itself.
+        val_fraction: Share of the pairs to select on, in [0, 1); not used with val_data or with a column `split`.
+        test_fraction: Share of the pairs that is left alone for `noisycorr evaluate`, in [0, 1).
+        pairs: all, or kept for those that the ledger does not drop.
+
+    Raises:
+        UsageError: If a value is out of its range.
+    """
+
+    val_data: str | None = None
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+    pairs: Literal["all", "kept"] = "all"
+
+    def __post_init__(self) -> None:
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}, expected 0 or more, and below 1.")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UsageError("--val_fraction and --test_fraction leave nothing to train on: make them smaller.")
+        if self.pairs not in ("all", "kept"):
+            raise UsageError(f"--pairs is {self.pairs!r}, expected all or kept.")
