@@ -44,7 +44,8 @@ def gaussian_posterior(loss: Float[np.ndarray, " n"], *, seed: int, clip: float 
     loss = np.asarray(loss, np.float64)
     if faithful:
         return _released(loss, seed)
-    return _read(fit_gaussian(-_drawn_in(loss, clip), seed=seed), loss, clip)
+    scaled = _scaled(loss, clip)
+    return _read(fit_gaussian(-scaled, seed=seed), scaled)
 
 
 def beta_posterior(loss: Float[np.ndarray, " n"], *, clip: float = 0.005) -> Posterior:
@@ -60,23 +61,26 @@ def beta_posterior(loss: Float[np.ndarray, " n"], *, clip: float = 0.005) -> Pos
     Source: BiCro (Yang et al., CVPR 2023) and L2RM (Han et al., CVPR 2024), after Arazo et al. (ICML 2019).
     Differs: components ordered by mean, more rounds, monotone.
     """
-    loss = np.asarray(loss, np.float64)
-    return _read(fit_beta(-_drawn_in(loss, clip)), loss, clip)
+    scaled = _scaled(np.asarray(loss, np.float64), clip)
+    return _read(fit_beta(-scaled), scaled)
 
 
-def _drawn_in(loss: np.ndarray, clip: float) -> np.ndarray:
+def _scaled(loss: np.ndarray, clip: float) -> np.ndarray:
+    """Losses drawn in to their quantiles, from 0 to 1 in steps of 1e-9: closer ones differ by rounding."""
     if not 0 <= clip < 0.5:
         raise ValueError(f"clip is {clip}, expected in [0, 0.5)")
     finite = loss[np.isfinite(loss)]
     if not len(finite):
-        return loss
+        return np.where(np.isfinite(loss), 0.0, np.nan)
     low, high = np.quantile(finite, [clip, 1 - clip])
-    return np.clip(loss, low, high) if high > low else loss
+    if not high > low:  # nearly all are equal
+        low, high = finite.min(), finite.max()
+    return np.round((np.clip(loss, low, high) - low) / max(high - low, np.finfo(np.float64).tiny), 9)
 
 
-def _read(fit: Fit, loss: np.ndarray, clip: float) -> Posterior:
-    p_clean = fit(-_drawn_in(loss, clip))
-    return Posterior(p_clean=np.where(np.isnan(loss), 0.0, p_clean).astype(np.float32), warning=fit.warning)
+def _read(fit: Fit, scaled: np.ndarray) -> Posterior:
+    p_clean = np.where(np.isnan(scaled), 0.0, fit(-scaled)).astype(np.float32)
+    return Posterior(p_clean=p_clean, warning=fit.warning)
 
 
 def _released(loss: np.ndarray, seed: int) -> Posterior:

@@ -79,8 +79,8 @@ def partial_transport(cost: Float[Tensor, "n m"], *, mass: float = 0.1, reg: flo
         ValueError: If ``mass`` lies outside (0, 1], or more should move than the allowed entries can.
 
     Source: partial transport by dummy points (Chapel et al., NeurIPS 2020) as L2RM (Han et al., CVPR 2024) uses it.
-    Differs: dummies cost nothing and may not serve each other, instead of costing 100 times the largest cost. The plan
-    is the same in exact arithmetic, but small numbers stay small.
+    Differs: dummies cost nothing and may never serve each other, instead of costing 100 times the largest cost c and
+    201 c between them. Scaling absorbs the 100 c, so the plans differ by about exp(-c / reg), and numbers stay small.
     """
     n, m = cost.shape
     if not 0 < mass <= 1:

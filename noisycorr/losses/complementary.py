@@ -15,7 +15,10 @@ Penalty = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
 
 
 def log_penalty(p: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """-ln(1 - p) of probabilities in [0, 1], at most 13.8 as p counts for (1 - 1e-6) p. Source: RCL, its default."""
+    """-ln(1 - p) of probabilities in [0, 1]. Source: RCL, its default.
+
+    p counts for (1 - 1e-6) p, so that it is at most 13.8 and a negative that has all of the probability pulls no more.
+    """
     return -torch.log1p(-SHORT * p)
 
 

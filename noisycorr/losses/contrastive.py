@@ -32,7 +32,7 @@ def info_nce(sims: Float[Tensor, "b b"], *, temperature: float | Tensor = 0.07,
         temperature: > 0, in units of similarity; a tensor may be learned.
         target: Soft correspondence in [0, 1] of each pair, (b,); or who belongs to whom, (b, b), >= 0. No gradient
             flows into it.
-        floor: Targets of ``spread`` below are dropped, in [0, 1]; > 1 leaves nothing.
+        floor: Targets of ``spread`` below are dropped, in [0, 1]; above 1 nothing is left.
         weight: Factor of each pair's loss, >= 0.
         negatives: True where image i and text j may serve as negatives; others leave the softmax.
 
@@ -151,7 +151,7 @@ def reverse_cross_entropy(sims: Float[Tensor, "b b"], *, temperature: float | Te
         negatives: True where image i and text j may serve as negatives.
 
     Returns:
-        One loss per pair, in nats.
+        One loss per pair, in nats, >= -1e-7.
 
     Raises:
         ValueError: If a shape does not fit, or ``temperature`` <= 0.
@@ -187,7 +187,7 @@ def symmetric_cross_entropy(sims: Float[Tensor, "b b"], *, temperature: float | 
         negatives: True where image i and text j may serve as negatives.
 
     Returns:
-        One loss per pair, in nats, >= 0.
+        One loss per pair, in nats, >= -1e-7.
 
     Raises:
         ValueError: If a shape does not fit, or ``temperature`` <= 0.

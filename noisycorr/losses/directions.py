@@ -44,18 +44,17 @@ def log_posterior(
     Args:
         sims: Rows are queries; the diagonal holds their own partners.
         mask: True at negatives, False on the diagonal, as ``directions`` gives it.
-        temperature: > 0, in units of similarity.
+        temperature: > 0, in units of similarity; a tensor is not checked, which would wait for its device.
 
     Returns:
         Log-probabilities <= 0, each row over its candidates; -inf at entries that are no candidates, which get no
         gradient either.
 
     Raises:
-        ValueError: If ``temperature`` is not positive.
+        ValueError: If ``temperature`` is a number that is not positive.
     """
-    value = float(temperature.detach()) if isinstance(temperature, Tensor) else float(temperature)
-    if value <= 0:
-        raise ValueError(f"temperature is {value}, expected > 0")
+    if not isinstance(temperature, Tensor) and temperature <= 0:
+        raise ValueError(f"temperature is {temperature}, expected > 0")
     candidate = mask | torch.eye(len(sims), dtype=torch.bool, device=sims.device)
     return torch.log_softmax((sims / temperature).masked_fill(~candidate, float("-inf")), dim=1)
 
