@@ -12,7 +12,7 @@ from torch import Tensor
 from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
 from noisycorr.learn.memory import Memory
 from noisycorr.losses import info_nce
-from noisycorr.mixture import fit_beta, fit_gaussian
+from noisycorr.posterior import beta_posterior, gaussian_posterior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,5 @@ def split_losses(loss: np.ndarray, *, split: str = "gmm", threshold: float = 0.5
     Returns:
         Trust; all clean, with a note, if the losses do not differ.
     """
-    fit = fit_beta(-loss) if split == "bmm" else fit_gaussian(-loss, seed=seed)
-    p_clean = np.nan_to_num(fit(-loss).astype(np.float64), nan=0.0)
-    return Trust(p_clean=p_clean, clean=p_clean >= threshold, note=fit.warning)
+    found = beta_posterior(loss) if split == "bmm" else gaussian_posterior(loss, seed=seed)
+    return Trust(p_clean=found.p_clean, clean=found.p_clean >= threshold, note=found.warning)
