@@ -124,7 +124,7 @@ def balanced_assignment(logits: Float[Tensor, "b c"], *, reg: float = 0.2, itera
     Source: self-labelling by transport (Asano et al., ICLR 2020; SwAV, Caron et al., NeurIPS 2020).
     """
     b, c = logits.shape
-    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits  # half holds no kernels
     if normalise:
         wide = wide - wide.mean(0)
         wide = wide / wide.std(0, correction=0).mean().clamp(min=torch.finfo(wide.dtype).tiny)

@@ -214,5 +214,9 @@ def test_evident_pairs_have_most_evidence_of_both_directions() -> None:
     got, both = losses.is_evident(r), (e + e.T).tolist()
     expected = [all(both[i][i] > both[i][j] for j in range(B) if j != i) for i in range(B)]
     assert got.tolist() == expected and 0 < sum(expected) < B
+    mask = torch.rand(B, B, generator=torch.Generator().manual_seed(3)) < 0.3
+    rows = [all(both[i][i] > both[i][j] for j in range(B) if j != i and mask[i, j]) for i in range(B)]
+    columns = [all(both[i][i] > both[i][j] for j in range(B) if j != i and mask[j, i]) for i in range(B)]
+    assert losses.is_evident(r, negatives=mask).tolist() == rows != columns
     assert not losses.is_evident(torch.zeros(4, 4)).any(), "a tie counts against the pair"
     assert losses.is_evident(r, negatives=torch.zeros(B, B, dtype=torch.bool)).all()

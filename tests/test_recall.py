@@ -143,6 +143,7 @@ def test_an_ensemble_ranks_by_the_mean_of_similarities() -> None:
     got = retrieval_metrics(mean_blocks(members), np.arange(30), 30, chunk=11)
     assert got == retrieval_metrics(matrix_blocks(truth + noise.mean(0)), np.arange(30), 30)
     assert got["rSum"] > np.mean([retrieval_metrics(m, np.arange(30), 30)["rSum"] for m in members])
+    assert mean_blocks(members)(np.arange(3), np.arange(3)) == pytest.approx((truth + noise.mean(0))[:3, :3])
     assert mean_blocks(members[:1])(np.arange(3), np.arange(3)) == pytest.approx((truth + noise[0])[:3, :3])
     with pytest.raises(ValueError, match="member"):
         mean_blocks([])

@@ -38,6 +38,7 @@ from noisycorr.losses.triplet import (
     linear_margin,
     mean_triplet,
     sine_margin,
+    small_losses,
     top_triplet,
 )
 
@@ -74,6 +75,7 @@ __all__ = [
     "sample_entropy",
     "siglip",
     "sine_margin",
+    "small_losses",
     "spread",
     "structure_agreement",
     "structure_contrast",

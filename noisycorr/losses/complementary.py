@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from noisycorr.losses.directions import checked, directions, log_posterior, weighted
+from noisycorr.losses.directions import checked, directions, log_posterior, weighted, widened
 
 SHORT = 1 - 1e-6  # a probability of 1 is taken as this much, so that its complement has a logarithm
 Penalty = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
@@ -74,7 +74,7 @@ def complementary(sims: Float[Tensor, "b b"], *, penalty: Penalty = log_penalty,
 
     Source: RCL (Hu et al., IEEE TPAMI 2023).
     """
-    loss = sims.new_zeros(len(sims))
+    loss = widened(sims).new_zeros(len(sims))
     for scores, mask in directions(sims, negatives):
         p = log_posterior(scores, mask, temperature).exp()
         loss = loss + penalty(p).masked_fill(~mask, 0.0).sum(1)
@@ -109,7 +109,7 @@ def active_complementary(sims: Float[Tensor, "b b"], target: Float[Tensor, " b"]
     Source: CRCL (Qin et al., NeurIPS 2023).
     """
     trust = checked(target, "target", (len(sims),)).detach()
-    loss = sims.new_zeros(len(sims))
+    loss = widened(sims).new_zeros(len(sims))
     for scores, mask in directions(sims, negatives):
         log_p = log_posterior(scores, mask, temperature)
         tan = torch.tan(log_p.exp())

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisycorr.losses.directions import checked, directions, log_posterior, weighted
+from noisycorr.losses.directions import checked, directions, log_posterior, weighted, widened
 
 TINY = 1e-7  # stands for the probability 0 inside the logarithm of reverse cross-entropy
 
@@ -128,8 +128,9 @@ def siglip(sims: Float[Tensor, "b b"], *, scale: float | Tensor = 10.0, bias: fl
 
     Source: SigLIP (Zhai et al., ICCV 2023).
     """
-    loss = F.softplus(-(scale * sims.diagonal() + bias))
-    for scores, mask in directions(sims, negatives):
+    ways = directions(sims, negatives)
+    loss = F.softplus(-(scale * ways[0][0].diagonal() + bias))
+    for scores, mask in ways:
         loss = loss + 0.5 * F.softplus(scale * scores + bias).masked_fill(~mask, 0.0).sum(1)
     return weighted(loss, weight)
 
@@ -232,6 +233,6 @@ def _rows(scores: Tensor, mask: Tensor, target: Tensor, way: int, floor: float) 
     b = len(scores)
     if checked(target, "target", (b,), (b, b)).ndim == 1:
         return spread(scores, target, mask, floor=floor)
-    goal = (target.T if way else target).detach()
+    goal = widened(target.T if way else target).detach()
     goal = goal * (mask | torch.eye(b, dtype=torch.bool, device=goal.device))
     return goal / goal.sum(1, keepdim=True).clamp(min=torch.finfo(goal.dtype).tiny)

@@ -18,14 +18,15 @@ def directions(sims: Float[Tensor, "b b"], negatives: Bool[Tensor, "b b"] | None
             is never a negative, whatever stands there.
 
     Returns:
-        ``(sims, mask)`` of the image queries and ``(sims.T, mask.T)`` of the text queries. ``mask`` is True at
-        candidates that count as negatives of the row's query.
+        ``(sims, mask)`` of the image queries and ``(sims.T, mask.T)`` of the text queries, in at least single
+        precision. ``mask`` is True at candidates that count as negatives of the row's query.
 
     Raises:
         ValueError: If ``sims`` is not square, or ``negatives`` is not a bool matrix of the same shape.
     """
     if sims.ndim != 2 or sims.shape[0] != sims.shape[1] or not len(sims):
         raise ValueError(f"sims has shape {tuple(sims.shape)}, expected (b, b) with b >= 1")
+    sims = widened(sims)
     mask = ~torch.eye(len(sims), dtype=torch.bool, device=sims.device)
     if negatives is not None:
         if negatives.shape != sims.shape or negatives.dtype != torch.bool:
@@ -57,6 +58,11 @@ def log_posterior(
         raise ValueError(f"temperature is {temperature}, expected > 0")
     candidate = mask | torch.eye(len(sims), dtype=torch.bool, device=sims.device)
     return torch.log_softmax((sims / temperature).masked_fill(~candidate, float("-inf")), dim=1)
+
+
+def widened(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The same values in at least single precision: half holds neither exponentials nor logarithms of losses."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def checked(values: Float[Tensor, "..."], name: str, *shapes: tuple[int, ...]) -> Float[Tensor, "..."]:

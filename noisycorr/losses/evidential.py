@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from noisycorr.losses.directions import checked, directions, weighted
+from noisycorr.losses.directions import checked, directions, weighted, widened
 
 
 def evidence(raw: Float[Tensor, "b b"], *, temperature: float = 0.1) -> Float[Tensor, "b b"]:
@@ -26,8 +26,7 @@ def evidence(raw: Float[Tensor, "b b"], *, temperature: float = 0.1) -> Float[Te
     """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}, expected > 0")
-    wide = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
-    return torch.exp(torch.tanh(wide) / temperature)
+    return torch.exp(torch.tanh(widened(raw)) / temperature)
 
 
 def evidential(raw: Float[Tensor, "b b"], *, target: Float[Tensor, " b"] | None = None, temperature: float = 0.1,
@@ -57,16 +56,19 @@ def evidential(raw: Float[Tensor, "b b"], *, target: Float[Tensor, " b"] | None 
 
     Source: DECL (Qin et al., ACM MM 2022), spread 0.1.
     """
+    raw = widened(raw)
     trust = raw.new_ones(len(raw)) if target is None else checked(target, "target", (len(raw),)).detach()
+    goal = torch.diag_embed(trust.to(raw.dtype))
+    amounts = evidence(raw, temperature=temperature)
+    rest = _own_part(amounts * (1 - goal) + 1)  # the costly part, the same in both directions
     loss = raw.new_zeros(len(raw))
-    for amount, mask in directions(evidence(raw, temperature=temperature), negatives):
+    for (amount, mask), own in zip(directions(amounts, negatives), (rest, rest.T)):
         inside = mask | torch.eye(len(raw), dtype=torch.bool, device=raw.device)
         amount = amount.masked_fill(~inside, 0.0)
         alpha = (amount + 1) * inside
         total = alpha.sum(1, keepdim=True)
-        goal = torch.diag_embed(trust.to(amount.dtype))
         fit = (goal - alpha / total) ** 2 + alpha * (total - alpha) / (total**2 * (total + 1))
-        loss = loss + fit.sum(1) + spread * dirichlet_divergence(amount * (1 - goal) + 1, inside)
+        loss = loss + fit.sum(1) + spread * _divergence(amount * (1 - goal) + 1, own, inside)
     return weighted(loss, weight)
 
 
@@ -84,11 +86,7 @@ def dirichlet_divergence(alpha: Float[Tensor, "b k"], inside: Bool[Tensor, "b k"
         about 1e-7 times A ln A; its gradient is not.
     """
     inside = torch.ones_like(alpha, dtype=torch.bool) if inside is None else inside
-    alpha = alpha.masked_fill(~inside, 1.0)  # ln G(1) = 0 and alpha - 1 = 0: such an entry adds nothing below
-    count = inside.sum(1).to(alpha.dtype)
-    total = alpha.masked_fill(~inside, 0.0).sum(1)
-    tilt = ((alpha - 1) * (torch.digamma(alpha) - torch.digamma(total)[:, None])).sum(1)
-    return torch.lgamma(total) - torch.lgamma(count) - torch.lgamma(alpha).sum(1) + tilt
+    return _divergence(alpha, _own_part(alpha), inside)
 
 
 def is_evident(raw: Float[Tensor, "b b"], *, temperature: float = 0.1,
@@ -129,3 +127,15 @@ def vacuity(raw: Float[Tensor, "b b"], *, temperature: float = 0.1,
         inside = mask | torch.eye(len(raw), dtype=torch.bool, device=raw.device)
         ways.append(inside.sum(1) / ((amount + 1) * inside).sum(1))
     return 0.5 * (ways[0] + ways[1])
+
+
+def _own_part(alpha: Tensor) -> Tensor:
+    """What each concentration adds to the divergence on its own."""
+    return (alpha - 1) * torch.digamma(alpha) - torch.lgamma(alpha)
+
+
+def _divergence(alpha: Tensor, own: Tensor, inside: Tensor) -> Tensor:
+    count = inside.sum(1).to(alpha.dtype)
+    total = alpha.masked_fill(~inside, 0.0).sum(1)
+    both = torch.lgamma(total) - torch.lgamma(count) - (total - count) * torch.digamma(total)
+    return own.masked_fill(~inside, 0.0).sum(1) + both

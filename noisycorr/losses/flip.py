@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisycorr.losses.directions import checked, directions, weighted
+from noisycorr.losses.directions import checked, directions, weighted, widened
 
 
 def flip_aware(logits: Float[Tensor, "b b"], flips: Float[Tensor, "b b"], *, wrong: Float[Tensor, " b"] | None = None,
@@ -40,7 +40,8 @@ def flip_aware(logits: Float[Tensor, "b b"], flips: Float[Tensor, "b b"], *, wro
     Differs: the released update is not the gradient of that likelihood; here it is.
     """
     checked(flips, "flips", tuple(logits.shape))
-    (_, mask), _ = directions(logits, negatives)
+    (logits, mask), _ = directions(logits, negatives)
+    flips = widened(flips)
     yes, no = F.logsigmoid(logits), F.logsigmoid(-logits)
     flip, stay = F.logsigmoid(flips), F.logsigmoid(-flips)
     if faithful:

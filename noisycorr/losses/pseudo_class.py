@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from noisycorr.losses.directions import checked, weighted
+from noisycorr.losses.directions import checked, weighted, widened
 from noisycorr.transport import balanced_assignment
 
 
@@ -32,7 +32,8 @@ def pseudo_class_cross_entropy(image_logits: Float[Tensor, "b c"], target: Float
     Source: PC2 (Duan et al., ACM MM 2024), with the text's arg-max as target.
     """
     checked(target, "target", (len(image_logits),), tuple(image_logits.shape))
-    return weighted(F.cross_entropy(image_logits, target.detach(), reduction="none"), weight)
+    goal = widened(target.detach()) if target.is_floating_point() else target
+    return weighted(F.cross_entropy(widened(image_logits), goal, reduction="none"), weight)
 
 
 def balanced_targets(
@@ -67,8 +68,8 @@ def batch_entropy(logits: Float[Tensor, "b c"], *, weight: Float[Tensor, " b"] |
 
     Source: PC2 (Duan et al., ACM MM 2024), as its poster has it; see ``sample_entropy``.
     """
-    p = logits.softmax(1)
-    share = logits.new_ones(len(logits)) if weight is None else checked(weight, "weight", (len(logits),))
+    p = widened(logits).softmax(1)
+    share = p.new_ones(len(p)) if weight is None else checked(weight, "weight", (len(logits),))
     mean = (share[:, None] * p).sum(0) / share.sum()
     return -torch.special.xlogy(mean, mean).sum()
 
@@ -89,7 +90,7 @@ def sample_entropy(logits: Float[Tensor, "b c"]) -> Float[Tensor, " b"]:
 
     Source: the released code of PC2, which maximises its mean where the poster has ``batch_entropy``.
     """
-    log_p = logits.log_softmax(1)
+    log_p = widened(logits).log_softmax(1)
     return -(log_p.exp() * log_p).sum(1)
 
 
@@ -98,7 +99,7 @@ def class_cosine(query: Float[Tensor, "a c"], pool: Float[Tensor, "b c"]) -> Flo
 
     Source: PC2 (Duan et al., ACM MM 2024), between noisy images and clean ones.
     """
-    return F.normalize(query.softmax(1), dim=1) @ F.normalize(pool.softmax(1), dim=1).T
+    return F.normalize(widened(query).softmax(1), dim=1) @ F.normalize(widened(pool).softmax(1), dim=1).T
 
 
 def choose_partner(

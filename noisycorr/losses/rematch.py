@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from noisycorr.losses.directions import checked, directions, log_posterior, weighted
+from noisycorr.losses.directions import checked, directions, log_posterior, weighted, widened
 
 
 def rematch_divergence(sims: Float[Tensor, "b b"], plan: Float[Tensor, "b b"], *, temperature: float | Tensor = 0.05,
@@ -36,8 +36,9 @@ def rematch_divergence(sims: Float[Tensor, "b b"], plan: Float[Tensor, "b b"], *
     """
     if floor <= 0:
         raise ValueError(f"floor is {floor}, expected > 0")
-    plan = checked(plan, "plan", tuple(sims.shape)).detach().clamp(min=floor)
-    loss = sims.new_zeros(len(sims))
+    plan = checked(plan, "plan", tuple(sims.shape))
+    plan = widened(plan).detach().clamp(min=floor)
+    loss = widened(sims).new_zeros(len(sims))
     for way, (scores, mask) in enumerate(directions(sims, negatives)):
         inside = mask | torch.eye(len(sims), dtype=torch.bool, device=sims.device)
         log_p = log_posterior(scores, mask, temperature)

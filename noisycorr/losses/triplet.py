@@ -170,12 +170,34 @@ def sine_margin(target: Float[Tensor, " b"], *, margin: float = 0.2) -> Float[Te
     return margin * (0.5 - 0.5 * torch.cos(math.pi * target))
 
 
+def small_losses(loss: Float[Tensor, " b"], *, share: float) -> Bool[Tensor, " b"]:
+    """The pairs of a batch with the smallest losses, at least one: to warm up on those alone.
+
+    Args:
+        loss: Of each pair.
+        share: How many, in (0, 1], rounded down.
+
+    Returns:
+        True for the chosen; ties go to the earlier pair.
+
+    Raises:
+        ValueError: If ``share`` lies outside (0, 1].
+
+    Source: BiCro (Yang et al., CVPR 2023) warms up on 30 %, PC2 (ACM MM 2024) optionally on 50 %.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}, expected in (0, 1]")
+    chosen = torch.zeros_like(loss, dtype=torch.bool)
+    chosen[loss.detach().argsort(stable=True)[: max(1, math.floor(share * len(loss) + 1e-9))]] = True
+    return chosen
+
+
 def _hinges(sims: Tensor, margin: Margin, negatives: Tensor | None) -> list[tuple[Tensor, Tensor]]:
     """Violations of each query (row) by each candidate, 0 where it is no negative, and who is one; both directions."""
     b = len(sims)
-    own = sims.diagonal()[:, None]
     hinges = []
     for way, (scores, mask) in enumerate(directions(sims, negatives)):
+        own = scores.diagonal()[:, None]
         gap: Tensor | float = margin
         if isinstance(margin, Tensor) and margin.ndim:
             checked(margin, "margin", (b,), (b, b))
