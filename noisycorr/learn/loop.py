@@ -7,9 +7,10 @@ other as it was before the step, so that exchanging their names exchanges their 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +61,21 @@ def fit(learner: Learner, hooks: Hooks | None = None) -> None:
         FloatingPointError: If a loss is NaN or infinite. The last checkpoint is as it was.
     """
     hooks = hooks or Hooks()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), few_threads(learner):
         while learner.cursor.epoch < learner.choice.epochs:
             _epoch(learner, hooks)
+
+
+@contextlib.contextmanager
+def few_threads(learner: Learner) -> Iterator[None]:
+    """One thread for small networks on a CPU: several times faster than two, and the same numbers on every machine."""
+    before = torch.get_num_threads()
+    small = learner.device.type == "cpu" and learner.data.towers.module is None
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _epoch(learner: Learner, hooks: Hooks) -> None:
