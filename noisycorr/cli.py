@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         _complain("there is not enough memory; a smaller --number_sample_per_shard or --batch_size needs less.")
         return 1
+    except FloatingPointError as error:  # a training that diverged
+        _complain(str(error))
+        return 1
     except KeyboardInterrupt:
         _complain("interrupted; the same command continues.")
         return 1

@@ -6,13 +6,16 @@ when it is first asked, because that takes seconds.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
+    from torch import Tensor
 
 Item = TypeVar("Item")
 _LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -56,6 +59,108 @@ def leave() -> None:
     """Leave the group of processes, at the end of the program."""
     if _is_launched():
         state().destroy_process_group()
+
+
+def count() -> int:
+    """Number of processes."""
+    return int(state().num_processes) if _is_launched() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return int(state().process_index) if _is_launched() else 0
+
+
+def my_slice(size: int) -> slice:
+    """The rows of a global batch of `size` rows that this process encodes: contiguous, and together all of them."""
+    sizes = _sizes(size)
+    start = sum(sizes[: rank()])
+    return slice(start, start + sizes[rank()])
+
+
+def gather_with_gradient(local: Tensor, size: int) -> Tensor:
+    """The global batch from everybody's `my_slice`, with a gradient that is right after `average_gradients`.
+
+    Every process goes on with the same rows to the same loss, so its gradient on the gathered rows is that of the
+    whole. The part that belongs to its own rows goes back, times the number of processes, because the average over
+    them divides by it. Parameters that are used after gathering have the same gradient everywhere, which the average
+    leaves as it is. A backward that only sliced would give the same loss and half the gradient with two processes.
+
+    Args:
+        local: (b_local, ...) rows of `my_slice(size)`.
+        size: b, rows of the global batch.
+
+    Returns:
+        (b, ...) the same on every process.
+    """
+    if count() == 1:
+        return local
+    return _gather_function().apply(local, size)
+
+
+def gather(local: Tensor, size: int) -> Tensor:
+    """The global batch from everybody's `my_slice`, without gradient."""
+    if count() == 1:
+        return local.detach()
+    import torch
+
+    sizes = _sizes(size)
+    padded = local.new_zeros((max(sizes), *local.shape[1:]))
+    padded[: len(local)] = local.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, sizes)])
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Mean of the gradients over all processes, in place. A parameter without one anywhere stays without one."""
+    if count() == 1:
+        return
+    import torch
+
+    for parameter in parameters:
+        # A process whose slice was empty has none, and the others wait for it.
+        has = torch.tensor([float(parameter.grad is not None)], device=parameter.device)
+        torch.distributed.all_reduce(has)
+        if has.item():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= count()
+
+
+@contextlib.contextmanager
+def autocast(precision: str) -> Iterator[None]:
+    """Matrix products in bf16 where the precision asks for it."""
+    import torch
+
+    with torch.autocast(device().type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+@functools.cache
+def _gather_function() -> Any:
+    """Made when it is first needed, because torch is."""
+    from torch.autograd import Function
+
+    class Gather(Function):
+        """Forward: all rows. Backward: own rows, times the number of processes."""
+
+        @staticmethod
+        def forward(ctx: Any, local: Tensor, size: int) -> Tensor:
+            ctx.rows = my_slice(size)
+            return gather(local, size)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Any:
+            return gradient[ctx.rows] * count(), None
+
+    return Gather
+
+
+def _sizes(size: int) -> list[int]:
+    base, more = divmod(size, count())
+    return [base + (number < more) for number in range(count())]
 
 
 def _is_launched() -> bool:

@@ -46,7 +46,7 @@ def evaluate_run(run: Run, truth: Path | None) -> dict[str, Any]:
         UsageError: If there is no ledger, no truth, or a file of truth that does not fit.
     """
     ledger = _read_ledger(run)
-    known = _truth_of_source(run) if truth is None else _truth_of_file(truth, ledger.column("key").to_pylist())
+    known = truth_of_source(run) if truth is None else _truth_of_file(truth, ledger.column("key").to_pylist())
     rows = np.flatnonzero(known != _UNKNOWN)
     if not len(rows):
         source = "the source has no column truth_wrong" if truth is None else f"no key of {truth} is in this run"
@@ -71,7 +71,7 @@ def evaluate_run(run: Run, truth: Path | None) -> dict[str, Any]:
         "signals": {name: auroc(values, wrong) for name, values in scores.items()},
         "truth": TRUTH if truth is None else truth.name,
     }
-    body = _plain(body)
+    body = plain_json(body)
     write_json(run.path("evaluation.json"), body)
     return body
 
@@ -90,8 +90,8 @@ def _read_ledger(run: Run) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _truth_of_source(run: Run) -> np.ndarray:
-    """int8 (n,) from the input columns of the pairs."""
+def truth_of_source(run: Run) -> np.ndarray:
+    """int8 (n,) from the input columns of the pairs: 1 wrong, 0 right, -1 unknown. Only for evaluation (law 4)."""
     out = [np.zeros(0, np.int8)]
     for index in parts(run):
         columns = pq.read_table(pairs_path(run, index), columns=["columns"]).column("columns").to_pylist()
@@ -136,10 +136,10 @@ def _truth(value: Any) -> int:
     return _WORDS.get("" if value is None else str(value).strip().lower(), _UNKNOWN)
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """The value with numbers that JSON cannot hold as None."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain_json(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import math
 import re
 import types
@@ -44,6 +45,7 @@ class Parser(ArgumentParser):
         self.hints: dict[str, Any] = {}  # type of each key
         self.needed: dict[str, str] = {}  # what to say if it is not given
         self.switches: set[str] = set()  # keys that take no value
+        self.objects: set[str] = set()  # keys that name a class, which `--key.option value` belongs to
 
     def add(self, key: str, hint: Any, default: Any, about: str, *, group: Any = None, need: str = "") -> None:
         """One flag `--key`.
@@ -77,6 +79,16 @@ class Parser(ArgumentParser):
         self.switches.add(key)
         names = [f"-{short}", f"--{key}"] if short else [f"--{key}"]
         self.add_argument(*names, action="store_true", help=about)
+
+    def add_object(self, key: str, default: str, about: str) -> None:
+        """A flag that names a class, and `--key.OPTION VALUE` for its fields; a config file has class_path, init_args.
+
+        The options come out as one YAML mapping, `key_options`, because the fields are not known before the class.
+        """
+        self.add(key, str, default, about)
+        self.add(f"{key}_options", str | None, None, f"Options of the {key} as a YAML mapping; or one by one, "
+                 f"--{key}.OPTION VALUE")  # fmt: skip
+        self.objects.add(key)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """One sentence.
@@ -173,16 +185,25 @@ def _normal(parser: Parser, words: Sequence[str]) -> list[str]:
     """Words with underscores in names of flags; for true or false, `--x` is `--x=true` and `--no_x` is `--x=false`."""
     out: list[str] = []
     seen: set[str] = set()
+    options: dict[str, dict[str, Any]] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if word == "--":  # what follows are no flags
-            return [*out, word, *rest]
+            return [*out, *_object_words(options, seen), word, *rest]
         if not word.startswith("--"):
             out.append(word)
             continue
         name, sign, value = word.partition("=")
         key = name[2:].replace("-", "_")
+        root, dot, item = key.partition(".")
+        if dot and root in parser.objects:
+            if not sign and not rest:
+                raise UsageError(f"--{key} needs a value.")
+            if item in options.setdefault(root, {}):
+                raise UsageError(f"--{key} stands twice: keep one of them.")
+            options[root][item] = yaml.safe_load(value if sign else rest.pop(0))
+            continue
         plain = key.removeprefix("no_") if key not in parser.hints else key
         if parser.hints.get(plain) is bool and plain not in parser.switches and not sign:
             if plain != key or not rest or rest[0].lower() not in TRUE_OR_FALSE:
@@ -193,7 +214,27 @@ def _normal(parser: Parser, words: Sequence[str]) -> list[str]:
             raise UsageError(f"--{key} stands twice: keep one of them.")
         seen.add(key)
         out.append(f"--{key}{sign}{value}")
-    return out
+    return [*out, *_object_words(options, seen)]
+
+
+def _object_words(options: dict[str, dict[str, Any]], seen: set[str]) -> list[str]:
+    """Options of objects as one word each."""
+    for root in options:
+        if f"{root}_options" in seen:
+            raise UsageError(f"--{root}_options and --{root}.OPTION exclude each other: give one of them.")
+    return [f"--{root}_options={json.dumps(found)}" for root, found in options.items()]
+
+
+def _split_object(key: str, value: Any, path: Path) -> dict[str, Any]:
+    """Name and options of an object in a config file."""
+    if not isinstance(value, dict):
+        return {key: value}
+    if unknown := set(value) - {"class_path", "init_args"}:
+        raise UsageError(f"config {path}: {key} has {sorted(unknown)[0]!r}, expected class_path and init_args.")
+    found = {key: value.get("class_path")}
+    if value.get("init_args"):
+        found[f"{key}_options"] = json.dumps(value["init_args"])
+    return {name: part for name, part in found.items() if part is not None}
 
 
 def _config_values(parser: Parser, path: Path) -> dict[str, Any]:
@@ -207,6 +248,9 @@ def _config_values(parser: Parser, path: Path) -> dict[str, Any]:
             raise UsageError(f"config {path}: key {key!r} stands twice, once with dashes: keep one of them.")
         if key in parser.switches and not isinstance(value, bool):
             raise UsageError(f"config {path}: {key} is {value!r}, expected true or false.")
+        if key in parser.objects:
+            values |= _split_object(key, value, path)
+            continue
         values[key] = JOINED[key].join(map(str, value)) if key in JOINED and isinstance(value, list) else value
     try:
         checked = parser.parse_object(values)

@@ -31,6 +31,7 @@ from noisycorr.plan_flags import (
     stored_plan,
 )
 from noisycorr.run import Run
+from noisycorr.train_verbs import Bench, Train
 
 if TYPE_CHECKING:
     from noisycorr.export import Export as ExportChoice
@@ -292,7 +293,11 @@ class Inject:
 
 
 class Evaluate:
-    """Compare the ledger with known truth: AUROC, AUPRC, precision and recall, calibration, noise-rate error."""
+    """Compare a ledger with known truth, or open the test split of a trained model.
+
+    Of a run of `clean`: AUROC, AUPRC, precision and recall, calibration, noise-rate error. Of a folder of `train`:
+    recall at 1, 5 and 10 in both directions, of each network and of all together, and detection if truth is known.
+    """
 
     name, usage, parallel = "evaluate", "--output_folder FOLDER", False
 
@@ -302,10 +307,19 @@ class Evaluate:
         parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
         parser.add("truth", str | None, None, "csv, tsv, jsonl or parquet with key and truth_wrong; by default the "
                    "column truth_wrong of the source, as `noisycorr inject` writes it")  # fmt: skip
+        parser.add("test_data", str | None, None, "For a trained model: a source or run of `clean` to test on; by "
+                   "default the test split that training left alone")  # fmt: skip
 
     @staticmethod
     def run(given: Namespace) -> None:
         """Print JSON to stdout."""
+        if (Path(given.output_folder) / "stages" / "train_started.json").is_file():
+            from noisycorr.train_stage import evaluate_model
+
+            print(json.dumps(evaluate_model(open_run(given.output_folder), given.test_data), indent=2, sort_keys=True))
+            return
+        if given.test_data:
+            raise UsageError(f"--test_data is for trained models, but {given.output_folder} holds none.")
         from noisycorr.evaluate_run import evaluate_run
         from noisycorr.stages import decided
 
@@ -316,7 +330,7 @@ class Evaluate:
 
 
 VERBS: tuple[type[Verb], ...] = (
-    Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Evaluate,
+    Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate, Bench,
 )  # fmt: skip
 
 

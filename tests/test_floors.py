@@ -16,9 +16,10 @@ FLOORS = (
     ("pairs", "formats", "noise", "noise_swaps"),
     ("encoders", "embed", "index"),
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
-     "export", "inject"),
+     "export", "inject", "recall", "partition", "posterior"),
     ("losses", "learn", "strategies"),
-    ("report", "cli", "flags", "plan_flags", "verbs", "stages", "testing", "__main__"),
+    ("report", "cli", "flags", "plan_flags", "verbs", "stages", "train_verbs", "train_stage",
+     "bench", "testing", "__main__"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

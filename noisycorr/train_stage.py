@@ -1,0 +1,287 @@
+"""`noisycorr train`, and `evaluate` of its folder: from a source or a run of `clean` to a model and its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from noisycorr import console, dist
+from noisycorr.embed import Embed
+from noisycorr.evaluate import detection
+from noisycorr.evaluate_run import plain_json, truth_of_source
+from noisycorr.flags import Parser, add_choice
+from noisycorr.formats import Source
+from noisycorr.learn.choice import Split, Train
+from noisycorr.learn.contract import Strategy
+from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, read_corpus, rectify_texts, split_corpus
+from noisycorr.learn.heads import StoredTowers
+from noisycorr.learn.retrieval import (
+    UNKNOWN,
+    Validation,
+    check_folder,
+    load_networks,
+    make_towers,
+    train_run,
+    training_inputs,
+)
+from noisycorr.learn.scoreboard import retrieval
+from noisycorr.pairs import UsageError
+from noisycorr.run import RUN_CONTENT, Run, atomic_path, provenance, read_json, write_json
+from noisycorr.stages import Plan as CleanPlan
+from noisycorr.stages import clean
+from noisycorr.strategies import find_strategy, load_strategy
+
+WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All choices of a training.
+
+    Attributes:
+        source: Where the pairs come from; its path may be a run folder.
+        clip_model: Encoder of a source that is not embedded yet.
+        train: How to train.
+        split: Which pairs do what.
+        strategy: Name and method.
+    """
+
+    source: Source
+    clip_model: str
+    train: Train
+    split: Split
+    strategy: tuple[str, Strategy]
+
+
+def named_strategy(name: str, options: str | None) -> Strategy:
+    """The method with options from a YAML mapping, checked by the types of its fields.
+
+    Raises:
+        UsageError: If there is no such method or option, or a value has another type.
+    """
+    values = yaml.safe_load(options) if options else {}
+    if not isinstance(values, dict):
+        raise UsageError(f"--strategy_options is {options!r}, expected a YAML mapping such as '{{warm_up: 2}}'.")
+    kind = find_strategy(name)
+    if set(values) <= {field.name for field in dataclasses.fields(kind)}:  # type: ignore[arg-type]
+        parser = Parser("train", "", "")
+        add_choice(parser, kind)
+        try:
+            checked = parser.parse_object(values)
+        except UsageError as error:
+            raise UsageError(f"--strategy.{str(error).removeprefix('--')}") from error
+        values = {key: checked[key] for key in values}
+    return load_strategy(name, values)
+
+
+def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
+    """Read or embed the pairs, train, and write the run folder.
+
+    Args:
+        plan: All choices.
+        run: The folder.
+        overwrite: Delete what an earlier training left there; stored embeddings of the same source stay.
+
+    Returns:
+        The report.
+
+    Raises:
+        UsageError: If the folder holds another training, or the pairs do not suffice.
+    """
+    source_run = _pairs(plan, run, plan.source.path, "data", score=True, overwrite=overwrite)
+    corpus = read_corpus(source_run)
+    if plan.split.texts == "rectified" and corpus.rectified:
+        say(f"train: {len(corpus.rectified):,} texts are those that the ledger repaired")
+        corpus = rectify_texts(corpus, _text_encoder(source_run))
+    split = split_corpus(
+        corpus, val_fraction=0.0 if plan.split.val_data else plan.split.val_fraction,
+        test_fraction=plan.split.test_fraction, seed=plan.train.seed,
+    )  # fmt: skip
+    if plan.split.pairs == "kept":
+        split[(split == TRAIN) & ~corpus.kept] = UNUSED
+    validation = _validation(plan, run, source_run, overwrite=overwrite)
+    if overwrite:
+        _clear(run)
+    check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, validation), plan.train)
+    if dist.is_main():
+        _write_start(plan, run, source_run, corpus, split)
+    counts = ", ".join(f"{int((split == number).sum()):,} {word}" for number, word in WORDS.items())
+    say(f"train: {plan.strategy[0]} on {len(split):,} pairs: {counts}")
+    report = train_run(run, corpus, split, plan.strategy, plan.train, validation=validation,
+                       wrong=truth_of_source(source_run))  # fmt: skip
+    _summary(run, report)
+    return report
+
+
+def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
+    """Open the test split of a trained model; writes `evaluation.json`.
+
+    Args:
+        run: A folder of `noisycorr train`.
+        test_data: Another source or run to test on, or None.
+
+    Returns:
+        JSON: `test` as `noisycorr.learn.scoreboard.retrieval` gives it, and `detection` of wrong training pairs by the
+        final p_clean of the strategy, if both are known.
+
+    Raises:
+        UsageError: If there is no finished model, or nothing to test on.
+    """
+    networks = load_networks(run.folder, dist.device())
+    stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    train_fields = {field.name for field in dataclasses.fields(Train)}
+    choice = Train(**{name: value for name, value in stored.items() if name in train_fields})
+    source_run = Run(read_json(run.folder / "provenance.json")["pairs"])
+    if test_data is None:
+        corpus, table = read_corpus(source_run), pq.read_table(run.folder / "split.parquet")
+        if table.column("key").to_pylist() != corpus.keys:
+            raise UsageError(f"{source_run.folder} holds other pairs than {run.folder} was trained on: train it again.")
+        rows = np.flatnonzero(table.column("split").to_numpy(zero_copy_only=False) == "test")
+        if len(rows) < 2:
+            raise UsageError(f"{run.folder} has a test split of {len(rows)} pairs: name other pairs by --test_data.")
+    else:
+        source_fields = {field.name for field in dataclasses.fields(Source)} - {"path"}
+        source = Source(path=test_data, **{name: stored[name] for name in source_fields})
+        plan = Plan(
+            source=source, clip_model=stored["clip_model"], train=choice, split=Split(), strategy=("", Strategy())
+        )
+        test_run = _pairs(plan, run, test_data, "test", score=False)
+        _same_encoder(source_run, test_run, "--test_data")
+        corpus = read_corpus(test_run)
+        rows = np.flatnonzero(corpus.usable)
+    found: dict[str, Any] = {"test": retrieval(networks, make_towers(corpus, choice), rows, corpus.shown[rows])}
+    detected = _detection(run, source_run)
+    if detected is not None:
+        found["detection"] = detected
+    found = plain_json(found)
+    write_json(run.path("evaluation.json"), found)
+    return found
+
+
+def say(message: str) -> None:
+    """One line, from the main process."""
+    if dist.is_main():
+        console.say(message)
+
+
+def _pairs(plan: Plan, run: Run, path: str, name: str, *, score: bool, overwrite: bool = False) -> Run:
+    """The run folder that a path is, or the one that its pairs are embedded into, inside the model's folder."""
+    if (Path(path) / "stages" / "embed.json").is_file():
+        if Path(path).resolve() == run.folder.resolve():
+            raise UsageError(f"{path} is the run of the pairs: choose another --output_folder for the model.")
+        return Run(path)
+    inner = Run(run.folder / name)
+    cleaning = CleanPlan(source=dataclasses.replace(plan.source, path=path), embed=Embed(clip_model=plan.clip_model))
+    stages = ("embed", "score", "decide") if score else ("embed",)
+    clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
+    dist.wait()
+    return inner
+
+
+def _text_encoder(source_run: Run) -> Callable[[list[str]], np.ndarray]:
+    """The text side of the encoder that a run was embedded with."""
+    from noisycorr.encoders import load_encoder
+
+    stored = yaml.safe_load((source_run.folder / "config.yaml").read_text(encoding="utf-8"))
+    embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
+    if embedded.startswith("precomputed"):
+        raise UsageError(
+            f"{source_run.folder} has repaired texts, but its embeddings came without an encoder: use --texts given."
+        )
+    encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
+    if encoder.name != embedded:
+        raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+
+    def encode(texts: list[str]) -> np.ndarray:
+        parts = [encoder.text(encoder.tokenize(texts[start : start + 64])) for start in range(0, len(texts), 64)]
+        return np.concatenate([part.float().cpu().numpy() for part in parts])
+
+    return encode
+
+
+def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
+    """True if the folder holds the pairs of another source or encoder, as far as its config tells."""
+    if not (inner.folder / "config.yaml").is_file():
+        return False
+    stored = yaml.safe_load((inner.folder / "config.yaml").read_text(encoding="utf-8"))
+    wanted = dataclasses.asdict(cleaning.source) | {"clip_model": cleaning.embed.clip_model}
+    return any(stored.get(name) != value for name, value in wanted.items())
+
+
+def _validation(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> Validation | None:
+    if plan.split.val_data is None:
+        return None
+    other = _pairs(plan, run, plan.split.val_data, "valid", score=False, overwrite=overwrite)
+    _same_encoder(source_run, other, "--val_data")
+    found = read_corpus(other)
+    rows = np.flatnonzero(found.usable)
+    if len(rows) < 2:
+        raise UsageError(f"--val_data {plan.split.val_data} holds {len(rows)} usable pairs, expected at least 2.")
+    towers: StoredTowers = make_towers(found, plan.train)
+    return Validation(towers=towers, rows=rows, shown=found.shown[rows])
+
+
+def _same_encoder(one: Run, two: Run, flag: str) -> None:
+    names = [(run.stage("embed") or {})["facts"]["encoder"] for run in (one, two)]
+    if names[0] != names[1]:
+        raise UsageError(f"{flag} was embedded by {names[1]}, but the training pairs by {names[0]}: use one encoder.")
+
+
+def _clear(run: Run) -> None:
+    """Delete what a training left, but not the embeddings in its `data` folder."""
+    if dist.is_main() and run.folder.exists():
+        owner = run.folder / "stages" / "train_started.json"
+        taken = [name for name in RUN_CONTENT if (run.folder / name).exists()]
+        if taken and not owner.exists():
+            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no training: --overwrite deletes trainings only.")
+        run.clear()
+    dist.wait()
+
+
+def _write_start(plan: Plan, run: Run, source_run: Run, corpus: Corpus, split: np.ndarray) -> None:
+    """config.yaml, provenance.json and split.parquet, before the first step."""
+    name, strategy = plan.strategy
+    values: dict[str, Any] = {"output_folder": str(run.folder), "clip_model": plan.clip_model}
+    for part in (plan.source, plan.train, plan.split):
+        values |= dataclasses.asdict(part)
+    values["strategy"] = {"class_path": name, "init_args": dataclasses.asdict(strategy)}  # type: ignore[call-overload]
+    with atomic_path(run.path("config.yaml")) as path:
+        path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    encoder = (source_run.stage("embed") or {})["facts"]["encoder"]
+    write_json(run.path("provenance.json"), provenance() | {"encoder": encoder, "pairs": str(source_run.folder)})
+    words = [WORDS[int(number)] for number in split]
+    with atomic_path(run.path("split.parquet")) as path:
+        pq.write_table(pa.table({"key": corpus.keys, "split": words}), path, compression="zstd")
+
+
+def _detection(run: Run, source_run: Run) -> dict[str, Any] | None:
+    table, wrong = pq.read_table(run.folder / "trust.parquet"), truth_of_source(source_run)
+    if "p_clean" not in table.column_names:
+        return None
+    wrong = wrong[table.column("row").to_numpy()]
+    known = wrong != UNKNOWN
+    if not known.any():
+        return None
+    found = dataclasses.asdict(
+        detection(table.column("p_clean").to_numpy()[known].astype(np.float64), wrong[known] == 1)
+    )
+    found["calibration"].pop("table")
+    return found
+
+
+def _summary(run: Run, report: dict[str, Any]) -> None:
+    if "validation" in report:
+        both = report["validation"]
+        singles = " and ".join(f"{one['rSum']:.1f}" for one in both["singles"])
+        together = f", together {both['ensemble']['rSum']:.1f}" if len(both["singles"]) > 1 else ""
+        pairs = f"rSum on {both['pairs']:,} validation pairs {singles}{together}"
+        say(f"train: best epoch {report['best_epoch'] + 1}; {pairs}")
+    say(f"train: model in {run.folder}; `noisycorr evaluate --output_folder {run.folder}` opens the test split")
