@@ -59,9 +59,10 @@ def score_run(plan: Plan, run: Run) -> dict[str, Any]:
         image=image,
         text=text,
         text_id=_text_ids(texts),
-        image_id=np.where(groups.image >= 0, groups.image, np.arange(len(texts))),
+        image_id=_own_row(groups.image),
         present=has_image & has_text,
         seed=plan.score.seed,
+        picture=_own_row(_same(facts.column("image_hash").to_pylist())),
     )
     learn = plan.score.align == "cross-fit" or (plan.score.align == "auto" and not embedded["joint"])
     scored = score_pairs(view, _joint(plan, embedded, image, text, learn), plan.score, learn=learn)
@@ -110,6 +111,11 @@ def _same(values: Sequence[Any]) -> np.ndarray:
     )
     counts = np.bincount(code[code >= 0], minlength=len(code))
     return np.where((code >= 0) & (counts[np.maximum(code, 0)] > 1), code, -1)
+
+
+def _own_row(group: np.ndarray) -> np.ndarray:
+    """The group of each row, or the row itself where it has none."""
+    return np.where(group >= 0, group, np.arange(len(group)))
 
 
 def _joint(plan: Plan, embedded: dict[str, Any], image: Features, text: Features, learn: bool):  # type: ignore[no-untyped-def]

@@ -165,6 +165,7 @@ def ours(features: Features, noise: Injected, seed: int) -> Answer:
         image_id=features.group,
         present=np.ones(len(source), bool),
         seed=seed,
+        picture=features.shown,
     )
     joint = ([features.joint[0]], [features.joint[1][source]])
     scored = score_pairs(view, joint, Score(seed=seed), learn=True)

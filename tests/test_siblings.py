@@ -74,6 +74,13 @@ def test_sets_without_siblings_are_left_alone():
     assert siblings.sibling_groups(one_text) == []
 
 
+def test_near_duplicates_are_no_witnesses():
+    """Flags look alike and mean other things: only copies of one picture say something about each other's texts."""
+    view, _ = make_pictures()
+    apart = replace(view, picture=np.arange(view.n))
+    assert siblings.sibling_groups(apart) == [] and "siblings" not in scored(apart).facts
+
+
 def test_copies_share_the_verdict_and_missing_sides_have_none():
     view, _ = make_pictures(60, 4)
     ids = view.text_id.copy()

@@ -184,7 +184,7 @@ def _mean(record: Mapping[str, Any], start: str) -> float | None:
 def _p_clean(corpus: Corpus, seed: int) -> np.ndarray:
     """What `noisycorr clean` would say of these pairs with heads learned on them."""
     view = View(image=[corpus.image], text=[corpus.text], text_id=corpus.text_group, image_id=corpus.image_group,
-                present=corpus.usable, seed=seed)  # fmt: skip
+                present=corpus.usable, seed=seed, picture=corpus.shown)  # fmt: skip
     scored = score_pairs(view, None, Score(seed=seed), learn=True)
     return np.nan_to_num(scored.fit(scored.pair.given), nan=0.0)
 

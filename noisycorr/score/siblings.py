@@ -62,8 +62,8 @@ def sibling_groups(view: View) -> list[np.ndarray]:
     rows = np.flatnonzero(view.present)
     rows = rows[np.unique(_key(view)[rows], return_index=True)[1]]
     draw = np.random.default_rng([view.seed, 31]).random(len(rows))
-    rows = rows[np.lexsort((draw, view.image_id[rows]))]
-    _, start, size = np.unique(view.image_id[rows], return_index=True, return_counts=True)
+    rows = rows[np.lexsort((draw, _picture(view)[rows]))]
+    _, start, size = np.unique(_picture(view)[rows], return_index=True, return_counts=True)
     out = []
     for m in range(2, MOST + 1):
         first = start[size == m] if m < MOST else start[size >= m]
@@ -172,7 +172,7 @@ def _ratio(view: View, groups: list[np.ndarray]) -> _Ratio:
         one, two = one[some], two[some]
     rows = np.concatenate([rows.ravel() for rows in groups])
     a, b = rng.choice(rows, (2, 4 * len(one)))
-    other = (view.image_id[a] != view.image_id[b]) & (view.text_id[a] != view.text_id[b])
+    other = (_picture(view)[a] != _picture(view)[b]) & (view.text_id[a] != view.text_id[b])
     same, different = _cosine(view, one, two), _cosine(view, a[other], b[other])
     if len(same) < 20 or len(different) < 20:
         return _Ratio(np.array([0.0]), np.array([1.0]))
@@ -195,9 +195,9 @@ def _kappa(view: View, space: tuple[Sequence[np.ndarray], Sequence[np.ndarray]],
     """Correlation of the cosines of one picture with two texts of another; 1 where it cannot be measured."""
     random = np.flatnonzero(~pairs.near)[:PAIRS]
     image, text = pairs.image[random], pairs.text[random]
-    order = np.argsort(view.image_id, kind="stable")
-    first = np.searchsorted(view.image_id[order], view.image_id[text])
-    size = np.searchsorted(view.image_id[order], view.image_id[text], "right") - first
+    order = np.argsort(_picture(view), kind="stable")
+    first = np.searchsorted(_picture(view)[order], _picture(view)[text])
+    size = np.searchsorted(_picture(view)[order], _picture(view)[text], "right") - first
     place = np.random.default_rng([view.seed, 41]).integers(np.maximum(size, 1))
     other = order[first + place]
     good = (view.text_id[other] != view.text_id[text]) & view.present[other]
@@ -210,10 +210,15 @@ def _kappa(view: View, space: tuple[Sequence[np.ndarray], Sequence[np.ndarray]],
     return float(np.clip(found, 0, 1))
 
 
+def _picture(view: View) -> np.ndarray:
+    """int (n,): equal where the picture is the same."""
+    return view.image_id if view.picture is None else view.picture
+
+
 def _key(view: View) -> np.ndarray:
     """int64 (n,): equal where picture and text are."""
     width = int(view.text_id.max(initial=0)) + 2  # ids begin at -1
-    return view.image_id.astype(np.int64) * width + view.text_id
+    return _picture(view).astype(np.int64) * width + view.text_id
 
 
 def _spread(view: View, p_clean: np.ndarray, judged: np.ndarray) -> np.ndarray:

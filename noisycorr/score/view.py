@@ -26,6 +26,8 @@ class View:
         image_id: int (n,): equal where the pictures are the same or near-duplicates.
         present: bool (n,): both features exist.
         seed: Of everything random.
+        picture: int (n,): equal where the pictures are the same, copies only; None = as `image_id`. Near-duplicates can
+            differ in what matters (flags, signs), so they are no witnesses of each other's texts.
     """
 
     image: Sequence[np.ndarray]
@@ -34,6 +36,7 @@ class View:
     image_id: np.ndarray
     present: np.ndarray
     seed: int
+    picture: np.ndarray | None = None
 
     @property
     def n(self) -> int:
