@@ -1,0 +1,103 @@
+"""The project's own recipe: calibrated detection before training, refined by what two networks learn, as weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from scipy import special
+from sklearn.isotonic import IsotonicRegression
+from torch import Tensor
+
+from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
+from noisycorr.learn.memory import Memory
+from noisycorr.losses import info_nce
+from noisycorr.pairs import UsageError
+
+SURE = 1e-3  # probabilities are kept this far from 0 and 1 when odds are multiplied
+FEW = 0.005  # below this expected share of wrong pairs there is nothing to refine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best(Strategy):
+    """InfoNCE weighted by the probability that a pair is right; cross-fitted detection, refined by the peer.
+
+        p_i      = what `noisycorr clean` says of pair i, from heads that never saw it
+        odds_i  <- odds(p_i) * ( m(l_i) / (1 - m(l_i)) * (1 - pi) / pi ) ^ share
+        loss_i   = p_i * infoNCE_i / mean p
+
+    l_i is the loss of pair i under the peer, m(l) the mean of p at that loss (isotonic, so that lower losses are never
+    worse), pi the mean of p: the bracket is a likelihood ratio learned from soft labels, and 1 where clean says that
+    nothing is wrong. So the refinement cannot invent noise, which mixtures of losses do on clean data.
+
+    Attributes:
+        peer: twin, or none for one network that follows itself.
+        warm_up: First epochs with the weights of `clean` alone.
+        column: Calibrated probability of the ledger.
+        share: How much the losses count, >= 0; 0 = only what `clean` says.
+        least: Pairs below this probability are left out, in [0, 1).
+
+    Source: ours. Detection `noisycorr.score`; the exchange of opinions is co-teaching (Han et al., NeurIPS 2018).
+    """
+
+    peer: Literal["none", "twin"] = "twin"
+    warm_up: int = 3
+    column: str = "p_clean"
+    share: float = 0.5
+    least: float = 0.1
+    needs_columns = True
+    judges = True
+
+    def __post_init__(self) -> None:
+        if self.share < 0 or not 0 <= self.least < 1:
+            raise ValueError("share must be >= 0 and least in [0, 1)")
+
+    def signals(self, enc: Encoded, memory: Memory) -> dict[str, Tensor]:
+        """The loss of each pair, and what is known before."""
+        loss = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives)
+        return {"loss": loss, "prior": self._prior(enc)}
+
+    def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
+        """Prior odds times what the losses say."""
+        p = refine(signals["prior"], signals["loss"], share=self.share)
+        clean = p >= self.least
+        return Trust(p_clean=p, clean=clean, note=None if clean.any() else "no pair is believed: all are used")
+
+    def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
+        """Weighted InfoNCE; every image and text of the batch stays a negative, however doubtful its own pair."""
+        weight = trust.chance(enc) if trust is not None else self._prior(enc)
+        loss = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives, weight=weight)
+        return Loss(per_pair=loss * len(weight) / weight.sum().clamp(min=1e-6))
+
+    def _prior(self, enc: Encoded) -> Tensor:
+        if self.column not in enc.columns:
+            raise UsageError(
+                f"the strategy starts from the column {self.column!r}, but the training set has "
+                f"{', '.join(sorted(enc.columns)) or 'none'}: run `noisycorr clean` first, or name another one."
+            )
+        return enc.columns[self.column].nan_to_num(0.0).clamp(0, 1)
+
+
+def refine(
+    prior: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"], *, share: float
+) -> Float[np.ndarray, " n"]:
+    """Posterior from calibrated priors and a loss whose meaning is learned from them.
+
+    Args:
+        prior: Probability that each pair is right, in [0, 1].
+        loss: Higher = worse matched.
+        share: Power of the likelihood ratio; below 1 because prior and loss are not independent.
+
+    Returns:
+        Probability in [0, 1]; the prior itself where fewer than 0.5 % of the pairs are expected to be wrong or right,
+        or the losses do not differ.
+    """
+    pi = float(prior.mean())
+    if not FEW < pi < 1 - FEW or not np.ptp(loss) > 0 or share == 0:
+        return prior
+    mean = IsotonicRegression(increasing=False, y_min=SURE, y_max=1 - SURE, out_of_bounds="clip").fit(loss, prior)
+    ratio = special.logit(np.clip(mean.predict(loss), SURE, 1 - SURE)) - special.logit(pi)
+    return special.expit(special.logit(np.clip(prior, SURE, 1 - SURE)) + share * ratio)
