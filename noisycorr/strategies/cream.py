@@ -86,8 +86,8 @@ class CREAM(Strategy):
         clean, hard, noisy = split_three(one.p_clean, two.p_clean, threshold=self.threshold,
                                          least=0.01 if self.faithful else 0.0)  # fmt: skip
         mean = 0.5 * (one.p_clean + two.p_clean)
-        return [replace(trust, p_clean=np.where(hard, mean, trust.p_clean), clean=clean,
-                        sets={"hard": hard, "noisy": noisy}) for trust in trusts]  # fmt: skip
+        return [replace(trust, p_clean=np.where(hard, mean, trust.p_clean), clean=clean.copy(),
+                        sets={"hard": hard.copy(), "noisy": noisy.copy()}) for trust in trusts]  # fmt: skip
 
     def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
         """InfoNCE with soft targets; plain without trust."""
@@ -95,7 +95,8 @@ class CREAM(Strategy):
         if trust is None:
             return Loss(per_pair=info_nce(enc.sims, temperature=scale, negatives=mask))
         own = match_posterior(enc.sims, temperature=scale, negatives=mask).detach()
-        other = own if peer is None else match_posterior(peer.sims, temperature=self._scale(peer), negatives=mask)
+        other = own if peer is None else match_posterior(peer.sims, temperature=self._scale(peer),
+                                                                  negatives=mask).detach()  # fmt: skip
         label = torch.where(trust.holds("noisy", enc), 0.5 * (own + other), on_arrays(rectify, trust.chance(enc), own))
         kept = info_nce(enc.sims, temperature=scale, negatives=mask, weight=label)
         if not self.faithful:
