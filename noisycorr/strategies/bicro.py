@@ -40,13 +40,13 @@ class BiCro(Strategy):
         weighted: Multiply losses by y.
         peer: twin, or none for one network that follows itself.
         faithful: As released: clean and noisy pairs are each other's no negatives; both directions take the margin of
-            the text's pair; no weights; pairs of the same picture or text are negatives; one in a hundred is noisy.
+            the text's pair; no weights; pairs of the same picture or text are negatives; the released fit, whose first
+            component is clean; one in a hundred is always noisy.
 
     Source: BiCro (Yang et al., CVPR 2023).
     Differs: margins of the query's own pair; losses times y; clean and noisy pairs in one batch and one step; a mean
-    over the batch where the release sums; the Beta component of lower mean is clean, where the release takes the first;
-    ratios of which a cosine is not positive are 0; embeddings of the dual encoder stand for the global vectors; epochs
-    in shares, since 40 do not fit.
+    over the batch where the release sums; the Beta component of lower mean is clean; ratios of which a cosine is not
+    positive are 0; embeddings of the dual encoder stand for the global vectors; epochs in shares, since 40 do not fit.
     """
 
     warm_up: int = 3

@@ -44,7 +44,8 @@ class NCR(Strategy):
 
     Source: NCR (Huang et al., NeurIPS 2021).
     Differs: margins of the query's own pair; losses times y; clean and noisy pairs in one batch and one step; a mean
-    over the batch where the release sums; cosine of a dual encoder; epochs in shares, since 40 do not fit.
+    over the batch where the release sums; the own P comes from the pass that is differentiated, with its dropout;
+    cosine of a dual encoder; epochs in shares, since 40 do not fit.
     """
 
     warm_up: int = 3
@@ -127,9 +128,13 @@ def split_pairs(loss: np.ndarray, *, split: str, threshold: float, faithful: boo
         loss: (n,), higher = worse.
         split: gmm or bmm.
         threshold: Clean is above.
-        faithful: The released fit of Gaussians, and always one noisy pair in a hundred.
+        faithful: The released fit, and always one noisy pair in a hundred.
     """
-    found = beta_posterior(loss) if split == "bmm" else gaussian_posterior(loss, seed=0, faithful=faithful)
+    found = (
+        beta_posterior(loss, faithful=faithful)
+        if split == "bmm"
+        else gaussian_posterior(loss, seed=0, faithful=faithful)
+    )
     clean = split_two(found.p_clean, threshold=threshold, least=0.01 if faithful else 0.0)
     if found.warning:
         clean = np.ones(len(loss), bool)
