@@ -178,6 +178,44 @@ def test_crcl_labels_and_step():
         assert (memory.columns["label"] < 0.3).any() and (memory.columns["label"] > 0.5).any()
 
 
+# ---- frozen numbers
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "bicro": {"weighted": True},
+    "crcl": {"rounds": 3, "short": 0.13, "settle": 0.3, "temperature": 0.05},
+    "cream": {"temperature": 0.07, "warm_up": 3, "hard_from": 0.25},
+    "decl": {"gain": 1.0, "pull": 0.8, "harden": 0.3},
+    "ncr": {"weighted": True},
+    "rcl": {"penalty": "tan", "temperature": 0.05},
+}
+GOLDEN: list[tuple[str, bool, list[float]]] = [
+    ("bicro", False, [0.297898922, 0.0, 0.3589566, 0.337151835]),
+    ("bicro", True, [0.036637942, 0.0, 0.448091035, 0.552770798]),
+    ("crcl", False, [20.286110955, 8.926854324, 17.761480955, 15.219504043]),
+    ("crcl", True, [20.404063716, 9.12401451, 17.73250189, 15.119446506]),
+    ("cream", False, [2.317360288, 0.462505024, 1.976605882, 2.780918546]),
+    ("cream", True, [4.717428052, 0.653736143, 3.968272967, 5.472048009]),
+    ("decl", False, [8.683174648, 6.630191197, 7.557252338, 3.107434928]),
+    ("decl", True, [12.235446084, 7.080863394, 9.821922328, 4.935578436]),
+    ("ncr", False, [0.6954037, 0.281014133, 0.514051329, 0.64470758]),
+    ("ncr", True, [0.328714514, 0.0, 0.567923304, 0.634647759]),
+    ("rcl", False, [2.503280762, 1.383143739, 1.866172205, 1.677610608]),
+    ("rcl", True, [2.471144914, 1.419061425, 1.846318611, 1.625596313]),
+]  # made by the lines of the test below, once the steps agreed with the slow loops
+
+
+@pytest.mark.parametrize(("name", "faithful", "numbers"), GOLDEN)
+def test_frozen_numbers(name: str, faithful: bool, numbers: list[float]):
+    """Losses of the first two pairs, loss of the batch, length of its gradient with respect to the similarities."""
+    enc, peer = batch(3, grouped=True), batch(4, grouped=True)
+    one = load_strategy(name, {**OPTIONS[name], "faithful": faithful})
+    loss = one.step(enc, one.memory(B), TRUST, peer)
+    (gradient,) = torch.autograd.grad(loss.total(), enc.sims)
+    found = [loss.per_pair[0].item(), loss.per_pair[1].item(), loss.total().item(), gradient.norm().item()]
+    np.testing.assert_allclose(found, numbers, rtol=0, atol=1e-8)
+
+
 # ---- decisions, curricula, rounds
 
 
