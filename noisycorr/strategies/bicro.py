@@ -43,18 +43,19 @@ class BiCro(Strategy):
             the text's pair; no weights; pairs of the same picture or text are negatives; the released fit, whose first
             component is clean; one in a hundred is always noisy.
 
-    Source: BiCro (Yang et al., CVPR 2023).
+    Source: BiCro (Yang et al., CVPR 2023), with 10 epochs of warm-up on 0.3 of each batch before 40, and noisy pairs
+    from half of these on.
     Differs: margins of the query's own pair; losses times y; clean and noisy pairs in one batch and one step; a mean
     over the batch where the release sums; the Beta component of lower mean is clean; ratios of which a cosine is not
     positive are 0; embeddings of the dual encoder stand for the global vectors; epochs in shares, since 40 do not fit.
     """
 
-    warm_up: int = 3
-    warm_share: float = 0.3
+    warm_up: int = 2
+    warm_share: float = 1.0
     margin: float = 0.2
     base: float = 10.0
     threshold: float = 0.5
-    noisy_from: float = 0.5
+    noisy_from: float = 1.0
     weighted: bool = True
     peer: Literal["none", "twin"] = "twin"
     faithful: bool = False

@@ -42,17 +42,17 @@ class NCR(Strategy):
             matrix y_ij = w_i + (1 - w_i) P_j and that of noisy ones y_ij = y_j, for both directions; no weights; pairs
             of the same picture or text are negatives; the fit is not monotone; one pair in a hundred is always noisy.
 
-    Source: NCR (Huang et al., NeurIPS 2021).
+    Source: NCR (Huang et al., NeurIPS 2021), with 5 epochs of warm-up before 40, and noisy pairs from half of these on.
     Differs: margins of the query's own pair; losses times y; clean and noisy pairs in one batch and one step; a mean
     over the batch where the release sums; the own P comes from the pass that is differentiated, with its dropout;
     cosine of a dual encoder; epochs in shares, since 40 do not fit.
     """
 
-    warm_up: int = 3
+    warm_up: int = 2
     margin: float = 0.2
     base: float = 10.0
     threshold: float = 0.5
-    noisy_from: float = 0.5
+    noisy_from: float = 1.0
     weighted: bool = True
     peer: Literal["none", "twin"] = "twin"
     faithful: bool = False

@@ -38,13 +38,13 @@ class RCL(Strategy):
         peer: none, or twin for two networks that know nothing of each other.
         faithful: Pairs of the same picture or text are negatives too, as in the released code, whose default is log.
 
-    Source: RCL (Hu et al., IEEE TPAMI 2023).
+    Source: RCL (Hu et al., IEEE TPAMI 2023), with temperature 0.05.
     Differs: cosine of a dual encoder in place of a sigmoid score in (0, 1); tan by default, its best under much noise;
     pairs of the same picture or text are no negatives.
     """
 
     penalty: Literal["abs", "exp", "gce", "log", "tan"] = "tan"
-    temperature: float = 0.05
+    temperature: float = 0.1
     peer: Literal["none", "twin"] = "none"
     faithful: bool = False
 
