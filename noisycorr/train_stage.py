@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from noisycorr import console, dist
+from noisycorr.embed import Embed
 from noisycorr.evaluate import detection
 from noisycorr.evaluate_run import plain_json, truth_of_source
 from noisycorr.flags import Parser, add_choice
@@ -34,6 +35,8 @@ from noisycorr.learn.retrieval import (
 from noisycorr.learn.scoreboard import retrieval
 from noisycorr.pairs import UsageError
 from noisycorr.run import RUN_CONTENT, Run, atomic_path, provenance, read_json, write_json
+from noisycorr.stages import Plan as CleanPlan
+from noisycorr.stages import clean
 from noisycorr.strategies import find_strategy, load_strategy
 
 WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
@@ -93,7 +96,7 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     Raises:
         UsageError: If the folder holds another training, or the pairs do not suffice.
     """
-    source_run = _pairs(plan, run, plan.source.path, "data", score=True)
+    source_run = _pairs(plan, run, plan.source.path, "data", score=True, overwrite=overwrite)
     corpus = read_corpus(source_run)
     if plan.split.texts == "rectified" and corpus.rectified:
         say(f"train: {len(corpus.rectified):,} texts are those that the ledger repaired")
@@ -104,7 +107,7 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     )  # fmt: skip
     if plan.split.pairs == "kept":
         split[(split == TRAIN) & ~corpus.kept] = UNUSED
-    validation = _validation(plan, run, corpus, source_run)
+    validation = _validation(plan, run, source_run, overwrite=overwrite)
     if overwrite:
         _clear(run)
     check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, validation), plan.train)
@@ -169,19 +172,16 @@ def say(message: str) -> None:
         console.say(message)
 
 
-def _pairs(plan: Plan, run: Run, path: str, name: str, *, score: bool) -> Run:
+def _pairs(plan: Plan, run: Run, path: str, name: str, *, score: bool, overwrite: bool = False) -> Run:
     """The run folder that a path is, or the one that its pairs are embedded into, inside the model's folder."""
     if (Path(path) / "stages" / "embed.json").is_file():
         if Path(path).resolve() == run.folder.resolve():
             raise UsageError(f"{path} is the run of the pairs: choose another --output_folder for the model.")
         return Run(path)
-    from noisycorr.embed import Embed
-    from noisycorr.stages import Plan as CleanPlan
-    from noisycorr.stages import clean
-
     inner = Run(run.folder / name)
     cleaning = CleanPlan(source=dataclasses.replace(plan.source, path=path), embed=Embed(clip_model=plan.clip_model))
-    clean(cleaning, inner, stages=("embed", "score", "decide") if score else ("embed",))
+    stages = ("embed", "score", "decide") if score else ("embed",)
+    clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
     dist.wait()
     return inner
 
@@ -207,10 +207,19 @@ def _text_encoder(source_run: Run) -> Callable[[list[str]], np.ndarray]:
     return encode
 
 
-def _validation(plan: Plan, run: Run, corpus: Corpus, source_run: Run) -> Validation | None:
+def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
+    """True if the folder holds the pairs of another source or encoder, as far as its config tells."""
+    if not (inner.folder / "config.yaml").is_file():
+        return False
+    stored = yaml.safe_load((inner.folder / "config.yaml").read_text(encoding="utf-8"))
+    wanted = dataclasses.asdict(cleaning.source) | {"clip_model": cleaning.embed.clip_model}
+    return any(stored.get(name) != value for name, value in wanted.items())
+
+
+def _validation(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> Validation | None:
     if plan.split.val_data is None:
         return None
-    other = _pairs(plan, run, plan.split.val_data, "valid", score=False)
+    other = _pairs(plan, run, plan.split.val_data, "valid", score=False, overwrite=overwrite)
     _same_encoder(source_run, other, "--val_data")
     found = read_corpus(other)
     rows = np.flatnonzero(found.usable)

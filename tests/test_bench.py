@@ -53,7 +53,7 @@ def test_what_it_finds(place: Path):
     assert found["plain", 0.5]["wrong"] == 0.5 and found["plain", 0.0]["wrong"] == 0
     assert found["oracle", 0.5]["pairs"] == found["plain", 0.5]["pairs"] / 2
     assert found["oracle", 0.0]["rSum"] == found["plain", 0.0]["rSum"], "without noise the oracle is the plain method"
-    assert found["oracle", 0.5]["rSum"] > found["plain", 0.5]["rSum"]
+    assert found["weighted", 0.5]["rSum"] > found["plain", 0.5]["rSum"] + 20
     assert found["coteach+warm_up=2", 0.5]["auroc"] > 0.8
     assert found["plain", 0.0]["auroc"] is None and found["oracle", 0.5]["auroc"] is None
 

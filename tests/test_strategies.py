@@ -161,9 +161,9 @@ def test_a_method_of_ones_own_is_one_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("nothing", {}, "is not known: use one of bicro"),
-        ("plain", {"warmth": 1}, "has no option 'warmth'; it has bias, loss, margin"),
-        ("plain", {"loss": "none"}, "loss is 'none', expected one of infonce"),
+        ("nothing", {}, "is not known: use one of plain"),
+        ("plain", {"warmth": 1}, "has no option 'warmth'; it has bias, calm, loss"),
+        ("plain", {"loss": "none"}, "loss is 'none', expected one of gce"),
         ("coteach", {"split": "cut"}, "refused its options: split is 'cut'"),
         ("weighted", {"power": -1.0}, "expected at least 0"),
         ("./nowhere.py:Mine", {}, "nowhere.py does not exist"),

@@ -19,7 +19,7 @@ from noisycorr.losses import (
     symmetric_cross_entropy,
 )
 
-LOSSES = ("infonce", "siglip", "triplet", "mean_triplet", "sce", "gce")
+LOSSES = ("gce", "info_nce", "mean_triplet", "sce", "siglip", "triplet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class Plain(Strategy):
     """One loss on all pairs.
 
     Attributes:
-        loss: infonce; siglip, with a learned bias; triplet, of the hardest negative; mean_triplet; sce, cross-entropy
+        loss: info_nce; siglip, with a learned bias; triplet, of the hardest negative; mean_triplet; sce, cross-entropy
             and its reverse in equal parts; gce, generalised cross-entropy.
         margin: Of the triplet losses, in units of cosine.
-        mean_epochs: First epochs in which triplet is mean_triplet: the hardest negatives alone collapse.
+        calm: First epochs in which triplet is mean_triplet: the hardest negatives of a fresh network teach nothing.
         q: Of gce, in (0, 1].
         bias: First value of the bias of siglip.
         peer: none, or twin for two networks that know nothing of each other: as large an ensemble as co-teaching has.
@@ -41,9 +41,9 @@ class Plain(Strategy):
     Differs: pairs of the same picture or text are no negatives; temperatures are learned.
     """
 
-    loss: Literal["infonce", "siglip", "triplet", "mean_triplet", "sce", "gce"] = "infonce"
+    loss: Literal["gce", "info_nce", "mean_triplet", "sce", "siglip", "triplet"] = "info_nce"
     margin: float = 0.2
-    mean_epochs: int = 1
+    calm: int = 1
     q: float = 0.7
     bias: float = -10.0
     peer: Literal["none", "twin"] = "none"
@@ -51,20 +51,20 @@ class Plain(Strategy):
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(LOSSES)}")
-        if self.margin < 0 or self.mean_epochs < 0 or not 0 < self.q <= 1:
-            raise ValueError("margin and mean_epochs must be >= 0, q in (0, 1]")
+        if self.margin < 0 or self.calm < 0 or not 0 < self.q <= 1:
+            raise ValueError("margin and calm must be >= 0, q in (0, 1]")
 
     def heads(self, dim: int) -> dict[str, nn.Module]:
         """The bias of siglip."""
         return {"bias": Bias(self.bias)} if self.loss == "siglip" else {}
 
     def signals(self, enc: Encoded, memory: Memory) -> dict[str, Tensor]:
-        """InfoNCE, for those who watch how well it tells wrong pairs."""
-        return {"loss": self._value(enc, "infonce")}
+        """The loss, for those who watch how well it tells wrong pairs; of triplets the mean."""
+        return {"loss": self._value(enc, "mean_triplet" if self.loss == "triplet" else self.loss)}
 
     def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
         """The loss."""
-        early = self.loss == "triplet" and enc.epoch < self.mean_epochs
+        early = self.loss == "triplet" and enc.epoch < self.calm
         return Loss(per_pair=self._value(enc, "mean_triplet" if early else self.loss))
 
     def _value(self, enc: Encoded, name: str) -> Tensor:
