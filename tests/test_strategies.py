@@ -161,7 +161,7 @@ def test_a_method_of_ones_own_is_one_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("nothing", {}, "is not known: use one of plain"),
+        ("nothing", {}, "is not known: use one of"),
         ("plain", {"warmth": 1}, "has no option 'warmth'; it has bias, calm, loss"),
         ("plain", {"loss": "none"}, "loss is 'none', expected one of gce"),
         ("coteach", {"split": "cut"}, "refused its options: split is 'cut'"),

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 BUILT_IN = {
     "best": ("noisycorr.strategies.best", "Best"),
-    "plain": ("noisycorr.strategies.plain", "Plain"),
+    "bicro": ("noisycorr.strategies.bicro", "BiCro"),
     "coteach": ("noisycorr.strategies.coteach", "CoTeach"),
+    "crcl": ("noisycorr.strategies.crcl", "CRCL"),
+    "cream": ("noisycorr.strategies.cream", "CREAM"),
+    "decl": ("noisycorr.strategies.decl", "DECL"),
+    "ncr": ("noisycorr.strategies.ncr", "NCR"),
+    "plain": ("noisycorr.strategies.plain", "Plain"),
+    "rcl": ("noisycorr.strategies.rcl", "RCL"),
     "weighted": ("noisycorr.strategies.weighted", "Weighted"),
 }  # fmt: skip
 
