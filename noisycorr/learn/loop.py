@@ -99,6 +99,7 @@ def _judge(learner: Learner, hooks: Hooks, *, trusted: bool) -> dict[str, Any]:
         if trust is not None:
             found[f"clean_share{suffix}"] = float(trust.clean.mean())
             found.update({f"note{suffix}": trust.note} if trust.note else {})
+            found.update({f"{name}{suffix}": float(value) for name, value in trust.facts.items()})
         found.update({f"{name}{suffix}": value for name, value in hooks.watch(number, signals, trust).items()})
 
     judges = learner.strategy.judges and trusted
@@ -116,7 +117,7 @@ def plan_epoch(learner: Learner, number: int) -> tuple[list[np.ndarray], bool]:
         return split_batches(order, choice.batch_size), False
     sets = trust.all()
     open_sets = [sets[name] for name, first in learner.strategy.curriculum.items()
-                 if name in sets and first <= cursor.epoch]  # fmt: skip
+                 if name in sets and (first * choice.epochs if first < 1 else first) <= cursor.epoch]  # fmt: skip
     rows = active_rows(order, open_sets) if open_sets else order[:0]
     fallen = len(rows) < 2
     return split_batches(order if fallen else rows, choice.batch_size), fallen

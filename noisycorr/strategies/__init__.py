@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from noisycorr.learn.contract import Strategy
 
 BUILT_IN = {
+    "pc2": ("noisycorr.strategies.pc2", "PC2"),
     "plain": ("noisycorr.strategies.plain", "Plain"),
     "coteach": ("noisycorr.strategies.coteach", "CoTeach"),
     "weighted": ("noisycorr.strategies.weighted", "Weighted"),

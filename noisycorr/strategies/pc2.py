@@ -1,0 +1,293 @@
+"""PC2: texts name classes, images learn to predict them, and who has the class of whom finds new texts for wrong pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from noisycorr.evaluate import auroc
+from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
+from noisycorr.learn.memory import Memory
+from noisycorr.losses import (
+    apart,
+    balanced_targets,
+    batch_entropy,
+    choose_partner,
+    class_cosine,
+    exponential_margin,
+    hardest_triplet,
+    info_nce,
+    mean_triplet,
+    pseudo_class_cross_entropy,
+    sample_entropy,
+)
+from noisycorr.partition import split_two
+from noisycorr.posterior import gaussian_posterior
+from noisycorr.rectify import oscillation, rectify_stable
+
+HIDDEN = 256  # width of the classifier's hidden layer
+BLIND = 0.6  # a part whose evidence on known cases ranks no better than this is turned off
+
+
+@dataclass(frozen=True, kw_only=True)
+class PC2(Strategy):
+    """Clean pairs learn as they are; the others get the text of the clean pair of the batch whose class is most alike.
+
+    One classifier for both sides gives p_i of image i and q_i of text i, over K classes.
+
+        clean pair i     y_i l(image i, text i),     y_i = w_i + (1 - w_i) u_i [u_i > threshold]
+        noisy pair i     s_i l(image i, text j_i),   j_i = argmax_j cos(p_i, p_j) over clean j,   s_i = that cosine, or 0
+        all clean pairs  CE(balanced q_i, p_i) - entropy * H(mean p)
+
+    with w the peer's probability that the pair is right, from two Gaussians on its loss, u that its class is stable,
+    from two Gaussians on its oscillation KL(p_i now || p_i an epoch ago), and l InfoNCE or the hardest triplet. The mean
+    over a batch is by weight. A text that was borrowed twice is no negative of either borrower, nor of its owner.
+
+    Two parts are checked on known cases before each epoch, and turned off with a note where they carry no information.
+    Oscillation: a small `probe` of the pairs is taught the class of another text on purpose; do those oscillate more?
+    Borrowed texts: for right pairs, is the text that would be borrowed nearer to their own than random texts are?
+
+    Attributes:
+        classify: Train the pseudo-classes. Without, texts are borrowed by the cosine of images.
+        borrow: Train on noisy pairs with borrowed texts. Without, they are dropped.
+        stable: Raise labels of pairs of a stable class. Needs `classify`.
+        faithful: As the released code does.
+        warm_up: First epochs on all pairs.
+        noisy_from: When noisy pairs join: a share of the epochs below 1, else an epoch.
+        classes: K.
+        threshold: Of w, u and s.
+        loss: l: infonce or triplet.
+        margin: Of the triplet, in units of similarity.
+        entropy: Weight of the entropy beside cross-entropy; None = 10 if `faithful`, else 1.
+        class_weight: Weight of the pseudo-classes beside l; the released code has 1 beside a sum over the batch.
+        borrow_weight: Factor of s.
+        probe: Share of the pairs that serve as known cases of a wrong class; 0 = do not check oscillation.
+        peer: twin, or none for one network that follows itself.
+
+    Source: PC2 (Duan et al., ACM MM 2024).
+    Differs: InfoNCE by default. Classes of texts are balanced by transport over the batch, and the entropy is that of
+    the mean prediction; the released code takes the arg-max and the mean of entropies, whose rest point is flat.
+    Labels multiply the loss instead of only shrinking a margin, and carry no gradient. The bank is kept by pair
+    and renewed each epoch. Clean and noisy pairs share a batch, so that each serves as negatives of all. Pairs of the
+    same picture or text are no negatives. The posterior is monotone. Half of the epochs before noisy pairs join are the
+    paper's 25 of 50; its warm-up of 5 of 55 is 3 of 15 here.
+    Differs if faithful: global vectors in place of regions and words, so that cosines take the place of SGR's scores;
+    one step on both kinds of pairs instead of two; the optimiser is not made anew after the warm-up. From the middle
+    on, the released code writes its bank under wrong keys; here it stays as the warm-up left it.
+    """
+
+    classify: bool = True
+    borrow: bool = True
+    stable: bool = True
+    faithful: bool = False
+    warm_up: int = 3
+    noisy_from: float = 0.5
+    classes: int = 64
+    threshold: float = 0.5
+    loss: Literal["infonce", "triplet"] = "infonce"
+    margin: float = 0.2
+    entropy: float | None = None
+    class_weight: float = 0.1
+    borrow_weight: float = 1.0
+    probe: float = 0.03
+    mask: bool = True
+    peer: Literal["none", "twin"] = "twin"
+    judges = True
+
+    def __post_init__(self) -> None:
+        if self.warm_up < 0 or self.noisy_from < 0 or self.classes < 2:
+            raise ValueError("warm_up and noisy_from must be >= 0, classes >= 2")
+        if not (0 <= self.threshold <= 1 and 0 <= self.probe <= 0.5):
+            raise ValueError("threshold must lie in [0, 1], probe in [0, 0.5]")
+        if self.loss not in ("infonce", "triplet"):
+            raise ValueError(f"loss is {self.loss!r}, expected infonce or triplet")
+        if not self.classify and (self.stable or self.faithful):
+            raise ValueError("stable and faithful need classify: without classes nothing oscillates")
+
+    @property
+    def curriculum(self) -> Mapping[str, float]:  # type: ignore[override]
+        """Clean pairs from the start, noisy ones later."""
+        return {"clean": 0, "noisy": self.noisy_from}
+
+    def heads(self, dim: int) -> dict[str, nn.Module]:
+        """The classifier of both sides."""
+        if not self.classify:
+            return {}
+        return {"classes": nn.Sequential(nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, self.classes))}
+
+    def memory(self, n: int) -> Memory:
+        """Predictions of images, 0 before the first; classes of texts and borrowed texts, -1 before; the probe."""
+        none = torch.full((n,), -1)
+        known = none.clone()
+        if self.classify and self.stable and not self.faithful and self.probe:
+            some = torch.from_numpy(np.random.default_rng(0).permutation(n)[: max(int(self.probe * n), min(50, n // 10))])
+            known[some] = some.roll(1)  # whose text's class they are taught
+        bank = torch.zeros(n, self.classes if self.classify else 0)
+        return Memory(n, image_classes=bank, text_class=none, probe=known, partner=none)
+
+    def signals(self, enc: Encoded, memory: Memory) -> dict[str, Tensor]:
+        """Loss, oscillation, and how near the text that would be borrowed is to the given one."""
+        if self.faithful:
+            found = {"loss": mean_triplet(enc.sims, margin=self.margin)}
+        else:
+            found = {"loss": info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives)}
+            if self.loss == "triplet":
+                found = {"loss": mean_triplet(enc.sims, margin=self.margin, negatives=enc.negatives)}
+            found["partner_fit"] = self._fit(enc)
+        if self.classify:
+            before = memory.read("image_classes", enc.rows).double()
+            now = enc.aux["classes"][0].softmax(1).double()
+            moved = torch.from_numpy(oscillation(now.cpu().numpy(), before.cpu().numpy())).to(now.device)
+            found["loss_oscillation"] = torch.where(before.sum(1) > 0.5, moved, 0.0)
+            if not self.faithful:
+                self._remember(enc, memory, enc.aux["classes"][1].argmax(1))
+        return found
+
+    def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
+        """Clean = the component of lower loss, with labels raised where the class is stable; the rest is noisy."""
+        split = gaussian_posterior(signals["loss"], seed=0, faithful=self.faithful)
+        w = np.asarray(split.p_clean, np.float64)
+        clean = split_two(w, threshold=self.threshold, least=0.01 if self.faithful else 0.0)
+        notes, facts = [split.warning] if split.warning else [], {}
+        stable, borrow = self.stable, self.borrow
+        if self.classify:
+            facts["classes_in_use"] = float(memory.columns["image_classes"].argmax(1).unique().numel())
+        if stable and not self.faithful and self.probe:
+            facts["oscillation_auc"] = _probe(signals["loss_oscillation"], clean, memory.columns["probe"].cpu().numpy())
+            if not facts["oscillation_auc"] >= BLIND:
+                stable = False
+                notes.append("oscillation tells known wrong classes no better than chance: labels do without it")
+        if borrow and not self.faithful:
+            facts["partner_fit"] = float(signals["partner_fit"][clean].mean()) if clean.any() else 0.0
+            if not facts["partner_fit"] >= BLIND:
+                borrow = False
+                notes.append("texts of the same class are no nearer than random ones: noisy pairs borrow none")
+        y = w
+        if stable:
+            drift = gaussian_posterior(signals["loss_oscillation"], seed=0, faithful=self.faithful)
+            u = np.zeros_like(w) if drift.warning else np.asarray(drift.p_clean, np.float64)
+            y = np.where(clean, rectify_stable(w, u, threshold=self.threshold), w)
+        return Trust(p_clean=y, clean=clean, sets={"noisy": ~clean & borrow}, note="; ".join(notes) or None, facts=facts)
+
+    def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
+        """The losses of clean and noisy pairs, and of the classes."""
+        if self.faithful:
+            return self._released(enc, memory, trust)
+        b = len(enc.rows)
+        clean = enc.rows >= 0 if trust is None else trust.holds("clean", enc)
+        weight = enc.sims.new_ones(b) if trust is None else torch.where(clean, trust.chance(enc), 0.0)
+        extras = self._classes(enc, memory, weight) if self.classify else {}
+        partner = torch.arange(b, device=clean.device)
+        if trust is not None and clean.any() and not clean.all():
+            likeness = self._likeness(enc)
+            allowed = clean[None, :] & (enc.image_group[:, None] != enc.image_group)
+            index, s = choose_partner(likeness, threshold=self.threshold, allowed=allowed)
+            partner = torch.where(clean, partner, index)
+            weight = torch.where(clean, weight, self.borrow_weight * s)
+            memory.write("partner", enc.rows[~clean], enc.rows[partner][~clean])
+        sims, negatives = enc.sims[:, partner], self._negatives(enc, partner)
+        if trust is not None and self.mask and clean.any() and not clean.all():
+            alike = likeness.detach()[:, partner] >= self.threshold
+            negatives = negatives & ~(alike & (~clean[:, None] | ~clean[None, :]))
+        if self.loss == "infonce":
+            loss = info_nce(sims, temperature=enc.temperature, negatives=negatives, weight=weight)
+        else:
+            margin = exponential_margin(weight.clamp(max=1), margin=self.margin)
+            loss = hardest_triplet(sims, margin=margin, negatives=negatives, weight=weight)
+            if trust is None:
+                loss = mean_triplet(sims, margin=self.margin, negatives=negatives)
+        return Loss(per_pair=loss * b / weight.sum().clamp(min=1e-6), extras=extras)
+
+    def _classes(self, enc: Encoded, memory: Memory, weight: Tensor) -> dict[str, Tensor]:
+        """What the classifier learns from pairs of some weight; known cases learn a wrong class."""
+        image, text = enc.aux["classes"]
+        goal = balanced_targets(text)
+        other = memory.read("probe", enc.rows)
+        wrong = memory.read("text_class", other.clamp(min=0))
+        known = (other >= 0) & (wrong >= 0)
+        goal = torch.where(known[:, None], F.one_hot(wrong.clamp(min=0), self.classes).to(goal.dtype), goal)
+        self._remember(enc, memory, goal.argmax(1).where(~known, text.argmax(1)), images=not bool((weight < 1).any()))
+        share = weight / weight.sum().clamp(min=1e-6)
+        loss = (pseudo_class_cross_entropy(image, goal) * share).sum()
+        mixed = batch_entropy(image, weight=weight.clamp(min=1e-6))
+        strength = 1.0 if self.entropy is None else self.entropy
+        return {"pseudo_class": self.class_weight * loss, "pseudo_class_entropy": -self.class_weight * strength * mixed}
+
+    def _remember(self, enc: Encoded, memory: Memory, text_class: Tensor, *, images: bool = True) -> None:
+        memory.write("text_class", enc.rows, text_class)
+        if images:
+            memory.write("image_classes", enc.rows, enc.aux["classes"][0].softmax(1))
+
+    def _likeness(self, enc: Encoded) -> Tensor:
+        return class_cosine(enc.aux["classes"][0], enc.aux["classes"][0]) if self.classify else enc.image @ enc.image.T
+
+    def _negatives(self, enc: Encoded, partner: Tensor) -> Tensor:
+        return apart(enc.image_group) & apart(enc.text_group[partner])
+
+    def _fit(self, enc: Encoded) -> Tensor:
+        """Share of the batch's other texts that are farther from a pair's text than the one it would borrow."""
+        others = self._negatives(enc, torch.arange(len(enc.rows), device=enc.rows.device))
+        index, _ = choose_partner(self._likeness(enc), threshold=-1.0, allowed=others)
+        near = enc.text @ enc.text.T
+        own = near.gather(1, index[:, None])
+        farther = ((near < own).to(near.dtype) + 0.5 * (near == own).to(near.dtype)).masked_fill(~others, 0.0)
+        return farther.sum(1) / others.sum(1).clamp(min=1)
+
+    def _released(self, enc: Encoded, memory: Memory, trust: Trust | None) -> Loss:
+        """Sums over pairs, mean entropies, margins that broadcast, and a label that is differentiated."""
+        b, (image, text) = len(enc.rows), enc.aux["classes"]
+        clean = torch.arange(b, device=enc.rows.device) if trust is None else trust.holds("clean", enc).nonzero()[:, 0]
+        loss = enc.sims.new_zeros(b)
+        if trust is None:
+            loss = mean_triplet(enc.sims, margin=self.margin)
+            self._remember(enc, memory, text.argmax(1))
+        elif len(clean):
+            noisy = (~trust.holds("clean", enc)).nonzero()[:, 0]
+            margin = exponential_margin(trust.chance(enc)[clean], margin=self.margin)
+            inner = enc.sims[clean][:, clean]
+            loss = loss.index_put((clean,), hardest_triplet(inner, margin=margin[:, None].expand_as(inner)))
+            if len(noisy):
+                cosine, index = class_cosine(image[noisy], image[clean]).max(1)
+                margin = exponential_margin(torch.where(cosine >= self.threshold, cosine, 0.0), margin=self.margin)
+                inner = enc.sims[noisy][:, clean[index]]
+                loss = loss.index_put((noisy,), hardest_triplet(inner, margin=margin[None, :].expand_as(inner)))
+                memory.write("partner", enc.rows[noisy], enc.rows[clean[index]])
+        extras = {}
+        if len(clean):
+            flat = sample_entropy(image[clean]).mean()
+            extras["pseudo_class"] = pseudo_class_cross_entropy(image[clean], text[clean].argmax(1)).mean()
+            extras["pseudo_class_entropy"] = -(10.0 if self.entropy is None else self.entropy) * flat
+        return Loss(per_pair=b * loss, extras=extras)
+
+
+def _probe(moved: np.ndarray, clean: np.ndarray, probe: np.ndarray) -> float:
+    """AUC with which oscillation tells pairs that were taught a wrong class from clean ones; 0.5 without either."""
+    chosen = clean | (probe >= 0)
+    value = auroc(-moved[chosen], probe[chosen] >= 0)
+    return 0.5 if np.isnan(value) else value
+
+
+def partner_purity(partner: np.ndarray, image_label: np.ndarray, text_label: np.ndarray) -> tuple[float, float]:
+    """How often a borrowed text is of the image's class, and how often a random one would be. For evaluation only.
+
+    Args:
+        partner: (n,) column `partner` of the memory: the pair whose text was borrowed, or -1.
+        image_label: (n,) class of the image of each pair.
+        text_label: (n,) class of its text, which is another one where the pair is wrong.
+
+    Returns:
+        Purity and chance, in [0, 1]; NaN where nothing was borrowed.
+    """
+    borrowed = partner >= 0
+    if not borrowed.any():
+        return float("nan"), float("nan")
+    kinds, codes = np.unique(np.concatenate([image_label, text_label]), return_inverse=True)
+    image, text = codes[: len(image_label)], codes[len(image_label) :]
+    shares = [np.bincount(side, minlength=len(kinds)) / max(len(side), 1) for side in (image[borrowed], text)]
+    return float((text[partner[borrowed]] == image[borrowed]).mean()), float(shares[0] @ shares[1])
