@@ -66,6 +66,29 @@ class StoredTowers:
         return self._text[rows].to(self.device, self.dtype)
 
 
+class RowDropout(nn.Module):
+    """Dropout whose mask belongs to the global batch: a process, or a part of a batch, takes its own rows of it.
+
+    So two processes drop what one would, and a part that is encoded again drops the same units again.
+
+    Args:
+        share: Of the units, in [0, 1).
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.window: tuple[int, slice] | None = None  # rows of the global batch, and which of them come in
+
+    def forward(self, x: Float[Tensor, "b h"]) -> Float[Tensor, "b h"]:
+        """Units times 0, or 1 / (1 - share); as they are in evaluation mode."""
+        if not self.training or not self.share:
+            return x
+        size, rows = self.window or (len(x), slice(None))
+        kept = torch.rand(size, x.shape[1], device=x.device)[rows] >= self.share
+        return x * kept / (1 - self.share)
+
+
 class Network(nn.Module):
     """Two projection heads on features, a learned temperature, and whatever modules a strategy brings.
 
@@ -114,6 +137,12 @@ class Network(nn.Module):
             getattr(self, f"{side}_mean").copy_(torch.from_numpy(wide.mean(0)))
             getattr(self, f"{side}_std").copy_(torch.from_numpy(std))
 
+    def set_window(self, size: int, rows: slice) -> None:
+        """Which rows of the global batch the next features are."""
+        for module in self.modules():
+            if isinstance(module, RowDropout):
+                module.window = (size, rows)
+
     def image(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
         """Unit rows of images."""
         return self._unit(self.image_head((features - self.image_mean) / self.image_std))
@@ -133,4 +162,4 @@ class Network(nn.Module):
 def _head(width: int, dim: int, hidden: int, dropout: float) -> nn.Module:
     if not hidden:
         return nn.Linear(width, dim)
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), RowDropout(dropout), nn.Linear(hidden, dim))
