@@ -141,8 +141,7 @@ class Strategy:
         sees_peer: Does `step` read `peer`? If not, the batch is not encoded a second time.
         needs_columns: Does `step` read `Encoded.columns`? The benchmark then scores the pairs first.
         banks: Give the memory columns `image` and `text`, (n, d) of zeros, for embeddings that the strategy writes.
-        curriculum: First epoch of each set of the trust; below 1 it is a share of all epochs. A pair is trained on while
-            it is in a set whose time has come.
+        curriculum: First epoch of each set of the trust. A pair is trained on while it is in a set whose time has come.
     """
 
     peer: Literal["none", "twin", "ema"] = "none"
@@ -152,7 +151,7 @@ class Strategy:
     sees_peer: bool = False
     needs_columns: bool = False
     banks: bool = False
-    curriculum: Mapping[str, float] = MappingProxyType({"clean": 0})
+    curriculum: Mapping[str, int] = MappingProxyType({"clean": 0})
 
     def heads(self, dim: int) -> dict[str, nn.Module]:
         """Modules that are trained along: each gets image rows (b, dim) and text rows (b, dim) in turn."""

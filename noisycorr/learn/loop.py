@@ -131,7 +131,7 @@ def plan_epoch(learner: Learner, number: int) -> tuple[list[np.ndarray], bool]:
         return split_batches(order, choice.batch_size), False
     sets = trust.all()
     open_sets = [sets[name] for name, first in learner.strategy.curriculum.items()
-                 if name in sets and (first * choice.epochs if first < 1 else first) <= cursor.epoch]  # fmt: skip
+                 if name in sets and first <= cursor.epoch]  # fmt: skip
     rows = active_rows(order, open_sets) if open_sets else order[:0]
     fallen = len(rows) < 2
     return split_batches(order if fallen else rows, choice.batch_size), fallen

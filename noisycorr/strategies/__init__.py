@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from noisycorr.learn.contract import Strategy
 
 BUILT_IN = {
+    "gsc": ("noisycorr.strategies.gsc", "GSC"),
+    "in2r": ("noisycorr.strategies.in2r", "IN2R"),
+    "l2rm": ("noisycorr.strategies.l2rm", "L2RM"),
+    "osa": ("noisycorr.strategies.osa", "OSA"),
     "pc2": ("noisycorr.strategies.pc2", "PC2"),
     "plain": ("noisycorr.strategies.plain", "Plain"),
     "coteach": ("noisycorr.strategies.coteach", "CoTeach"),
+    "sps": ("noisycorr.strategies.sps", "SPS"),
     "weighted": ("noisycorr.strategies.weighted", "Weighted"),
 }  # fmt: skip
 

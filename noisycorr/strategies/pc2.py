@@ -97,6 +97,7 @@ class PC2(Strategy):
     borrow_weight: float = 1.0
     probe: float = 0.03
     mask: bool = True
+    texts: int = 0
     peer: Literal["none", "twin"] = "twin"
     judges = True
 
@@ -126,7 +127,9 @@ class PC2(Strategy):
         none = torch.full((n,), -1)
         known = none.clone()
         if self.classify and self.stable and not self.faithful and self.probe:
-            some = torch.from_numpy(np.random.default_rng(0).permutation(n)[: max(int(self.probe * n), min(50, n // 10))])
+            some = torch.from_numpy(
+                np.random.default_rng(0).permutation(n)[: max(int(self.probe * n), min(50, n // 10))]
+            )
             known[some] = some.roll(1)  # whose text's class they are taught
         bank = torch.zeros(n, self.classes if self.classify else 0)
         return Memory(n, image_classes=bank, text_class=none, probe=known, partner=none)
@@ -173,7 +176,9 @@ class PC2(Strategy):
             drift = gaussian_posterior(signals["loss_oscillation"], seed=0, faithful=self.faithful)
             u = np.zeros_like(w) if drift.warning else np.asarray(drift.p_clean, np.float64)
             y = np.where(clean, rectify_stable(w, u, threshold=self.threshold), w)
-        return Trust(p_clean=y, clean=clean, sets={"noisy": ~clean & borrow}, note="; ".join(notes) or None, facts=facts)
+        return Trust(
+            p_clean=y, clean=clean, sets={"noisy": ~clean & borrow}, note="; ".join(notes) or None, facts=facts
+        )
 
     def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
         """The losses of clean and noisy pairs, and of the classes."""
@@ -191,10 +196,18 @@ class PC2(Strategy):
             partner = torch.where(clean, partner, index)
             weight = torch.where(clean, weight, self.borrow_weight * s)
             memory.write("partner", enc.rows[~clean], enc.rows[partner][~clean])
-        sims, negatives = enc.sims[:, partner], self._negatives(enc, partner)
+        m = (~clean).nonzero()[:, 0] if self.texts else clean[:0].nonzero()[:, 0]
+        if self.texts == 2: partner = torch.where(weight > 0, partner, torch.arange(b))
+        elif self.texts == 3: partner = torch.arange(b); weight = torch.where(clean, weight, 0.0); m = m[:0]
+        rows, columns = torch.cat([torch.arange(b), m]), torch.cat([partner, m])
+        negatives = (enc.image_group[rows][:, None] != enc.image_group[rows]) & (enc.text_group[columns][:, None] != enc.text_group[columns])
         if trust is not None and self.mask and clean.any() and not clean.all():
-            alike = likeness.detach()[:, partner] >= self.threshold
-            negatives = negatives & ~(alike & (~clean[:, None] | ~clean[None, :]))
+            alike = likeness.detach()[rows][:, columns] >= self.threshold
+            un = ~clean[rows]; un[b:] = False
+            negatives = negatives & ~(alike & (un[:, None] | un[None, :]))
+        negatives[b:] = False
+        sims = enc.sims[rows][:, columns]
+        weight = torch.cat([weight, weight.new_zeros(len(m))])
         if self.loss == "infonce":
             loss = info_nce(sims, temperature=enc.temperature, negatives=negatives, weight=weight)
         else:
@@ -202,7 +215,7 @@ class PC2(Strategy):
             loss = hardest_triplet(sims, margin=margin, negatives=negatives, weight=weight)
             if trust is None:
                 loss = mean_triplet(sims, margin=self.margin, negatives=negatives)
-        return Loss(per_pair=loss * b / weight.sum().clamp(min=1e-6), extras=extras)
+        return Loss(per_pair=loss[:b] * b / weight.sum().clamp(min=1e-6), extras=extras)
 
     def _classes(self, enc: Encoded, memory: Memory, weight: Tensor) -> dict[str, Tensor]:
         """What the classifier learns from pairs of some weight; known cases learn a wrong class."""

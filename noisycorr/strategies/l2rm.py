@@ -1,0 +1,128 @@
+"""L2RM: wrong pairs are matched anew with one another by partial transport."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
+from noisycorr.learn.memory import Memory
+from noisycorr.losses import hardest_triplet, info_nce, rematch_divergence, symmetric_cross_entropy
+from noisycorr.posterior import beta_posterior
+from noisycorr.transport import partial_transport
+
+TEMPERATURE = 0.05  # of the released code
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2RM(Strategy):
+    """Clean pairs learn as they are; among the images and texts of noisy pairs, the cheapest part is matched anew.
+
+        warm-up        1/2 (cross-entropy + reverse cross-entropy)
+        clean pair i   l(image i, text i)
+        noisy pairs    T = partial transport of `mass` from noisy images to noisy texts at cost [1 - s_ij]+, T_ii = 0
+                       1/2 (KL(T_i || P_i) + KL(P_i || T_i)) + the same for columns,   P_i = softmax_j s_ij / 0.05
+
+    Clean are pairs of the lower of two Betas on the warm-up loss; l is InfoNCE or the hardest triplet.
+
+    Attributes:
+        faithful: As the released code does.
+        warm_up: First epochs on all pairs.
+        loss: l: infonce or triplet; None = triplet if `faithful`, else infonce.
+        margin: Of the triplet, in units of similarity.
+        mass: Share of the noisy mass that is matched anew, in (0, 1].
+        reg: Of the transport, in units of cost.
+        rematch_weight: Weight of the noisy pairs.
+        threshold: Pairs above this probability are clean.
+        noisy_from: When noisy pairs join: a share of the epochs below 1, else an epoch.
+        peer: none, or twin: two networks that split for each other.
+
+    Source: L2RM (Han et al., CVPR 2024).
+    Differs: InfoNCE by default. A noisy pair counts by the mass that the plan moved of it: rows that move nothing have
+    a distribution of rounding, which the released code learns from. Texts and images of the same group are not matched
+    anew with each other and are no negatives. The posterior is monotone.
+    Differs if faithful: cosines in place of SGR scores; the cost is 1 - s, which is what the layer of the released code
+    starts from (weights -1, bias 1, learning rate 2e-6); images come from the same batch instead of a queue of 128;
+    clean and noisy pairs share one step; the posterior is monotone.
+    """
+
+    faithful: bool = False
+    warm_up: int = 3
+    loss: Literal["infonce", "triplet"] | None = None
+    margin: float = 0.2
+    mass: float = 0.1
+    reg: float = 0.01
+    rematch_weight: float = 1.0
+    threshold: float = 0.5
+    noisy_from: float = 0
+    peer: Literal["none", "twin"] = "none"
+    judges = True
+
+    def __post_init__(self) -> None:
+        if self.warm_up < 0 or self.noisy_from < 0 or not self.reg > 0 or not 0 < self.mass <= 1:
+            raise ValueError("warm_up and noisy_from must be >= 0, reg > 0, mass in (0, 1]")
+        if self.loss not in (None, "infonce", "triplet"):
+            raise ValueError(f"loss is {self.loss!r}, expected infonce or triplet")
+
+    @property
+    def curriculum(self) -> Mapping[str, float]:  # type: ignore[override]
+        """Clean pairs from the start, noisy ones from `noisy_from`."""
+        return {"clean": 0, "noisy": self.noisy_from}
+
+    def signals(self, enc: Encoded, memory: Memory) -> dict[str, Tensor]:
+        """The loss of the warm-up."""
+        return {"loss": self._start(enc)}
+
+    def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
+        """Clean = the component of lower loss, the rest is noisy."""
+        split = beta_posterior(signals["loss"])
+        clean = split.p_clean > self.threshold
+        return Trust(p_clean=split.p_clean, clean=clean, sets={"noisy": ~clean}, note=split.warning)
+
+    def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
+        """Symmetric cross-entropy in the warm-up; then both losses, each among its own pairs."""
+        if trust is None:
+            return Loss(per_pair=self._start(enc))
+        clean = trust.holds("clean", enc)
+        loss = enc.sims.new_zeros(len(clean))
+        for chosen, kind in ((clean, self._keep), (~clean, self._rematch)):
+            rows = chosen.nonzero()[:, 0]
+            if len(rows):
+                own = enc.sims[rows][:, rows]
+                allowed = self._negatives(enc)[rows][:, rows]
+                loss = loss.index_put((rows,), kind(own, allowed, enc))
+        return Loss(per_pair=loss)
+
+    def _start(self, enc: Encoded) -> Tensor:
+        temperature = TEMPERATURE if self.faithful else enc.temperature
+        return symmetric_cross_entropy(enc.sims, temperature=temperature, forward=0.5, reverse=0.5,
+                                       negatives=self._negatives(enc))  # fmt: skip
+
+    def _keep(self, sims: Tensor, allowed: Tensor, enc: Encoded) -> Tensor:
+        if (self.loss or ("triplet" if self.faithful else "infonce")) == "triplet":
+            return hardest_triplet(sims, margin=self.margin, negatives=allowed)
+        return info_nce(sims, temperature=enc.temperature, negatives=allowed)
+
+    def _rematch(self, sims: Tensor, allowed: Tensor, enc: Encoded) -> Tensor:
+        """Losses of m noisy pairs, given which images and texts of them may go together."""
+        forbidden = ~allowed | torch.eye(len(sims), dtype=torch.bool, device=sims.device)
+        reach = min(float((~forbidden).any(1).double().mean()), float((~forbidden).any(0).double().mean()))
+        if reach == 0:
+            return 0.0 * sims.sum(1)
+        cost = (1 - sims.detach()).clamp(min=0)
+        plan = partial_transport(cost, mass=min(self.mass, reach), reg=self.reg, forbidden=forbidden)
+        weight = None
+        if not self.faithful:
+            moved = 0.5 * (plan.sum(1) + plan.sum(0))
+            weight = moved * len(moved) / moved.sum().clamp(min=1e-12) * self.mass
+        loss = rematch_divergence(sims, plan, temperature=TEMPERATURE, weight=weight,
+                                  negatives=None if self.faithful else allowed)  # fmt: skip
+        return self.rematch_weight * loss
+
+    def _negatives(self, enc: Encoded) -> Tensor:
+        return torch.ones_like(enc.negatives) if self.faithful else enc.negatives
