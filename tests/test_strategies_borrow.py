@@ -28,7 +28,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {"peer": "twin"}) for name in ("gsc", "l2rm", "osa")),
     *((name, {"peer": "none"}) for name in ("in2r", "pc2", "sps")),
     ("pc2", {"classify": False, "stable": False}),
-    ("pc2", {"stable": False, "loss": "triplet", "noisy_from": 0}),
+    ("pc2", {"stable": False, "loss": "triplet", "noisy_from": 0.0}),
     ("pc2", {"borrow": False, "probe": 0.0, "warm_up": 0}),
     ("l2rm", {"loss": "triplet", "mass": 1.0}),
     ("in2r", {"same_image": True, "loss": "triplet", "k": 100}),
@@ -57,7 +57,7 @@ def test_wrong_options_are_refused(name: str, options: dict[str, Any]):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_trains_and_goes_on_from_a_checkpoint_as_if_nothing_had_happened(name: str, tmp_path: Path):
     options = {} if name == "osa" else {"warm_up": 1}
-    options |= {"noisy_from": 0} if name in ("in2r", "l2rm", "pc2", "sps") else {}
+    options |= {"noisy_from": 0.0} if name in ("in2r", "l2rm", "pc2", "sps") else {}
     make = lambda: learner(name, train_set(60, wrong=20, p_clean=np.linspace(0.1, 1, 60)), options=options, epochs=4)  # noqa: E731
     whole, first = make(), make()
     fit(whole)
@@ -233,10 +233,10 @@ def test_gsc_labels_are_the_smaller_moving_average():
 
 def test_released_sps_is_the_slow_loop():
     one, enc, trust = batch("sps", {"faithful": True})
-    own = torch.linspace(0.52, 1, 60).double()
-    one.memories[0].write("p_clean", torch.arange(60), own)
-    s, w, b = enc.sims, trust.chance(enc), len(enc.rows)
-    own = own[enc.rows]
+    other = np.linspace(0.52, 1, 60)
+    both = [trust, Trust(p_clean=other, clean=other > 0.5)]
+    trust = one.strategy.agree(both)[0]
+    s, w, b, own = enc.sims, trust.chance(enc), len(enc.rows), other[8:22]
     strict = [i for i in range(b) if w[i] > 0.6 and own[i] > 0.6]
     clean = [i for i in range(b) if w[i] > 0.5 and own[i] > 0.5]
     assert 2 < len(strict) < len(clean) < b

@@ -12,7 +12,7 @@ Everything is about the *global* batch, gathered from all processes, so that a m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
@@ -172,6 +172,18 @@ class Strategy:
         """From the signals of all n pairs, (n,) each in the order of the pairs, to an opinion on them."""
         n = memory.n
         return Trust(p_clean=np.ones(n), clean=np.ones(n, bool))
+
+    def agree(self, trusts: Sequence[Trust]) -> Sequence[Trust]:
+        """What the networks think once each knows of the other's opinion; called after `decide` of all that judge."""
+        return trusts
+
+    def opens(self, epochs: int) -> Mapping[str, int]:
+        """First epoch of each set of the trust, of so many in all; `curriculum` unless overridden."""
+        return self.curriculum
+
+    def restarts(self, epochs: int) -> Sequence[int]:
+        """Epochs, of so many in all, that begin with fresh networks; memory and trust stay."""
+        return ()
 
     def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
         """The losses of a batch; may write rows of this batch into memory.

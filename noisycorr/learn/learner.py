@@ -56,6 +56,7 @@ class Cursor:
         epoch: The epoch that is running, from 0.
         step: Its next step.
         steps: Steps done in all.
+        begun: Steps done before the networks last began anew.
         judged: True if the trust of this epoch is there.
         loss: Sum of the losses of this epoch, and how many there were, for each network.
         best: Highest validation value so far, and of which epoch; None before the first.
@@ -66,6 +67,7 @@ class Cursor:
     epoch: int = 0
     step: int = 0
     steps: int = 0
+    begun: int = 0
     judged: bool = False
     loss: list[list[float]] = field(default_factory=list)
     best: list[float] | None = None
@@ -107,11 +109,11 @@ class Learner:
         self.columns = {name: torch.from_numpy(np.asarray(values)) for name, values in data.columns.items()}
         self.place = torch.from_numpy(data.rows)
 
-    def _network(self, number: int) -> Network:
-        """First weights depend on the seed alone; the generator of the program is left as it was."""
+    def _network(self, number: int, epoch: int = 0) -> Network:
+        """First weights depend on the seed and the epoch alone; the generator of the program is left as it was."""
         choice, towers = self.choice, self.data.towers
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(choice.seed, "weights", number))
+            torch.manual_seed(stream_seed(choice.seed, "weights", number, *([epoch] if epoch else [])))
             module = copy.deepcopy(towers.module) if towers.module is not None else None
             network = Network(
                 towers.image_dim, towers.text_dim, dim=choice.embed_dim, hidden=choice.hidden, dropout=choice.dropout,
@@ -197,12 +199,24 @@ class Learner:
 
     def judge(self, watch: Callable[[int, Mapping[str, np.ndarray], Trust | None], None]) -> None:
         """Form an opinion on all pairs; `watch` sees it, and nothing that it does comes back to the strategy."""
-        for number in self.judges:
-            signals = self.evidence(number)
-            if self.strategy.judges:
-                self.trusts[number] = self.strategy.decide(signals, self.memories[number])
-            trust = self.trusts[number]
-            watch(number, signals, dataclasses.replace(trust) if trust is not None else None)
+        found = [self.evidence(number) for number in self.judges]
+        if self.strategy.judges:
+            trusts = [self.strategy.decide(signals, self.memories[n]) for n, signals in zip(self.judges, found)]
+            for number, trust in zip(self.judges, self.strategy.agree(trusts)):
+                self.trusts[number] = trust
+        for number, signals in zip(self.judges, found):
+            opinion = self.trusts[number]
+            watch(number, signals, dataclasses.replace(opinion) if opinion is not None else None)
+
+    def restart(self) -> None:
+        """Fresh networks and a fresh optimiser; memories, trusts and the best weights so far stay."""
+        for number, old in enumerate(self.networks):
+            place = number if number in self.trained else 0
+            fresh = self._network(place, self.cursor.epoch)
+            fresh.load_state_dict(dict(old.named_buffers()), strict=False)  # mean and std of the features
+            self.networks[number] = fresh.requires_grad_(number in self.trained)
+        self.optimizer = self._optimizer()
+        self.cursor.begun = self.cursor.steps
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of all weights, by number of the network and name."""

@@ -85,6 +85,8 @@ def _epoch(learner: Learner, hooks: Hooks) -> None:
     learner.loading, pairs = 0.0, 0
     if not cursor.judged:
         cursor.note = _judge(learner, hooks, trusted=cursor.epoch >= learner.strategy.warm_up)
+        if cursor.epoch and cursor.epoch in learner.strategy.restarts(choice.epochs):
+            learner.restart()
         cursor.judged = True
         times["judge"] = time.perf_counter() - times["start"]
     plan = [plan_epoch(learner, number) for number in learner.trained]
@@ -130,7 +132,7 @@ def plan_epoch(learner: Learner, number: int) -> tuple[list[np.ndarray], bool]:
     if trust is None:
         return split_batches(order, choice.batch_size), False
     sets = trust.all()
-    open_sets = [sets[name] for name, first in learner.strategy.curriculum.items()
+    open_sets = [sets[name] for name, first in learner.strategy.opens(choice.epochs).items()
                  if name in sets and first <= cursor.epoch]  # fmt: skip
     rows = active_rows(order, open_sets) if open_sets else order[:0]
     fallen = len(rows) < 2
@@ -241,10 +243,16 @@ def _follow(learner: Learner) -> None:
 
 
 def _set_rate(learner: Learner, steps: int) -> None:
-    """Linear warm-up over steps, cosine to 0 over epochs: a function of the cursor, so nothing has to be stored."""
+    """Linear warm-up over steps, cosine to 0 over epochs: a function of the cursor, so nothing has to be stored.
+
+    A restart begins a schedule of its own.
+    """
     cursor, choice = learner.cursor, learner.choice
-    rise = min(1.0, (cursor.steps + 1) / (choice.warmup + 1))
-    done = (cursor.epoch + cursor.step / max(steps, 1)) / choice.epochs
+    begins = [0, *learner.strategy.restarts(choice.epochs), choice.epochs]
+    first = max(epoch for epoch in begins if epoch <= cursor.epoch)
+    after = min(epoch for epoch in begins if epoch > cursor.epoch)
+    rise = min(1.0, (cursor.steps - cursor.begun + 1) / (choice.warmup + 1))
+    done = (cursor.epoch - first + cursor.step / max(steps, 1)) / (after - first)
     for group in learner.optimizer.param_groups:
         group["lr"] = choice.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
 

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from noisycorr.learn.contract import Strategy
 
 BUILT_IN = {
+    "bicro": ("noisycorr.strategies.bicro", "BiCro"),
+    "coteach": ("noisycorr.strategies.coteach", "CoTeach"),
+    "crcl": ("noisycorr.strategies.crcl", "CRCL"),
+    "cream": ("noisycorr.strategies.cream", "CREAM"),
+    "decl": ("noisycorr.strategies.decl", "DECL"),
     "gsc": ("noisycorr.strategies.gsc", "GSC"),
     "in2r": ("noisycorr.strategies.in2r", "IN2R"),
     "l2rm": ("noisycorr.strategies.l2rm", "L2RM"),
+    "ncr": ("noisycorr.strategies.ncr", "NCR"),
     "osa": ("noisycorr.strategies.osa", "OSA"),
     "pc2": ("noisycorr.strategies.pc2", "PC2"),
     "plain": ("noisycorr.strategies.plain", "Plain"),
-    "coteach": ("noisycorr.strategies.coteach", "CoTeach"),
+    "rcl": ("noisycorr.strategies.rcl", "RCL"),
     "sps": ("noisycorr.strategies.sps", "SPS"),
     "weighted": ("noisycorr.strategies.weighted", "Weighted"),
 }  # fmt: skip

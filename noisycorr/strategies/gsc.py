@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class GSC(Strategy):
         centred = [(x - (x * other).sum(1, keepdim=True) / other.sum(1, keepdim=True)) * other for x in (image, text)]
         return structure_agreement(*centred)
 
-    def _options(self, enc: Encoded) -> dict[str, Tensor]:
+    def _options(self, enc: Encoded) -> dict[str, Any]:
         if self.faithful:
             return {"temperature": enc.temperature.new_tensor(TEMPERATURE), "negatives": torch.ones_like(enc.negatives)}
         return {"temperature": enc.temperature, "negatives": enc.negatives}

@@ -16,6 +16,7 @@ from noisycorr.learn.memory import Memory
 from noisycorr.losses import hardest_triplet, info_nce, symmetric_cross_entropy
 from noisycorr.partition import above_clean_mean, split_two
 from noisycorr.posterior import gaussian_posterior
+from noisycorr.strategies.ncr import later
 
 TEMPERATURE = 0.05  # of the released code
 
@@ -40,7 +41,7 @@ class IN2R(Strategy):
         k: Neighbours.
         same_image: May a neighbour show the same picture? Where a picture has several texts, most nearest ones do.
         prototype_weight: Weight of the noisy pairs; None = 1 if `faithful`, else 0.1.
-        noisy_from: When noisy pairs join: a share of the epochs below 1, else an epoch.
+        noisy_from: When noisy pairs join, as a share of the epochs after the warm-up; 1 = never.
         threshold: Pairs above this probability are clean.
         peer: twin, or none for one network that follows itself.
 
@@ -60,22 +61,21 @@ class IN2R(Strategy):
     k: int = 5
     same_image: bool | None = None
     prototype_weight: float | None = None
-    noisy_from: float = 0
+    noisy_from: float = 0.0
     threshold: float = 0.5
     peer: Literal["none", "twin"] = "twin"
     judges = True
     banks = True
 
     def __post_init__(self) -> None:
-        if self.warm_up < 0 or self.noisy_from < 0 or self.k < 1:
-            raise ValueError("warm_up and noisy_from must be >= 0, k >= 1")
+        if self.warm_up < 0 or self.k < 1 or not 0 <= self.noisy_from <= 1:
+            raise ValueError("warm_up must be >= 0, k >= 1, noisy_from in [0, 1]")
         if self.loss not in (None, "infonce", "triplet"):
             raise ValueError(f"loss is {self.loss!r}, expected infonce or triplet")
 
-    @property
-    def curriculum(self) -> Mapping[str, float]:  # type: ignore[override]
-        """Clean pairs from the start, noisy ones from `noisy_from`."""
-        return {"clean": 0, "noisy": self.noisy_from}
+    def opens(self, epochs: int) -> Mapping[str, int]:
+        """Clean pairs at once, noisy ones later."""
+        return {"clean": 0, "noisy": later(self.noisy_from, self.warm_up, epochs)}
 
     def memory(self, n: int) -> Memory:
         """The group of each image; embeddings stand beside it."""

@@ -14,6 +14,7 @@ from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
 from noisycorr.learn.memory import Memory
 from noisycorr.losses import hardest_triplet, info_nce, rematch_divergence, symmetric_cross_entropy
 from noisycorr.posterior import beta_posterior
+from noisycorr.strategies.ncr import later
 from noisycorr.transport import partial_transport
 
 TEMPERATURE = 0.05  # of the released code
@@ -39,7 +40,7 @@ class L2RM(Strategy):
         reg: Of the transport, in units of cost.
         rematch_weight: Weight of the noisy pairs.
         threshold: Pairs above this probability are clean.
-        noisy_from: When noisy pairs join: a share of the epochs below 1, else an epoch.
+        noisy_from: When noisy pairs join, as a share of the epochs after the warm-up; 1 = never.
         peer: none, or twin: two networks that split for each other.
 
     Source: L2RM (Han et al., CVPR 2024).
@@ -59,20 +60,19 @@ class L2RM(Strategy):
     reg: float = 0.01
     rematch_weight: float = 1.0
     threshold: float = 0.5
-    noisy_from: float = 0
+    noisy_from: float = 0.0
     peer: Literal["none", "twin"] = "none"
     judges = True
 
     def __post_init__(self) -> None:
-        if self.warm_up < 0 or self.noisy_from < 0 or not self.reg > 0 or not 0 < self.mass <= 1:
-            raise ValueError("warm_up and noisy_from must be >= 0, reg > 0, mass in (0, 1]")
+        if self.warm_up < 0 or not 0 <= self.noisy_from <= 1 or not self.reg > 0 or not 0 < self.mass <= 1:
+            raise ValueError("warm_up must be >= 0, noisy_from in [0, 1], reg > 0, mass in (0, 1]")
         if self.loss not in (None, "infonce", "triplet"):
             raise ValueError(f"loss is {self.loss!r}, expected infonce or triplet")
 
-    @property
-    def curriculum(self) -> Mapping[str, float]:  # type: ignore[override]
-        """Clean pairs from the start, noisy ones from `noisy_from`."""
-        return {"clean": 0, "noisy": self.noisy_from}
+    def opens(self, epochs: int) -> Mapping[str, int]:
+        """Clean pairs at once, noisy ones later."""
+        return {"clean": 0, "noisy": later(self.noisy_from, self.warm_up, epochs)}
 
     def signals(self, enc: Encoded, memory: Memory) -> dict[str, Tensor]:
         """The loss of the warm-up."""

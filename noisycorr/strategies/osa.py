@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
@@ -13,6 +12,7 @@ from noisycorr.learn.memory import Memory
 from noisycorr.losses import info_nce
 from noisycorr.pairs import UsageError
 from noisycorr.rectify import offset_weight
+from noisycorr.strategies.arrays import on_arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,6 @@ class OSA(Strategy):
         value = enc.columns[self.column].nan_to_num(0.0)
         weight = value.clamp(0, 1)
         if self.faithful or self.offset is not None:
-            found = offset_weight(value.cpu().numpy(), offset=self.offset or 0.0, scale=self.scale,
-                                  faithful=self.faithful)  # fmt: skip
-            weight = torch.from_numpy(found).to(value)
+            weight = on_arrays(offset_weight, value, offset=self.offset or 0.0, scale=self.scale, faithful=self.faithful)
         loss = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives, weight=weight)
         return Loss(per_pair=loss if self.faithful else loss * len(weight) / weight.sum().clamp(min=1e-6))

@@ -30,6 +30,8 @@ from noisycorr.losses import (
 from noisycorr.partition import split_two
 from noisycorr.posterior import gaussian_posterior
 from noisycorr.rectify import oscillation, rectify_stable
+from noisycorr.strategies.arrays import on_arrays
+from noisycorr.strategies.ncr import later
 
 HIDDEN = 256  # width of the classifier's hidden layer
 BLIND = 0.6  # a part whose evidence on known cases ranks no better than this is turned off
@@ -59,7 +61,7 @@ class PC2(Strategy):
         stable: Raise labels of pairs of a stable class. Needs `classify`.
         faithful: As the released code does.
         warm_up: First epochs on all pairs.
-        noisy_from: When noisy pairs join: a share of the epochs below 1, else an epoch.
+        noisy_from: When noisy pairs join, as a share of the epochs after the warm-up; 1 = never.
         classes: K.
         threshold: Of w, u and s.
         loss: l: infonce or triplet.
@@ -102,19 +104,18 @@ class PC2(Strategy):
     judges = True
 
     def __post_init__(self) -> None:
-        if self.warm_up < 0 or self.noisy_from < 0 or self.classes < 2:
-            raise ValueError("warm_up and noisy_from must be >= 0, classes >= 2")
-        if not (0 <= self.threshold <= 1 and 0 <= self.probe <= 0.5):
-            raise ValueError("threshold must lie in [0, 1], probe in [0, 0.5]")
+        if self.warm_up < 0 or self.classes < 2:
+            raise ValueError("warm_up must be >= 0, classes >= 2")
+        if not (0 <= self.threshold <= 1 and 0 <= self.noisy_from <= 1 and 0 <= self.probe <= 0.5):
+            raise ValueError("threshold and noisy_from must lie in [0, 1], probe in [0, 0.5]")
         if self.loss not in ("infonce", "triplet"):
             raise ValueError(f"loss is {self.loss!r}, expected infonce or triplet")
         if not self.classify and (self.stable or self.faithful):
             raise ValueError("stable and faithful need classify: without classes nothing oscillates")
 
-    @property
-    def curriculum(self) -> Mapping[str, float]:  # type: ignore[override]
-        """Clean pairs from the start, noisy ones later."""
-        return {"clean": 0, "noisy": self.noisy_from}
+    def opens(self, epochs: int) -> Mapping[str, int]:
+        """Clean pairs at once, noisy ones later."""
+        return {"clean": 0, "noisy": later(self.noisy_from, self.warm_up, epochs)}
 
     def heads(self, dim: int) -> dict[str, nn.Module]:
         """The classifier of both sides."""
@@ -146,7 +147,7 @@ class PC2(Strategy):
         if self.classify:
             before = memory.read("image_classes", enc.rows).double()
             now = enc.aux["classes"][0].softmax(1).double()
-            moved = torch.from_numpy(oscillation(now.cpu().numpy(), before.cpu().numpy())).to(now.device)
+            moved = on_arrays(oscillation, now, before)
             found["loss_oscillation"] = torch.where(before.sum(1) > 0.5, moved, 0.0)
             if not self.faithful:
                 self._remember(enc, memory, enc.aux["classes"][1].argmax(1))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from noisycorr.losses import apart, asymmetry, choose_partner, info_nce, match_p
 from noisycorr.partition import split_two, strictly_clean
 from noisycorr.posterior import gaussian_posterior
 from noisycorr.rectify import proxy_label, rectify
+from noisycorr.strategies.arrays import on_arrays
+from noisycorr.strategies.ncr import later
 
 TEMPERATURE = 0.07  # of the released code
 
@@ -33,8 +35,8 @@ class SPS(Strategy):
     Attributes:
         faithful: As the released code does.
         warm_up: First epochs on all pairs.
-        clean_from: When pairs that are clean, but not strictly, join: a share of the epochs below 1, else an epoch.
-        noisy_from: The same for noisy pairs.
+        clean_from: When pairs that are clean, but not strictly, join, as a share of the epochs after the warm-up.
+        noisy_from: The same for noisy pairs; 1 = never.
         threshold: Of clean pairs.
         sure: Of strictly clean pairs.
         penalty: Weight of both penalties.
@@ -44,9 +46,9 @@ class SPS(Strategy):
     Source: SPS (IJCAI 2025), on the code of CREAM (IEEE TIP 2024).
     Differs: labels multiply the loss, and what is left of them is not given to the negatives, of which wrong texts say
     nothing. Noisy pairs without a proxy are dropped. Mean of both directions. Pairs of the same picture or text, lent
-    texts among them, are no negatives. The posterior is monotone. 10 and 15 of 40 epochs are a share here.
+    texts among them, are no negatives. The posterior is monotone. 10 and 15 of 40 epochs are shares here.
     Differs if faithful: cosines of global vectors in place of SGR scores; all sets share a batch and one step, and small
-    targets are not dropped. Whether a pair is trained on is the opinion of one network; as what, of both.
+    targets are not dropped.
     """
 
     faithful: bool = False
@@ -61,41 +63,39 @@ class SPS(Strategy):
     judges = True
 
     def __post_init__(self) -> None:
-        if min(self.warm_up, self.clean_from, self.noisy_from, self.penalty) < 0:
-            raise ValueError("warm_up, clean_from, noisy_from and penalty must be >= 0")
+        if self.warm_up < 0 or self.penalty < 0 or not (0 <= self.clean_from <= 1 and 0 <= self.noisy_from <= 1):
+            raise ValueError("warm_up and penalty must be >= 0, clean_from and noisy_from in [0, 1]")
         if not 0 <= self.threshold <= self.sure <= 1:
             raise ValueError("expected 0 <= threshold <= sure <= 1")
 
-    @property
-    def curriculum(self) -> Mapping[str, float]:  # type: ignore[override]
-        """Strictly clean pairs from the start, clean and noisy ones later."""
-        return {"strict": 0, "clean": self.clean_from, "noisy": self.noisy_from}
-
-    def memory(self, n: int) -> Memory:
-        """This network's own probability of each pair, 1 before it judges."""
-        return Memory(n, p_clean=torch.ones(n).double())
+    def opens(self, epochs: int) -> Mapping[str, int]:
+        """Strictly clean pairs at once, clean and noisy ones later."""
+        return {"strict": 0, "clean": later(self.clean_from, self.warm_up, epochs),
+                "noisy": later(self.noisy_from, self.warm_up, epochs)}  # fmt: skip
 
     def signals(self, enc: Encoded, memory: Memory) -> dict[str, Tensor]:
         """InfoNCE of the given pairs."""
         return {"loss": info_nce(enc.sims, **self._options(enc, enc.negatives))}
 
     def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
-        """One network's sets; its probabilities are kept, for the rule of both."""
+        """The opinion of one network; `agree` makes the sets."""
         split = gaussian_posterior(signals["loss"], seed=0, faithful=self.faithful)
-        w = np.asarray(split.p_clean, np.float64)
-        memory.write("p_clean", torch.arange(memory.n), torch.from_numpy(w))
-        clean = split_two(w, threshold=self.threshold, least=0.01 if self.faithful else 0.0)
-        sets = {"strict": clean & strictly_clean(w, w, threshold=self.sure), "noisy": ~clean}
-        return Trust(p_clean=w, clean=clean, sets=sets, note=split.warning)
+        clean = split_two(split.p_clean, threshold=self.threshold, least=0.01 if self.faithful else 0.0)
+        return self.agree([Trust(p_clean=split.p_clean, clean=clean, note=split.warning)])[0]
+
+    def agree(self, trusts: Sequence[Trust]) -> Sequence[Trust]:
+        """Sets of both networks together."""
+        one, two = trusts[0], trusts[-1]
+        clean = one.clean & two.clean
+        strict = clean & strictly_clean(one.p_clean, two.p_clean, threshold=self.sure)
+        return [replace(trust, clean=clean.copy(), sets={"strict": strict.copy(), "noisy": ~clean}) for trust in trusts]
 
     def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
         """The soft losses, and the penalties of strictly clean pairs."""
         if trust is None:
             return Loss(per_pair=self._both(info_nce(enc.sims, **self._options(enc, enc.negatives))))
         b, w = len(enc.rows), trust.chance(enc)
-        own = memory.read("p_clean", enc.rows).to(w) if self.peer == "twin" else w
-        clean = torch.minimum(own, w) > self.threshold
-        strict = torch.minimum(own, w) > self.sure
+        clean, strict = trust.holds("clean", enc), trust.holds("strict", enc)
         partner, cosine = torch.arange(b, device=w.device), torch.ones_like(w)
         if strict.any():
             allowed = strict[None, :].expand(b, b)
@@ -110,7 +110,8 @@ class SPS(Strategy):
             negatives = apart(enc.image_group) & apart(enc.text_group[partner])
         options = self._options(enc, negatives)
         opinion = match_posterior(sims, **options).detach()
-        y = _labels(w, opinion, cosine, clean, usable=bool(strict.any()))
+        lent = on_arrays(proxy_label, opinion, cosine) if strict.any() else torch.zeros_like(w)
+        y = torch.where(clean, on_arrays(rectify, w, opinion), lent)
         if self.faithful:
             loss = self._both(info_nce(sims, target=y, **options))
         else:
@@ -133,14 +134,8 @@ class SPS(Strategy):
         """Sum of both directions in the released code, their mean else."""
         return 2 * loss if self.faithful else loss
 
-    def _options(self, enc: Encoded, negatives: Tensor) -> dict[str, Tensor]:
+    def _options(self, enc: Encoded, negatives: Tensor) -> dict[str, Any]:
         if self.faithful:
             return {"temperature": enc.temperature.new_tensor(TEMPERATURE), "negatives": torch.ones_like(negatives)}
         return {"temperature": enc.temperature, "negatives": negatives}
 
-
-def _labels(w: Tensor, opinion: Tensor, cosine: Tensor, clean: Tensor, *, usable: bool) -> Tensor:
-    """Of clean pairs, and of noisy ones with their proxy; 0 for those if there is none to lend a text."""
-    p, c, known = (x.double().cpu().numpy() for x in (opinion, cosine, w))
-    noisy = proxy_label(p, c) if usable else np.zeros_like(p)
-    return torch.from_numpy(np.where(clean.cpu().numpy(), rectify(known, p), noisy)).to(w)
