@@ -1,4 +1,4 @@
-"""PC2, L2RM, GSC, SPS, IN2R and OSA: the released forms against slow loops, frozen numbers, parts and their switches."""
+"""PC2, L2RM, GSC, SPS, IN2R and OSA: released forms against slow loops, frozen numbers, parts and switches."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def batch(name: str, options: dict[str, Any], b: int = 14) -> tuple[Learner, Enc
 def same(one: Learner, got: Tensor, expected: Tensor) -> None:
     """Value and gradient."""
     assert float(got) == pytest.approx(float(expected), rel=1e-6, abs=1e-9)
-    parameters = [p for p in one.networks[0].parameters()]
+    parameters = list(one.networks[0].parameters())
     gradients = [torch.autograd.grad(x, parameters, retain_graph=True, allow_unused=True) for x in (got, expected)]
     for a, b in zip(*gradients):
         if a is not None or b is not None:
@@ -222,7 +222,10 @@ def test_released_gsc_is_the_slow_loop():
 def test_gsc_labels_are_the_smaller_moving_average():
     one = tiny_learner(load_strategy("gsc"))
     rng = np.random.default_rng(0)
-    signals = {"structure": np.r_[rng.normal(0.9, 0.02, 40), rng.normal(0.2, 0.1, 20)], "posterior": rng.uniform(0, 1, 60)}
+    signals = {
+        "structure": np.r_[rng.normal(0.9, 0.02, 40), rng.normal(0.2, 0.1, 20)],
+        "posterior": rng.uniform(0, 1, 60),
+    }
     for _ in range(2):
         trust = one.strategy.decide(signals, one.memories[0])
     predicted = 0.3 * (0.3 + 0.7 * signals["posterior"]) + 0.7 * signals["posterior"]
@@ -380,7 +383,7 @@ def test_borrowed_texts_that_are_no_nearer_than_random_ones_are_told_and_left_ou
 
 
 def test_texts_are_borrowed_from_clean_pairs_of_other_pictures_alone():
-    one, wrong = ready()
+    one, _ = ready()
     fit(one)
     partner = one.memories[0].columns["partner"].numpy()
     some = partner >= 0

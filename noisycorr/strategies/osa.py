@@ -68,6 +68,8 @@ class OSA(Strategy):
         value = enc.columns[self.column].nan_to_num(0.0)
         weight = value.clamp(0, 1)
         if self.faithful or self.offset is not None:
-            weight = on_arrays(offset_weight, value, offset=self.offset or 0.0, scale=self.scale, faithful=self.faithful)
+            weight = on_arrays(
+                offset_weight, value, offset=self.offset or 0.0, scale=self.scale, faithful=self.faithful
+            )
         loss = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives, weight=weight)
         return Loss(per_pair=loss if self.faithful else loss * len(weight) / weight.sum().clamp(min=1e-6))

@@ -1,4 +1,4 @@
-"""PC2: texts name classes, images learn to predict them, and who has the class of whom finds new texts for wrong pairs."""
+"""PC2: texts name classes, images learn to predict them, and wrong pairs borrow texts from right ones of their class."""
 
 from __future__ import annotations
 
@@ -198,13 +198,20 @@ class PC2(Strategy):
             weight = torch.where(clean, weight, self.borrow_weight * s)
             memory.write("partner", enc.rows[~clean], enc.rows[partner][~clean])
         m = (~clean).nonzero()[:, 0] if self.texts else clean[:0].nonzero()[:, 0]
-        if self.texts == 2: partner = torch.where(weight > 0, partner, torch.arange(b))
-        elif self.texts == 3: partner = torch.arange(b); weight = torch.where(clean, weight, 0.0); m = m[:0]
+        if self.texts == 2:
+            partner = torch.where(weight > 0, partner, torch.arange(b))
+        elif self.texts == 3:
+            partner = torch.arange(b)
+            weight = torch.where(clean, weight, 0.0)
+            m = m[:0]
         rows, columns = torch.cat([torch.arange(b), m]), torch.cat([partner, m])
-        negatives = (enc.image_group[rows][:, None] != enc.image_group[rows]) & (enc.text_group[columns][:, None] != enc.text_group[columns])
+        negatives = (enc.image_group[rows][:, None] != enc.image_group[rows]) & (
+            enc.text_group[columns][:, None] != enc.text_group[columns]
+        )
         if trust is not None and self.mask and clean.any() and not clean.all():
             alike = likeness.detach()[rows][:, columns] >= self.threshold
-            un = ~clean[rows]; un[b:] = False
+            un = ~clean[rows]
+            un[b:] = False
             negatives = negatives & ~(alike & (un[:, None] | un[None, :]))
         negatives[b:] = False
         sims = enc.sims[rows][:, columns]
