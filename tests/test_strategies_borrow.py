@@ -175,7 +175,7 @@ def posteriors(s: Tensor, tau: float) -> tuple[Tensor, Tensor]:
 def test_released_l2rm_is_the_slow_loop():
     from noisycorr.transport import partial_transport
 
-    one, enc, trust = batch("l2rm", {"faithful": True})
+    one, enc, trust = batch("l2rm", {"faithful": True, "reg": 0.01})
     s, b = enc.sims, len(enc.rows)
     clean, noisy = (x.nonzero()[:, 0] for x in (trust.holds("clean", enc), ~trust.holds("clean", enc)))
     total = s.new_zeros(())
