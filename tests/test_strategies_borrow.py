@@ -375,11 +375,13 @@ def test_borrowed_texts_that_are_no_nearer_than_random_ones_are_told_and_left_ou
     one, _ = ready()
     signals = one.evidence(0)
     trust = one.strategy.decide({**signals, "partner_fit": np.full(240, 0.5)}, one.memories[0])
-    assert trust.note and "borrow none" in trust.note and not trust.sets["noisy"].any()
+    assert trust.note and "borrow none" in trust.note and not trust.sets["strict"].any()
     trust = one.strategy.decide({**signals, "partner_fit": np.full(240, 0.9)}, one.memories[0])
-    assert (trust.sets["noisy"] == ~trust.clean).all()
+    assert (trust.sets["noisy"] == ~trust.clean).all() and (trust.sets["strict"] == trust.clean).all()
     off, _ = ready(borrow=False)
-    assert not off.strategy.decide(off.evidence(0), off.memories[0]).sets["noisy"].any()
+    assert not off.strategy.decide(off.evidence(0), off.memories[0]).sets["strict"].any()
+    fit(off)
+    assert (off.memories[0].columns["partner"] == -1).all()
 
 
 def test_texts_are_borrowed_from_clean_pairs_of_other_pictures_alone():
@@ -398,7 +400,7 @@ def test_duplicate_borrowed_texts_are_no_negatives():
     one, enc, _ = batch("pc2", {})
     partner = torch.arange(14)
     partner[[2, 5]] = 7
-    allowed = one.strategy._negatives(enc, partner)  # type: ignore[attr-defined]
+    allowed = one.strategy._negatives(enc, torch.arange(14), partner)  # type: ignore[attr-defined]
     for i, j in ((2, 5), (2, 7), (5, 7)):
         assert not allowed[i, j] and not allowed[j, i]
     groups, texts = enc.image_group.tolist(), [int(enc.text_group[partner[i]]) for i in range(14)]

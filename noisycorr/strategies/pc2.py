@@ -1,4 +1,4 @@
-"""PC2: texts name classes, images learn to predict them, and wrong pairs borrow texts from right ones of their class."""
+"""PC2: texts name classes, images learn to predict them, and wrong pairs borrow texts of right ones of their class."""
 
 from __future__ import annotations
 
@@ -39,46 +39,49 @@ BLIND = 0.6  # a part whose evidence on known cases ranks no better than this is
 
 @dataclass(frozen=True, kw_only=True)
 class PC2(Strategy):
-    """Clean pairs learn as they are; the others get the text of the clean pair of the batch whose class is most alike.
+    """Clean pairs learn as they are; others get the text of the clean pair of the batch whose class is most alike.
 
     One classifier for both sides gives p_i of image i and q_i of text i, over K classes.
 
         clean pair i     y_i l(image i, text i),     y_i = w_i + (1 - w_i) u_i [u_i > threshold]
-        noisy pair i     s_i l(image i, text j_i),   j_i = argmax_j cos(p_i, p_j) over clean j,   s_i = that cosine, or 0
-        all clean pairs  CE(balanced q_i, p_i) - entropy * H(mean p)
+        noisy pair i     s_i l(image i, text j_i),   j_i = argmax_j cos(p_i, p_j) over clean j,   s_i that cosine or 0
+        all clean pairs  class_weight * (CE(balanced q_i, p_i) - entropy * H(mean p))
 
     with w the peer's probability that the pair is right, from two Gaussians on its loss, u that its class is stable,
-    from two Gaussians on its oscillation KL(p_i now || p_i an epoch ago), and l InfoNCE or the hardest triplet. The mean
-    over a batch is by weight. A text that was borrowed twice is no negative of either borrower, nor of its owner.
+    from two Gaussians on its oscillation KL(p_i now || p_i an epoch ago), and l InfoNCE or the hardest triplet; s_i is
+    0 below the threshold, and is multiplied by `borrow_weight`. The mean over a batch is by weight. Images and texts of
+    noisy pairs are negatives of everybody. A text that was borrowed is no negative of its borrowers nor of its owner,
+    and a borrower has no negatives of its own class: a borrowed text tells the class, and not which of its members.
 
-    Two parts are checked on known cases before each epoch, and turned off with a note where they carry no information.
-    Oscillation: a small `probe` of the pairs is taught the class of another text on purpose; do those oscillate more?
+    Two parts are checked on known cases before each epoch, and turned off with a note where they say nothing.
+    Oscillation: a small `probe` of the pairs is taught the class of another text on purpose; do those move more?
     Borrowed texts: for right pairs, is the text that would be borrowed nearer to their own than random texts are?
 
     Attributes:
         classify: Train the pseudo-classes. Without, texts are borrowed by the cosine of images.
-        borrow: Train on noisy pairs with borrowed texts. Without, they are dropped.
+        borrow: Train on noisy pairs with borrowed texts. Without, they are negatives only.
         stable: Raise labels of pairs of a stable class. Needs `classify`.
         faithful: As the released code does.
         warm_up: First epochs on all pairs.
-        noisy_from: When noisy pairs join, as a share of the epochs after the warm-up; 1 = never.
+        noisy_from: When noisy pairs join, as a share of the epochs after the warm-up; 1 = never. None = 0.5 if
+            `faithful`, else 0.
         classes: K.
         threshold: Of w, u and s.
         loss: l: infonce or triplet.
         margin: Of the triplet, in units of similarity.
         entropy: Weight of the entropy beside cross-entropy; None = 10 if `faithful`, else 1.
-        class_weight: Weight of the pseudo-classes beside l; the released code has 1 beside a sum over the batch.
-        borrow_weight: Factor of s.
+        class_weight: Weight of the pseudo-classes beside l. If `faithful` it is 1, beside a sum over the batch.
+        borrow_weight: Factor of s, >= 0; 1 if `faithful`.
         probe: Share of the pairs that serve as known cases of a wrong class; 0 = do not check oscillation.
         peer: twin, or none for one network that follows itself.
 
     Source: PC2 (Duan et al., ACM MM 2024).
-    Differs: InfoNCE by default. Classes of texts are balanced by transport over the batch, and the entropy is that of
-    the mean prediction; the released code takes the arg-max and the mean of entropies, whose rest point is flat.
-    Labels multiply the loss instead of only shrinking a margin, and carry no gradient. The bank is kept by pair
-    and renewed each epoch. Clean and noisy pairs share a batch, so that each serves as negatives of all. Pairs of the
-    same picture or text are no negatives. The posterior is monotone. Half of the epochs before noisy pairs join are the
-    paper's 25 of 50; its warm-up of 5 of 55 is 3 of 15 here.
+    Differs: InfoNCE by default. Classes of texts are balanced by transport over the batch, the classifier's input is
+    scaled, and the entropy is that of the mean prediction; the released code takes the arg-max and the mean of
+    entropies, whose rest point is flat. Labels multiply the loss instead of only shrinking a margin, and carry no
+    gradient. The bank is kept by pair and renewed each epoch. Clean and noisy pairs share a batch from the start, so
+    that each serves as negatives of all; in the paper noisy ones join at epoch 25 of 50. Pairs of the same picture or
+    text are no negatives. The posterior is monotone. The paper's warm-up of 5 epochs before 50 is 3 of 15 here.
     Differs if faithful: global vectors in place of regions and words, so that cosines take the place of SGR's scores;
     one step on both kinds of pairs instead of two; the optimiser is not made anew after the warm-up. From the middle
     on, the released code writes its bank under wrong keys; here it stays as the warm-up left it.
@@ -89,24 +92,22 @@ class PC2(Strategy):
     stable: bool = True
     faithful: bool = False
     warm_up: int = 3
-    noisy_from: float = 0.5
+    noisy_from: float | None = None
     classes: int = 64
     threshold: float = 0.5
     loss: Literal["infonce", "triplet"] = "infonce"
     margin: float = 0.2
     entropy: float | None = None
     class_weight: float = 0.1
-    borrow_weight: float = 1.0
+    borrow_weight: float = 0.3
     probe: float = 0.03
-    mask: bool = True
-    texts: int = 0
     peer: Literal["none", "twin"] = "twin"
     judges = True
 
     def __post_init__(self) -> None:
         if self.warm_up < 0 or self.classes < 2:
             raise ValueError("warm_up must be >= 0, classes >= 2")
-        if not (0 <= self.threshold <= 1 and 0 <= self.noisy_from <= 1 and 0 <= self.probe <= 0.5):
+        if not (0 <= self.threshold <= 1 and 0 <= self._joined() <= 1 and 0 <= self.probe <= 0.5):
             raise ValueError("threshold and noisy_from must lie in [0, 1], probe in [0, 0.5]")
         if self.loss not in ("infonce", "triplet"):
             raise ValueError(f"loss is {self.loss!r}, expected infonce or triplet")
@@ -115,13 +116,15 @@ class PC2(Strategy):
 
     def opens(self, epochs: int) -> Mapping[str, int]:
         """Clean pairs at once, noisy ones later."""
-        return {"clean": 0, "noisy": later(self.noisy_from, self.warm_up, epochs)}
+        return {"clean": 0, "noisy": later(self._joined(), self.warm_up, epochs)}
 
     def heads(self, dim: int) -> dict[str, nn.Module]:
         """The classifier of both sides."""
         if not self.classify:
             return {}
-        return {"classes": nn.Sequential(nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, self.classes))}
+        layers = [nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, self.classes)]
+        scale = [] if self.faithful else [nn.LayerNorm(dim, elementwise_affine=False)]  # entries of unit rows are small
+        return {"classes": nn.Sequential(*scale, *layers)}
 
     def memory(self, n: int) -> Memory:
         """Predictions of images, 0 before the first; classes of texts and borrowed texts, -1 before; the probe."""
@@ -177,9 +180,8 @@ class PC2(Strategy):
             drift = gaussian_posterior(signals["loss_oscillation"], seed=0, faithful=self.faithful)
             u = np.zeros_like(w) if drift.warning else np.asarray(drift.p_clean, np.float64)
             y = np.where(clean, rectify_stable(w, u, threshold=self.threshold), w)
-        return Trust(
-            p_clean=y, clean=clean, sets={"noisy": ~clean & borrow}, note="; ".join(notes) or None, facts=facts
-        )
+        sets = {"noisy": ~clean & (clean.sum() > 1), "strict": clean & borrow}  # strict pairs lend their texts
+        return Trust(p_clean=y, clean=clean, sets=sets, note="; ".join(notes) or None, facts=facts)
 
     def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
         """The losses of clean and noisy pairs, and of the classes."""
@@ -188,44 +190,38 @@ class PC2(Strategy):
         b = len(enc.rows)
         clean = enc.rows >= 0 if trust is None else trust.holds("clean", enc)
         weight = enc.sims.new_ones(b) if trust is None else torch.where(clean, trust.chance(enc), 0.0)
-        extras = self._classes(enc, memory, weight) if self.classify else {}
-        partner = torch.arange(b, device=clean.device)
-        if trust is not None and clean.any() and not clean.all():
-            likeness = self._likeness(enc)
-            allowed = clean[None, :] & (enc.image_group[:, None] != enc.image_group)
-            index, s = choose_partner(likeness, threshold=self.threshold, allowed=allowed)
-            partner = torch.where(clean, partner, index)
+        extras = self._classes(enc, memory, weight, warm=trust is None) if self.classify else {}
+        rows = partner = torch.arange(b, device=clean.device)
+        if trust is not None:
+            index, s = self._partners(enc, trust)
+            partner = torch.where(s > 0, index, partner)
             weight = torch.where(clean, weight, self.borrow_weight * s)
-            memory.write("partner", enc.rows[~clean], enc.rows[partner][~clean])
-        m = (~clean).nonzero()[:, 0] if self.texts else clean[:0].nonzero()[:, 0]
-        if self.texts == 2:
-            partner = torch.where(weight > 0, partner, torch.arange(b))
-        elif self.texts == 3:
-            partner = torch.arange(b)
-            weight = torch.where(clean, weight, 0.0)
-            m = m[:0]
-        rows, columns = torch.cat([torch.arange(b), m]), torch.cat([partner, m])
-        negatives = (enc.image_group[rows][:, None] != enc.image_group[rows]) & (
-            enc.text_group[columns][:, None] != enc.text_group[columns]
-        )
-        if trust is not None and self.mask and clean.any() and not clean.all():
-            alike = likeness.detach()[rows][:, columns] >= self.threshold
-            un = ~clean[rows]
-            un[b:] = False
-            negatives = negatives & ~(alike & (un[:, None] | un[None, :]))
-        negatives[b:] = False
-        sims = enc.sims[rows][:, columns]
-        weight = torch.cat([weight, weight.new_zeros(len(m))])
+            memory.write("partner", enc.rows, torch.where(s > 0, enc.rows[partner], -1))
+        borrows = partner != rows
+        rows, columns = (torch.cat([x, rows[borrows]]) for x in (rows, partner))  # their own texts stay as negatives
+        negatives = self._negatives(enc, rows, columns)
+        if borrows.any():
+            alike = self._alike(enc)[rows][:, columns] >= self.threshold
+            lent = torch.cat([borrows, torch.zeros_like(rows[b:], dtype=torch.bool)])
+            negatives &= ~(alike & (lent[:, None] | lent))
+            negatives[b:] = False
+        sims, weight = enc.sims[rows][:, columns], torch.cat([weight, weight.new_zeros(len(rows) - b)])
         if self.loss == "infonce":
             loss = info_nce(sims, temperature=enc.temperature, negatives=negatives, weight=weight)
+        elif trust is None:
+            loss = mean_triplet(sims, margin=self.margin, negatives=negatives)
         else:
             margin = exponential_margin(weight.clamp(max=1), margin=self.margin)
             loss = hardest_triplet(sims, margin=margin, negatives=negatives, weight=weight)
-            if trust is None:
-                loss = mean_triplet(sims, margin=self.margin, negatives=negatives)
         return Loss(per_pair=loss[:b] * b / weight.sum().clamp(min=1e-6), extras=extras)
 
-    def _classes(self, enc: Encoded, memory: Memory, weight: Tensor) -> dict[str, Tensor]:
+    def _partners(self, enc: Encoded, trust: Trust) -> tuple[Tensor, Tensor]:
+        """Whose text each noisy pair borrows, and how far it is trusted; 0 for all others."""
+        allowed = trust.holds("strict", enc)[None, :] & apart(enc.image_group)
+        index, s = choose_partner(self._likeness(enc), threshold=self.threshold, allowed=allowed)
+        return index, torch.where(trust.holds("clean", enc), 0.0, s)
+
+    def _classes(self, enc: Encoded, memory: Memory, weight: Tensor, *, warm: bool) -> dict[str, Tensor]:
         """What the classifier learns from pairs of some weight; known cases learn a wrong class."""
         image, text = enc.aux["classes"]
         goal = balanced_targets(text)
@@ -233,7 +229,7 @@ class PC2(Strategy):
         wrong = memory.read("text_class", other.clamp(min=0))
         known = (other >= 0) & (wrong >= 0)
         goal = torch.where(known[:, None], F.one_hot(wrong.clamp(min=0), self.classes).to(goal.dtype), goal)
-        self._remember(enc, memory, goal.argmax(1).where(~known, text.argmax(1)), images=not bool((weight < 1).any()))
+        self._remember(enc, memory, goal.argmax(1).where(~known, text.argmax(1)), images=warm)
         share = weight / weight.sum().clamp(min=1e-6)
         loss = (pseudo_class_cross_entropy(image, goal) * share).sum()
         mixed = batch_entropy(image, weight=weight.clamp(min=1e-6))
@@ -248,12 +244,20 @@ class PC2(Strategy):
     def _likeness(self, enc: Encoded) -> Tensor:
         return class_cosine(enc.aux["classes"][0], enc.aux["classes"][0]) if self.classify else enc.image @ enc.image.T
 
-    def _negatives(self, enc: Encoded, partner: Tensor) -> Tensor:
-        return apart(enc.image_group) & apart(enc.text_group[partner])
+    def _alike(self, enc: Encoded) -> Tensor:
+        """How alike image i and text j are in class."""
+        return class_cosine(*enc.aux["classes"]).detach() if self.classify else enc.sims.detach()
+
+    def _negatives(self, enc: Encoded, rows: Tensor, columns: Tensor) -> Tensor:
+        """Among images `rows` and texts `columns` of the batch, pair by pair: neither picture nor text is the same."""
+        return apart(enc.image_group[rows]) & apart(enc.text_group[columns])
+
+    def _joined(self) -> float:
+        return (0.5 if self.faithful else 0.0) if self.noisy_from is None else self.noisy_from
 
     def _fit(self, enc: Encoded) -> Tensor:
         """Share of the batch's other texts that are farther from a pair's text than the one it would borrow."""
-        others = self._negatives(enc, torch.arange(len(enc.rows), device=enc.rows.device))
+        others = enc.negatives
         index, _ = choose_partner(self._likeness(enc), threshold=-1.0, allowed=others)
         near = enc.text @ enc.text.T
         own = near.gather(1, index[:, None])

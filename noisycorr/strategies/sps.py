@@ -35,7 +35,7 @@ class SPS(Strategy):
     Attributes:
         faithful: As the released code does.
         warm_up: First epochs on all pairs.
-        clean_from: When clean pairs that are not strictly so join, as a share of the epochs after the warm-up.
+        clean_from: When clean pairs that are not strictly so join, as a share of those after the warm-up.
         noisy_from: The same for noisy pairs; 1 = never.
         threshold: Of clean pairs.
         sure: Of strictly clean pairs.
