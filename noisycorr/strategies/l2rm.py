@@ -38,16 +38,17 @@ class L2RM(Strategy):
         margin: Of the triplet, in units of similarity.
         mass: Share of the noisy mass that is matched anew, in (0, 1].
         reg: Of the transport, in units of cost; the released code has 0.01 for Flickr30K and 0.07 for COCO.
-        rematch_weight: Weight of the noisy pairs.
+        rematch_weight: Weight of the noisy pairs; None = 1 if `faithful`, else 0.1.
         threshold: Pairs above this probability are clean.
         noisy_from: When noisy pairs join, as a share of the epochs after the warm-up; 1 = never.
         peer: none, or twin: two networks that split for each other.
 
     Source: L2RM (Han et al., CVPR 2024).
     Differs: InfoNCE by default. A noisy pair counts by the mass that the plan moved of it: rows that move nothing have
-    a distribution of rounding, which the released code learns from. Texts and images of the same group are not matched
-    anew with each other and are no negatives. At most 100 rounds of scaling instead of 1,000. The posterior is
-    monotone.
+    a distribution of rounding, which the released code learns from. Entries of the plan below those of an even one are
+    raised to it: against a floor of 1e-10 the divergence of noisy pairs outweighs all clean ones. Texts and images of
+    the same group are not matched anew with each other and are no negatives. At most 100 rounds of scaling instead of
+    1,000. The posterior is monotone.
     Differs if faithful: cosines in place of SGR scores; the cost is 1 - s, which is what the layer of the released code
     starts from (weights -1, bias 1, learning rate 2e-6); images come from the same batch instead of a queue of 128;
     clean and noisy pairs share one step; the posterior is monotone.
@@ -59,7 +60,7 @@ class L2RM(Strategy):
     margin: float = 0.2
     mass: float = 0.1
     reg: float = 0.05
-    rematch_weight: float = 1.0
+    rematch_weight: float | None = None
     threshold: float = 0.5
     noisy_from: float = 0.0
     peer: Literal["none", "twin"] = "none"
@@ -121,10 +122,12 @@ class L2RM(Strategy):
         weight = None
         if not self.faithful:
             moved = 0.5 * (plan.sum(1) + plan.sum(0))
-            weight = moved * len(moved) / moved.sum().clamp(min=1e-12) * self.mass
-        loss = rematch_divergence(sims, plan, temperature=TEMPERATURE, weight=weight,
+            weight = moved * len(moved) / moved.sum().clamp(min=1e-12)
+        floor = 1e-10 if self.faithful else self.mass / len(sims) ** 2  # as much as an even plan has everywhere
+        loss = rematch_divergence(sims, plan, temperature=TEMPERATURE, weight=weight, floor=floor,
                                   negatives=None if self.faithful else allowed)  # fmt: skip
-        return self.rematch_weight * loss
+        strength = (1.0 if self.faithful else 0.1) if self.rematch_weight is None else self.rematch_weight
+        return strength * loss
 
     def _negatives(self, enc: Encoded) -> Tensor:
         return torch.ones_like(enc.negatives) if self.faithful else enc.negatives

@@ -47,8 +47,8 @@ class SPS(Strategy):
     Differs: labels multiply the loss, and what is left of them is not given to the negatives, of which wrong texts say
     nothing. Noisy pairs without a proxy are dropped. Mean of both directions. Pairs of the same picture or text, lent
     texts among them, are no negatives. The posterior is monotone. 10 and 15 of 40 epochs are shares here.
-    Differs if faithful: cosines of global vectors in place of SGR scores; all sets share a batch and one step, and small
-    targets are not dropped.
+    Differs if faithful: cosines of global vectors in place of SGR scores; all sets share a batch and one step, and
+    small targets are not dropped.
     """
 
     faithful: bool = False
