@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import pyarrow.parquet as pq
 import yaml
 
 from noisycorr import console, dist
+from noisycorr.embed import Embed
 from noisycorr.evaluate import detection
 from noisycorr.evaluate_run import plain_json, truth_of_source
 from noisycorr.flags import Parser, add_choice
 from noisycorr.formats import Source
 from noisycorr.learn.choice import Split, Train
 from noisycorr.learn.contract import Strategy
-from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, read_corpus, split_corpus
+from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, read_corpus, rectify_texts, split_corpus
 from noisycorr.learn.heads import StoredTowers
 from noisycorr.learn.retrieval import (
     UNKNOWN,
@@ -33,6 +35,8 @@ from noisycorr.learn.retrieval import (
 from noisycorr.learn.scoreboard import retrieval
 from noisycorr.pairs import UsageError
 from noisycorr.run import RUN_CONTENT, Run, atomic_path, provenance, read_json, write_json
+from noisycorr.stages import Plan as CleanPlan
+from noisycorr.stages import clean
 from noisycorr.strategies import find_strategy, load_strategy
 
 WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
@@ -92,15 +96,18 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     Raises:
         UsageError: If the folder holds another training, or the pairs do not suffice.
     """
-    source_run = _pairs(plan, run, plan.source.path, "data", score=True)
+    source_run = _pairs(plan, run, plan.source.path, "data", score=True, overwrite=overwrite)
     corpus = read_corpus(source_run)
+    if plan.split.texts == "rectified" and corpus.rectified:
+        say(f"train: {len(corpus.rectified):,} texts are those that the ledger repaired")
+        corpus = rectify_texts(corpus, _text_encoder(source_run))
     split = split_corpus(
         corpus, val_fraction=0.0 if plan.split.val_data else plan.split.val_fraction,
         test_fraction=plan.split.test_fraction, seed=plan.train.seed,
     )  # fmt: skip
     if plan.split.pairs == "kept":
         split[(split == TRAIN) & ~corpus.kept] = UNUSED
-    validation = _validation(plan, run, corpus, source_run)
+    validation = _validation(plan, run, source_run, overwrite=overwrite)
     if overwrite:
         _clear(run)
     check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, validation), plan.train)
@@ -165,27 +172,54 @@ def say(message: str) -> None:
         console.say(message)
 
 
-def _pairs(plan: Plan, run: Run, path: str, name: str, *, score: bool) -> Run:
+def _pairs(plan: Plan, run: Run, path: str, name: str, *, score: bool, overwrite: bool = False) -> Run:
     """The run folder that a path is, or the one that its pairs are embedded into, inside the model's folder."""
     if (Path(path) / "stages" / "embed.json").is_file():
         if Path(path).resolve() == run.folder.resolve():
             raise UsageError(f"{path} is the run of the pairs: choose another --output_folder for the model.")
         return Run(path)
-    from noisycorr.embed import Embed
-    from noisycorr.stages import Plan as CleanPlan
-    from noisycorr.stages import clean
-
     inner = Run(run.folder / name)
     cleaning = CleanPlan(source=dataclasses.replace(plan.source, path=path), embed=Embed(clip_model=plan.clip_model))
-    clean(cleaning, inner, stages=("embed", "score", "decide") if score else ("embed",))
+    stages = ("embed", "score", "decide") if score else ("embed",)
+    clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
     dist.wait()
     return inner
 
 
-def _validation(plan: Plan, run: Run, corpus: Corpus, source_run: Run) -> Validation | None:
+def _text_encoder(source_run: Run) -> Callable[[list[str]], np.ndarray]:
+    """The text side of the encoder that a run was embedded with."""
+    from noisycorr.encoders import load_encoder
+
+    stored = yaml.safe_load((source_run.folder / "config.yaml").read_text(encoding="utf-8"))
+    embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
+    if embedded.startswith("precomputed"):
+        raise UsageError(
+            f"{source_run.folder} has repaired texts, but its embeddings came without an encoder: use --texts given."
+        )
+    encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
+    if encoder.name != embedded:
+        raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+
+    def encode(texts: list[str]) -> np.ndarray:
+        parts = [encoder.text(encoder.tokenize(texts[start : start + 64])) for start in range(0, len(texts), 64)]
+        return np.concatenate([part.float().cpu().numpy() for part in parts])
+
+    return encode
+
+
+def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
+    """True if the folder holds the pairs of another source or encoder, as far as its config tells."""
+    if not (inner.folder / "config.yaml").is_file():
+        return False
+    stored = yaml.safe_load((inner.folder / "config.yaml").read_text(encoding="utf-8"))
+    wanted = dataclasses.asdict(cleaning.source) | {"clip_model": cleaning.embed.clip_model}
+    return any(stored.get(name) != value for name, value in wanted.items())
+
+
+def _validation(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> Validation | None:
     if plan.split.val_data is None:
         return None
-    other = _pairs(plan, run, plan.split.val_data, "valid", score=False)
+    other = _pairs(plan, run, plan.split.val_data, "valid", score=False, overwrite=overwrite)
     _same_encoder(source_run, other, "--val_data")
     found = read_corpus(other)
     rows = np.flatnonzero(found.usable)

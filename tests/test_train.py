@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from learning import features
 from safetensors.numpy import load_file
 
 from noisycorr.cli import main
-from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, split_corpus
+from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, _rectified, rectify_texts, split_corpus
 
 N = 240
 FAST = ["--epochs", "3", "--batch_size", "32", "--embed_dim", "8", "--hidden", "12", "-q"]
@@ -192,6 +193,17 @@ def test_an_own_set_to_select_on(work: Path, tmp_path: Path):
     assert "valid" not in split
 
 
+def test_repaired_texts_stand_in_for_the_given_ones():
+    before = corpus([0, 1, 2, 3])
+    before = dataclasses.replace(before, rectified={1: "a cat", 2: "a cat"})
+    after = rectify_texts(before, lambda texts: np.array([[len(text), 7.0] for text in texts], np.float32))
+    assert after.text.tolist() == [[1, 1], [5, 7], [5, 7], [1, 1]]
+    assert after.text_group[1] == after.text_group[2] and len(set(after.text_group.tolist())) == 3
+    assert before.text[1].tolist() == [1, 1] and after.identity != before.identity
+    table = pa.table({"text_rectified": ["same", "better", None, " "]})
+    assert _rectified(table, ["same", "worse", "c", "d"]) == {1: "better"}
+
+
 # ---- refusals
 
 
@@ -220,6 +232,13 @@ def test_overwrite_starts_anew(work: Path, tmp_path: Path, capsys: pytest.Captur
     words = ["train", str(work / "run"), "--output_folder", str(tmp_path / "m"), *FAST, "--seed", "1"]
     assert main([*words, "--overwrite"]) == 0
     assert json.loads((tmp_path / "m" / "report.json").read_text())["settings"]["seed"] == 1
+    other = write_source(tmp_path / "other", seed=9)
+    for source in (work / "source", other):
+        words = ["train", str(source), "--output_folder", str(tmp_path / "k"), *FAST, "--overwrite"]
+        assert main(words) == 0
+    assert json.loads((tmp_path / "k" / "data" / "stages" / "embed_started.json").read_text())
+    assert "other" in (tmp_path / "k" / "data" / "config.yaml").read_text()
+    words = ["train", str(work / "run"), "--output_folder", str(tmp_path / "m"), *FAST]
     (tmp_path / "n").mkdir()
     (tmp_path / "n" / "config.yaml").write_text("mine")
     words[3] = str(tmp_path / "n")
