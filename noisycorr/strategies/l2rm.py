@@ -13,7 +13,7 @@ from torch import Tensor
 from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
 from noisycorr.learn.memory import Memory
 from noisycorr.losses import hardest_triplet, info_nce, rematch_divergence, symmetric_cross_entropy
-from noisycorr.posterior import beta_posterior
+from noisycorr.posterior import beta_posterior, gaussian_posterior
 from noisycorr.strategies.ncr import later
 from noisycorr.transport import partial_transport
 
@@ -29,7 +29,7 @@ class L2RM(Strategy):
         noisy pairs    T = partial transport of `mass` from noisy images to noisy texts at cost [1 - s_ij]+, T_ii = 0
                        1/2 (KL(T_i || P_i) + KL(P_i || T_i)) + the same for columns,   P_i = softmax_j s_ij / 0.05
 
-    Clean are pairs of the lower of two Betas on the warm-up loss; l is InfoNCE or the hardest triplet.
+    Clean are pairs of the lower of two Gaussians on the warm-up loss; l is InfoNCE or the hardest triplet.
 
     Attributes:
         faithful: As the released code does.
@@ -44,11 +44,11 @@ class L2RM(Strategy):
         peer: none, or twin: two networks that split for each other.
 
     Source: L2RM (Han et al., CVPR 2024).
-    Differs: InfoNCE by default. A noisy pair counts by the mass that the plan moved of it: rows that move nothing have
-    a distribution of rounding, which the released code learns from. Entries of the plan below those of an even one are
-    raised to it: against a floor of 1e-10 the divergence of noisy pairs outweighs all clean ones. Texts and images of
-    the same group are not matched anew with each other and are no negatives. At most 100 rounds of scaling instead of
-    1,000. The posterior is monotone.
+    Differs: InfoNCE by default. Two Gaussians, where the released code fits Betas. A noisy pair counts by the mass that
+    the plan moved of it: rows that move nothing have a distribution of rounding, which the released code learns from.
+    Entries of the plan below those of an even one are raised to it: against a floor of 1e-10 the divergence of noisy
+    pairs outweighs all clean ones. Texts and images of the same group are not matched anew with each other and are no
+    negatives. At most 100 rounds of scaling instead of 1,000. The posterior is monotone.
     Differs if faithful: cosines in place of SGR scores; the cost is 1 - s, which is what the layer of the released code
     starts from (weights -1, bias 1, learning rate 2e-6); images come from the same batch instead of a queue of 128;
     clean and noisy pairs share one step; the posterior is monotone.
@@ -82,7 +82,8 @@ class L2RM(Strategy):
 
     def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
         """Clean = the component of lower loss, the rest is noisy."""
-        split = beta_posterior(signals["loss"])
+        loss = signals["loss"]
+        split = beta_posterior(loss) if self.faithful else gaussian_posterior(loss, seed=0)
         clean = split.p_clean > self.threshold
         return Trust(p_clean=split.p_clean, clean=clean, sets={"noisy": ~clean}, note=split.warning)
 
