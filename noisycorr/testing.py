@@ -156,8 +156,9 @@ def _check_batch(strategy: Strategy, with_trust: bool) -> None:
     rows = torch.arange(5, 21)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     peers = [learner.look(1, part) for part in (rows, rows[order])] if len(learner.networks) > 1 else [None, None]
-    straight = _one_step(learner, rows, trust, peers[0])
     other = tiny_learner(strategy)
+    other.memories = [memory.clone() for memory in learner.memories]  # what judging wrote
+    straight = _one_step(learner, rows, trust, peers[0])
     permuted = _one_step(other, rows[order], trust, peers[1])
     gap = float((permuted - straight[order]).abs().max().detach())
     assert gap < 1e-8, f"per_pair does not follow a permutation of the batch (off by {gap:.1e}): something broadcasts"

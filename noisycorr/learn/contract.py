@@ -75,12 +75,14 @@ class Trust:
         clean: bool (n,): pairs to learn from as they are.
         sets: Further sets by name, bool (n,) each, any of `SETS`; `clean` need not be repeated. They may overlap.
         note: What the reader must know, for example that the statistic was constant; or None.
+        facts: Numbers for the record of the epoch, such as how many classes are in use.
     """
 
     p_clean: Float[np.ndarray, " n"]
     clean: Bool[np.ndarray, " n"]
     sets: Mapping[str, np.ndarray] = field(default_factory=dict)
     note: str | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = np.shape(self.p_clean)
@@ -138,6 +140,7 @@ class Strategy:
         judges: Does `decide` say anything? If not, the pass over all pairs before each epoch is left out.
         sees_peer: Does `step` read `peer`? If not, the batch is not encoded a second time.
         needs_columns: Does `step` read `Encoded.columns`? The benchmark then scores the pairs first.
+        banks: Give the memory columns `image` and `text`, (n, d) of zeros, for embeddings that the strategy writes.
         curriculum: First epoch of each set of the trust. A pair is trained on while it is in a set whose time has come.
     """
 
@@ -147,6 +150,7 @@ class Strategy:
     judges: bool = False
     sees_peer: bool = False
     needs_columns: bool = False
+    banks: bool = False
     curriculum: Mapping[str, int] = MappingProxyType({"clean": 0})
 
     def heads(self, dim: int) -> dict[str, nn.Module]:

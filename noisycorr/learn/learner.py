@@ -18,6 +18,7 @@ from noisycorr.learn.batches import epoch_order, split_batches, stream_seed
 from noisycorr.learn.choice import Train
 from noisycorr.learn.contract import Encoded, Strategy, Trust
 from noisycorr.learn.heads import Network, Towers
+from noisycorr.learn.memory import Memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class Learner:
             first.append(copy.deepcopy(first[0]).requires_grad_(False))
         self.networks: list[Network] = first
         self.optimizer = self._optimizer()
-        self.memories = [strategy.memory(len(data.rows)) for _ in self.networks]
+        self.memories = [self._memory() for _ in self.networks]
         self.trusts: list[Trust | None] = [None] * len(self.networks)
         self.cursor = Cursor(loss=[[0.0, 0.0] for _ in self.trained])
         self.best: dict[str, Tensor] = {}
@@ -119,6 +120,12 @@ class Learner:
                 temperature=choice.temperature, heads=self.strategy.heads(choice.embed_dim), module=module,
             )  # fmt: skip
         return network.to(self.device, self.dtype)
+
+    def _memory(self) -> Memory:
+        memory = self.strategy.memory(len(self.data.rows))
+        for name in ("image", "text") if self.strategy.banks else ():
+            memory.add(name, torch.zeros(memory.n, self.choice.embed_dim, dtype=self.dtype))
+        return memory
 
     def _optimizer(self) -> torch.optim.AdamW:
         choice, parameters = self.choice, self.parameters()

@@ -115,6 +115,7 @@ def _judge(learner: Learner, hooks: Hooks, *, trusted: bool) -> dict[str, Any]:
         if trust is not None:
             found[f"clean_share{suffix}"] = float(trust.clean.mean())
             found.update({f"note{suffix}": trust.note} if trust.note else {})
+            found.update({f"{name}{suffix}": float(value) for name, value in trust.facts.items()})
         found.update({f"{name}{suffix}": value for name, value in hooks.watch(number, signals, trust).items()})
 
     judges = learner.strategy.judges and trusted

@@ -23,9 +23,15 @@ BUILT_IN = {
     "crcl": ("noisycorr.strategies.crcl", "CRCL"),
     "cream": ("noisycorr.strategies.cream", "CREAM"),
     "decl": ("noisycorr.strategies.decl", "DECL"),
+    "gsc": ("noisycorr.strategies.gsc", "GSC"),
+    "in2r": ("noisycorr.strategies.in2r", "IN2R"),
+    "l2rm": ("noisycorr.strategies.l2rm", "L2RM"),
     "ncr": ("noisycorr.strategies.ncr", "NCR"),
+    "osa": ("noisycorr.strategies.osa", "OSA"),
+    "pc2": ("noisycorr.strategies.pc2", "PC2"),
     "plain": ("noisycorr.strategies.plain", "Plain"),
     "rcl": ("noisycorr.strategies.rcl", "RCL"),
+    "sps": ("noisycorr.strategies.sps", "SPS"),
     "weighted": ("noisycorr.strategies.weighted", "Weighted"),
 }  # fmt: skip
 
