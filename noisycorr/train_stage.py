@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from noisycorr import console, dist
+from noisycorr.encoders.trainable import Trainable
 from noisycorr.evaluate import detection
 from noisycorr.evaluate_run import plain_json, truth_of_source
 from noisycorr.flags import Parser, add_choice
@@ -20,20 +21,21 @@ from noisycorr.formats import Source
 from noisycorr.learn.choice import Split, Train
 from noisycorr.learn.contract import Strategy
 from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, read_corpus, split_corpus
-from noisycorr.learn.heads import StoredTowers
 from noisycorr.learn.retrieval import (
     UNKNOWN,
     Validation,
     check_folder,
     load_networks,
-    make_towers,
     train_run,
     training_inputs,
 )
 from noisycorr.learn.scoreboard import retrieval
+from noisycorr.learn.tune_choice import Tune
+from noisycorr.learn.tuned import TunedNetwork
 from noisycorr.pairs import UsageError
 from noisycorr.run import RUN_CONTENT, Run, atomic_path, provenance, read_json, write_json
 from noisycorr.strategies import find_strategy, load_strategy
+from noisycorr.train_towers import embedding_model, find_trainable, run_towers
 
 WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
 
@@ -48,6 +50,7 @@ class Plan:
         train: How to train.
         split: Which pairs do what.
         strategy: Name and method.
+        tune: Which part of the encoder is trained.
     """
 
     source: Source
@@ -55,6 +58,7 @@ class Plan:
     train: Train
     split: Split
     strategy: tuple[str, Strategy]
+    tune: Tune = field(default_factory=Tune)
 
 
 def named_strategy(name: str, options: str | None) -> Strategy:
@@ -92,6 +96,7 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     Raises:
         UsageError: If the folder holds another training, or the pairs do not suffice.
     """
+    trainable = find_trainable(plan.clip_model, plan.tune)
     source_run = _pairs(plan, run, plan.source.path, "data", score=True)
     corpus = read_corpus(source_run)
     split = split_corpus(
@@ -100,15 +105,16 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     )  # fmt: skip
     if plan.split.pairs == "kept":
         split[(split == TRAIN) & ~corpus.kept] = UNUSED
-    validation = _validation(plan, run, corpus, source_run)
     if overwrite:
         _clear(run)
-    check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, validation), plan.train)
+    validation = _validation(plan, run, source_run, trainable)
+    towers = run_towers(run, corpus, plan.train, plan.tune, trainable, source_run=source_run, name="data")
+    check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, towers, validation), plan.train)
     if dist.is_main():
         _write_start(plan, run, source_run, corpus, split)
     counts = ", ".join(f"{int((split == number).sum()):,} {word}" for number, word in WORDS.items())
     say(f"train: {plan.strategy[0]} on {len(split):,} pairs: {counts}")
-    report = train_run(run, corpus, split, plan.strategy, plan.train, validation=validation,
+    report = train_run(run, corpus, split, plan.strategy, plan.train, towers=towers, validation=validation,
                        wrong=truth_of_source(source_run))  # fmt: skip
     _summary(run, report)
     return report
@@ -130,9 +136,10 @@ def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
     """
     networks = load_networks(run.folder, dist.device())
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    train_fields = {field.name for field in dataclasses.fields(Train)}
-    choice = Train(**{name: value for name, value in stored.items() if name in train_fields})
-    source_run = Run(read_json(run.folder / "provenance.json")["pairs"])
+    choice, tune = _stored(Train, stored), _stored(Tune, stored)
+    trainable = networks[0].trainable if isinstance(networks[0], TunedNetwork) else None
+    source_run = test_run = Run(read_json(run.folder / "provenance.json")["pairs"])
+    name = "data" if test_data is None else "test"
     if test_data is None:
         corpus, table = read_corpus(source_run), pq.read_table(run.folder / "split.parquet")
         if table.column("key").to_pylist() != corpus.keys:
@@ -147,16 +154,23 @@ def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
             source=source, clip_model=stored["clip_model"], train=choice, split=Split(), strategy=("", Strategy())
         )
         test_run = _pairs(plan, run, test_data, "test", score=False)
-        _same_encoder(source_run, test_run, "--test_data")
+        if trainable is None:
+            _same_encoder(source_run, test_run, "--test_data")
         corpus = read_corpus(test_run)
         rows = np.flatnonzero(corpus.usable)
-    found: dict[str, Any] = {"test": retrieval(networks, make_towers(corpus, choice), rows, corpus.shown[rows])}
+    towers = run_towers(run, corpus, choice, tune, trainable, source_run=test_run, name=name)
+    found: dict[str, Any] = {"test": retrieval(networks, towers, rows, corpus.shown[rows])}
     detected = _detection(run, source_run)
     if detected is not None:
         found["detection"] = detected
     found = plain_json(found)
     write_json(run.path("evaluation.json"), found)
     return found
+
+
+def _stored(choice: type, stored: dict[str, Any]) -> Any:
+    """A choice from config.yaml."""
+    return choice(**{field.name: stored[field.name] for field in dataclasses.fields(choice) if field.name in stored})
 
 
 def say(message: str) -> None:
@@ -176,22 +190,24 @@ def _pairs(plan: Plan, run: Run, path: str, name: str, *, score: bool) -> Run:
     from noisycorr.stages import clean
 
     inner = Run(run.folder / name)
-    cleaning = CleanPlan(source=dataclasses.replace(plan.source, path=path), embed=Embed(clip_model=plan.clip_model))
+    embed = Embed(clip_model=embedding_model(plan.clip_model))
+    cleaning = CleanPlan(source=dataclasses.replace(plan.source, path=path), embed=embed)
     clean(cleaning, inner, stages=("embed", "score", "decide") if score else ("embed",))
     dist.wait()
     return inner
 
 
-def _validation(plan: Plan, run: Run, corpus: Corpus, source_run: Run) -> Validation | None:
+def _validation(plan: Plan, run: Run, source_run: Run, trainable: Trainable | None) -> Validation | None:
     if plan.split.val_data is None:
         return None
     other = _pairs(plan, run, plan.split.val_data, "valid", score=False)
-    _same_encoder(source_run, other, "--val_data")
+    if trainable is None:
+        _same_encoder(source_run, other, "--val_data")
     found = read_corpus(other)
     rows = np.flatnonzero(found.usable)
     if len(rows) < 2:
         raise UsageError(f"--val_data {plan.split.val_data} holds {len(rows)} usable pairs, expected at least 2.")
-    towers: StoredTowers = make_towers(found, plan.train)
+    towers = run_towers(run, found, plan.train, plan.tune, trainable, source_run=other, name="valid")
     return Validation(towers=towers, rows=rows, shown=found.shown[rows])
 
 
@@ -216,7 +232,7 @@ def _write_start(plan: Plan, run: Run, source_run: Run, corpus: Corpus, split: n
     """config.yaml, provenance.json and split.parquet, before the first step."""
     name, strategy = plan.strategy
     values: dict[str, Any] = {"output_folder": str(run.folder), "clip_model": plan.clip_model}
-    for part in (plan.source, plan.train, plan.split):
+    for part in (plan.source, plan.train, plan.split, plan.tune):
         values |= dataclasses.asdict(part)
     values["strategy"] = {"class_path": name, "init_args": dataclasses.asdict(strategy)}  # type: ignore[call-overload]
     with atomic_path(run.path("config.yaml")) as path:
