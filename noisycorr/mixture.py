@@ -165,7 +165,8 @@ def _density_ratio(given: np.ndarray, null: np.ndarray) -> tuple[np.ndarray, np.
     total = np.add.reduceat(weight, edges)
     share = np.add.reduceat(weight * label, edges) / total
     centre = np.add.reduceat(weight * score, edges) / total
-    share = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6).fit_transform(centre, share, sample_weight=total)
+    rising = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip")
+    share = rising.fit_transform(centre, share, sample_weight=total)
     starts = np.flatnonzero(np.r_[True, np.diff(share) > 1e-9])  # beyond rounding
     mass = np.add.reduceat(total, starts)
     middle = np.add.reduceat(total * centre, starts) / mass
@@ -261,7 +262,10 @@ def _cannot_split(values: np.ndarray) -> str:
 def _posterior_fit(kind: str, values: np.ndarray, posterior: Callable[[np.ndarray], np.ndarray],
                    parameters: dict[str, Any]) -> Fit:  # fmt: skip
     knots, counts = np.unique(np.quantile(values, np.linspace(0, 1, KNOTS)), return_counts=True)
-    p_clean = np.clip(IsotonicRegression().fit_transform(knots, posterior(knots), sample_weight=counts), 0.0, 1.0)
+    rising = IsotonicRegression(
+        out_of_bounds="clip"
+    )  # it merges knots that differ by rounding, and may cut off the ends
+    p_clean = np.clip(rising.fit_transform(knots, posterior(knots), sample_weight=counts), 0.0, 1.0)
     noise = float(1 - np.interp(values, knots, p_clean).mean())
     error = 1.96 * float(np.sqrt(noise * (1 - noise) / len(values)))
     return Fit(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 from noisycorr.mixture import Fit, fit_beta, fit_gaussian
 
@@ -43,25 +44,30 @@ def gaussian_posterior(loss: Float[np.ndarray, " n"], *, seed: int, clip: float 
     """
     loss = np.asarray(loss, np.float64)
     if faithful:
-        return _released(loss, seed)
+        return _released_gaussian(loss, seed)
     scaled = _scaled(loss, clip)
     return _read(fit_gaussian(-scaled, seed=seed), scaled)
 
 
-def beta_posterior(loss: Float[np.ndarray, " n"], *, clip: float = 0.005) -> Posterior:
+def beta_posterior(loss: Float[np.ndarray, " n"], *, clip: float = 0.005, faithful: bool = False) -> Posterior:
     """Two Betas on a loss; the lower one is clean.
 
     Args:
         loss: Per pair, higher = worse. NaN gets probability 0.
         clip: As in ``gaussian_posterior``.
+        faithful: The fit of BiCro's released code: min-max normalised, 10 rounds of moment matching from the densities
+            Beta(1, 2) and Beta(2, 1), of which the first is clean whatever becomes of it; not monotone.
 
     Returns:
-        Probabilities, never rising with the loss.
+        Probabilities, never rising with the loss unless ``faithful``.
 
     Source: BiCro (Yang et al., CVPR 2023) and L2RM (Han et al., CVPR 2024), after Arazo et al. (ICML 2019).
     Differs: components ordered by mean, more rounds, monotone.
     """
-    scaled = _scaled(np.asarray(loss, np.float64), clip)
+    loss = np.asarray(loss, np.float64)
+    if faithful:
+        return _released_beta(loss)
+    scaled = _scaled(loss, clip)
     return _read(fit_beta(-scaled), scaled)
 
 
@@ -83,16 +89,47 @@ def _read(fit: Fit, scaled: np.ndarray) -> Posterior:
     return Posterior(p_clean=p_clean, warning=fit.warning)
 
 
-def _released(loss: np.ndarray, seed: int) -> Posterior:
-    from sklearn.mixture import GaussianMixture
-
+def _normalised(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, str | None]:
+    """Which losses are known, those from 0 to 1 by least and largest, and why they cannot be split."""
     known = np.isfinite(loss)
     low, high = (float(loss[known].min()), float(loss[known].max())) if known.any() else (0.0, 0.0)
     if known.sum() < 2 or not high > low:
-        warning = f"{int(known.sum())} losses of spread {high - low:g} cannot be split into two components"
-        return Posterior(p_clean=known.astype(np.float32), warning=warning)
-    scaled = ((loss[known] - low) / (high - low))[:, None]
-    model = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed).fit(scaled)
-    p_clean = np.zeros(len(loss), np.float32)
-    p_clean[known] = model.predict_proba(scaled)[:, int(np.argmin(model.means_[:, 0]))]
-    return Posterior(p_clean=p_clean, warning=None)
+        why = f"{int(known.sum())} losses of spread {high - low:g} cannot be split into two components"
+        return known, np.zeros(int(known.sum())), why
+    return known, (loss[known] - low) / (high - low), None
+
+
+def _released_gaussian(loss: np.ndarray, seed: int) -> Posterior:
+    from sklearn.mixture import GaussianMixture
+
+    known, scaled, why = _normalised(loss)
+    p_clean = known.astype(np.float32)
+    if why is None:
+        model = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed).fit(scaled[:, None])
+        p_clean[known] = model.predict_proba(scaled[:, None])[:, int(np.argmin(model.means_[:, 0]))]
+    return Posterior(p_clean=p_clean, warning=why)
+
+
+def _released_beta(loss: np.ndarray) -> Posterior:
+    known, scaled, why = _normalised(loss)
+    p_clean = known.astype(np.float32)
+    if why is None:
+        x = np.clip(scaled, 1e-4, 1 - 1e-4)
+        a, b, weight = np.array([1.0, 2.0]), np.array([2.0, 1.0]), np.full(2, 0.5)
+        for _ in range(10):
+            share = _shares(x, a, b, weight)
+            mean = share @ x / share.sum(1)
+            variance = np.maximum((share * (x - mean[:, None]) ** 2).sum(1) / share.sum(1), 1e-6)
+            new = mean * (mean * (1 - mean) / variance - 1)
+            good = new > 0  # else the moments are no Beta's
+            a, b = np.where(good, new, a), np.where(good, new * (1 - mean) / mean, b)
+            weight = share.mean(1)
+        p_clean[known] = _shares(x, a, b, weight)[0]
+    return Posterior(p_clean=p_clean, warning=why)
+
+
+def _shares(x: np.ndarray, a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """(2, n) share of each Beta in the density, at least 1e-12."""
+    density = weight[:, None] * stats.beta.pdf(x[None], a[:, None], b[:, None])
+    share = np.maximum(density / np.maximum(density.sum(0), 1e-300), 1e-12)
+    return share / share.sum(0)

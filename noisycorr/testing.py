@@ -64,7 +64,8 @@ def tiny_learner(strategy: Strategy, *, n: int = 60, seed: int = 0, epochs: int 
     towers = StoredTowers(image, text, device=CPU, dtype=torch.float64)
     data = TrainSet(towers=towers, rows=np.arange(n), image_group=np.arange(n) // 2 * 2, text_group=np.arange(n),
                     columns=columns)  # fmt: skip
-    choice = Train(epochs=epochs, batch_size=16, embed_dim=8, hidden=12, precision="fp64", seed=seed, save_every=0)
+    choice = Train(epochs=epochs, batch_size=16, embed_dim=8, hidden=12, precision="fp64", seed=seed, save_every=0,
+                   dropout=0.3, lr=1e-3)  # fmt: skip
     return Learner(data, strategy, choice, device=CPU)
 
 
@@ -169,6 +170,7 @@ def _check_batch(strategy: Strategy, with_trust: bool) -> None:
 def _one_step(learner: Learner, rows: Tensor, trust: Trust | None, peer: Encoded | None) -> Tensor:
     strategy, memory, network = learner.strategy, learner.memories[0], learner.networks[0]
     before = memory.clone()
+    network.eval()  # dropout belongs to the place in the batch
     image, text = learner.encode_local(0, rows)
     watched = _Watched({name: column[rows].double() for name, column in learner.columns.items()})
     enc = learner.encoded(0, rows, image, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from noisycorr.flags import Parser, add_choice
 from noisycorr.formats import Source
 from noisycorr.learn.choice import Split, Train
 from noisycorr.learn.contract import Strategy
-from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, read_corpus, split_corpus
+from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, read_corpus, rectify_texts, split_corpus
 from noisycorr.learn.retrieval import (
     UNKNOWN,
     Validation,
@@ -99,6 +100,9 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     trainable = find_trainable(plan.clip_model, plan.tune)
     source_run = _pairs(plan, run, plan.source.path, "data", score=True)
     corpus = read_corpus(source_run)
+    if plan.split.texts == "rectified" and corpus.rectified:
+        say(f"train: {len(corpus.rectified):,} texts are those that the ledger repaired")
+        corpus = rectify_texts(corpus, _text_encoder(source_run))
     split = split_corpus(
         corpus, val_fraction=0.0 if plan.split.val_data else plan.split.val_fraction,
         test_fraction=plan.split.test_fraction, seed=plan.train.seed,
@@ -108,7 +112,8 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     if overwrite:
         _clear(run)
     validation = _validation(plan, run, source_run, trainable)
-    towers = run_towers(run, corpus, plan.train, plan.tune, trainable, source_run=source_run, name="data")
+    towers = run_towers(run, corpus, plan.train, plan.tune, trainable, source_run=source_run, name="data",
+                        rectified=corpus.rectified if plan.split.texts == "rectified" else None)  # fmt: skip
     check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, towers, validation), plan.train)
     if dist.is_main():
         _write_start(plan, run, source_run, corpus, split)
@@ -195,6 +200,27 @@ def _pairs(plan: Plan, run: Run, path: str, name: str, *, score: bool) -> Run:
     clean(cleaning, inner, stages=("embed", "score", "decide") if score else ("embed",))
     dist.wait()
     return inner
+
+
+def _text_encoder(source_run: Run) -> Callable[[list[str]], np.ndarray]:
+    """The text side of the encoder that a run was embedded with."""
+    from noisycorr.encoders import load_encoder
+
+    stored = yaml.safe_load((source_run.folder / "config.yaml").read_text(encoding="utf-8"))
+    embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
+    if embedded.startswith("precomputed"):
+        raise UsageError(
+            f"{source_run.folder} has repaired texts, but its embeddings came without an encoder: use --texts given."
+        )
+    encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
+    if encoder.name != embedded:
+        raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+
+    def encode(texts: list[str]) -> np.ndarray:
+        parts = [encoder.text(encoder.tokenize(texts[start : start + 64])) for start in range(0, len(texts), 64)]
+        return np.concatenate([part.float().cpu().numpy() for part in parts])
+
+    return encode
 
 
 def _validation(plan: Plan, run: Run, source_run: Run, trainable: Trainable | None) -> Validation | None:

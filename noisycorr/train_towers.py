@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from noisycorr import dist
@@ -41,7 +43,7 @@ def find_trainable(clip_model: str, tune: Tune) -> Trainable | None:
 
 
 def run_towers(run: Run, corpus: Corpus, train: Train, tune: Tune, trainable: Trainable | None, *,
-               source_run: Run, name: str) -> Towers:  # fmt: skip
+               source_run: Run, name: str, rectified: Mapping[int, str] | None = None) -> Towers:  # fmt: skip
     """Towers of the pairs of a run.
 
     Args:
@@ -52,6 +54,7 @@ def run_towers(run: Run, corpus: Corpus, train: Train, tune: Tune, trainable: Tr
         trainable: The encoder to fine-tune, or None for stored features.
         source_run: Of the pairs.
         name: Of the folder for copies.
+        rectified: Texts that stand in for given ones, by row.
 
     Raises:
         UsageError: If the source is not there any more, or changed.
@@ -66,5 +69,7 @@ def run_towers(run: Run, corpus: Corpus, train: Train, tune: Tune, trainable: Tr
     shelf = open_shelf(source_run, reader, run.folder / "pictures" / name)
     dtype = torch.float64 if train.precision == "fp64" else torch.float32
     texts = read_facts(source_run, ["text"]).column("text").to_pylist()
+    for row, text in (rectified or {}).items():
+        texts[row] = text
     return PictureTowers(trainable, tune, shelf, texts, seed=train.seed, device=dist.device(), dtype=dtype,
                          keys=corpus.keys)  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jsonargparse import Namespace
 
 from noisycorr.flags import Parser, add_choice, pick
+from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import NEED_FOLDER, make_choice, new_run
 
 SOURCE = "Run folder of `noisycorr clean`, or any source that it reads, which is then embedded and scored first"
@@ -65,3 +66,42 @@ class Train:
         plan = Plan(source=source, clip_model=given.clip_model, train=choice, split=split,
                     strategy=(given.strategy, strategy), tune=tune)  # fmt: skip
         train(plan, run, overwrite=given.overwrite)
+
+
+class Bench:
+    """Compare methods under known noise, on frozen features: recall, detection, seconds; with tables and a plot.
+
+    `noisycorr bench noise` puts noise into the training pairs of each set, trains each method with the same budget,
+    selects on clean validation pairs and reports on clean test pairs. What is done is not done again.
+    """
+
+    name, usage, parallel = "bench", "noise --output_folder FOLDER", False
+
+    @staticmethod
+    def flags(parser: Parser) -> None:
+        """What to run, and the budget."""
+        from noisycorr.bench import Bench as Choice
+        from noisycorr.learn.choice import Train as TrainChoice
+
+        parser.add_word("what", "WHAT", "noise", need="what to compare is missing: write `noisycorr bench noise`")
+        parser.add("output_folder", str, None, "Folder for features, cells and tables; made if absent",
+                   need=NEED_FOLDER)  # fmt: skip
+        parser.add("config", str | None, None, "YAML file with any of these keys; flags win over it")
+        add_choice(parser, Choice)
+        add_choice(parser, TrainChoice, skip=frozenset({"seed", "resume", "save_every", "keep_checkpoints"}))
+        parser.add("clip_model", str, "embedded", "Encoder of sources that are not embedded yet")
+        parser.add("caption_col", str | None, None, "Column of their texts; detected if none")
+
+    @staticmethod
+    def run(given: Namespace) -> None:
+        """Run what is missing; the tables go to stdout, too."""
+        from noisycorr.bench import Bench as Choice
+        from noisycorr.bench import bench
+        from noisycorr.learn.choice import Train as TrainChoice
+
+        if given.what != "noise":
+            raise UsageError(f"{given.what!r} cannot be compared; expected noise.")
+        choice, budget = make_choice(given, "bench", Choice), make_choice(given, "train", TrainChoice)
+        run = new_run(given.output_folder)
+        bench(choice, budget, run, caption_col=given.caption_col, clip_model=given.clip_model)
+        print((run.folder / "bench.md").read_text(encoding="utf-8"), end="")

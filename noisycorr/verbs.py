@@ -31,7 +31,7 @@ from noisycorr.plan_flags import (
     stored_plan,
 )
 from noisycorr.run import Run
-from noisycorr.train_verbs import Train
+from noisycorr.train_verbs import Bench, Train
 
 if TYPE_CHECKING:
     from noisycorr.export import Export as ExportChoice
@@ -330,7 +330,7 @@ class Evaluate:
 
 
 VERBS: tuple[type[Verb], ...] = (
-    Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate,
+    Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate, Bench,
 )  # fmt: skip
 
 

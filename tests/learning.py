@@ -14,7 +14,8 @@ from noisycorr.learn.learner import Learner, TrainSet
 from noisycorr.strategies import load_strategy
 
 CPU = torch.device("cpu")
-SMALL = {"epochs": 3, "batch_size": 16, "embed_dim": 8, "hidden": 12, "warmup": 2, "save_every": 0.0}
+SMALL = {"epochs": 3, "batch_size": 16, "embed_dim": 8, "hidden": 12, "warmup": 2, "save_every": 0.0,
+         "dropout": 0.0, "lr": 1e-3}  # fmt: skip
 
 
 def features(n: int, *, wrong: int = 0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

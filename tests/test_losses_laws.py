@@ -140,6 +140,10 @@ def test_full_trust_is_the_ordinary_loss(s: Tensor) -> None:
         (losses.mean_triplet(s, margin=losses.sine_margin(one)), losses.mean_triplet(s, margin=0.2)),
         (losses.top_triplet(s, n=1), losses.hardest_triplet(s)),
         (losses.info_nce(s, weight=one), losses.info_nce(s)),
+        (
+            losses.active_complementary(s, one),
+            2 * losses.info_nce(s, temperature=0.05) + 5 * losses.complementary(s, penalty=losses.tan_penalty),
+        ),
         (losses.flip_aware(9 * s, 9 * s, wrong=0 * one), losses.flip_aware(9 * s, 9 * s)),
     ):
         torch.testing.assert_close(other, plain, rtol=1e-9, atol=1e-9)

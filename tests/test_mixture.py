@@ -50,6 +50,13 @@ def check_laws(fit: Fit, scores: np.ndarray) -> None:
     json.dumps(fit.parameters, allow_nan=False)
 
 
+@pytest.mark.parametrize("kind", ["null", "gaussian", "beta"])
+def test_scores_that_differ_by_rounding_leave_no_gap_in_the_curve(kind):
+    scores = np.array([0.0] * 18 + [-1.0, -2.2e-16] + [1.0] * 9 + [1.0 - 1e-16])
+    fit = calibrate(kind, scores, np.linspace(-2, 0.5, 40))
+    check_laws(fit, scores)
+
+
 @settings(max_examples=60, deadline=None)
 @given(SCORES, SCORES, st.sampled_from(["null", "gaussian", "beta"]), st.integers(0, 5))
 def test_curves_are_monotone_probabilities_for_any_scores(one, two, kind, missing):

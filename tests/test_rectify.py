@@ -164,6 +164,7 @@ POSTERIORS = {
     "gaussian": lambda loss: gaussian_posterior(loss, seed=0),
     "released": lambda loss: gaussian_posterior(loss, seed=0, faithful=True),
     "beta": beta_posterior,
+    "released beta": lambda loss: beta_posterior(loss, faithful=True),
 }
 
 
@@ -174,6 +175,12 @@ def test_the_published_mixture_is_found(name: str) -> None:
     assert posterior.warning is None and posterior.p_clean.dtype == np.float32
     assert auc(posterior.p_clean, wrong) >= 0.95
     assert float(posterior.p_clean.mean()) == pytest.approx(0.6, abs=0.05)
+
+
+def test_the_released_betas_equal_the_loop() -> None:
+    loss = betas(2)[0][::20]
+    got = beta_posterior(loss, faithful=True).p_clean
+    assert got.tolist() == pytest.approx(slow.released_beta(loss.tolist()), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "beta"])

@@ -23,6 +23,8 @@ from noisycorr.testing import check_processes, check_strategy
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     *((name, {}) for name in BUILT_IN),
     ("plain", {"peer": "twin"}),
+    ("plain", {"loss": "siglip"}),
+    ("plain", {"loss": "triplet"}),
     ("coteach", {"split": "bmm", "weighted": True, "peer": "none", "warm_up": 0}),
     ("weighted", {"column": "sample_weight", "power": 2.0, "floor": 0.3}),
 ]
@@ -160,7 +162,8 @@ def test_a_method_of_ones_own_is_one_file(tmp_path: Path):
     ("name", "options", "said"),
     [
         ("nothing", {}, "is not known: use one of plain"),
-        ("plain", {"warmth": 1}, "has no option 'warmth'; it has peer"),
+        ("plain", {"warmth": 1}, "has no option 'warmth'; it has bias, calm, loss"),
+        ("plain", {"loss": "none"}, "loss is 'none', expected one of gce"),
         ("coteach", {"split": "cut"}, "refused its options: split is 'cut'"),
         ("weighted", {"power": -1.0}, "expected at least 0"),
         ("./nowhere.py:Mine", {}, "nowhere.py does not exist"),

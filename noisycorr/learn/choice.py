@@ -42,7 +42,7 @@ class Train:
 
     epochs: int = 15
     batch_size: int = 128
-    lr: float = 1e-3
+    lr: float = 3e-4
     wd: float = 0.01
     warmup: int = 50
     beta1: float = 0.9
@@ -53,7 +53,7 @@ class Train:
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     embed_dim: int = 256
     hidden: int = 512
-    dropout: float = 0.0
+    dropout: float = 0.2
     temperature: float = 0.07
     seed: int = 0
     resume: Literal["latest", "never"] = "latest"
@@ -88,6 +88,7 @@ class Split:
         val_fraction: Share of the pairs to select on, in [0, 1); not used with val_data or with a column `split`.
         test_fraction: Share of the pairs that is left alone for `noisycorr evaluate`, in [0, 1).
         pairs: all, or kept for those that the ledger does not drop.
+        texts: rectified takes text_rectified of the ledger where it has one, given leaves the texts as they came.
 
     Raises:
         UsageError: If a value is out of its range.
@@ -97,6 +98,7 @@ class Split:
     val_fraction: float = 0.1
     test_fraction: float = 0.1
     pairs: Literal["all", "kept"] = "all"
+    texts: Literal["rectified", "given"] = "rectified"
 
     def __post_init__(self) -> None:
         for name in ("val_fraction", "test_fraction"):
@@ -106,3 +108,5 @@ class Split:
             raise UsageError("--val_fraction and --test_fraction leave nothing to train on: make them smaller.")
         if self.pairs not in ("all", "kept"):
             raise UsageError(f"--pairs is {self.pairs!r}, expected all or kept.")
+        if self.texts not in ("rectified", "given"):
+            raise UsageError(f"--texts is {self.texts!r}, expected rectified or given.")

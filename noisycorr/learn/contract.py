@@ -137,6 +137,7 @@ class Strategy:
         warm_up: First epochs on all pairs, without trust.
         judges: Does `decide` say anything? If not, the pass over all pairs before each epoch is left out.
         sees_peer: Does `step` read `peer`? If not, the batch is not encoded a second time.
+        needs_columns: Does `step` read `Encoded.columns`? The benchmark then scores the pairs first.
         curriculum: First epoch of each set of the trust. A pair is trained on while it is in a set whose time has come.
     """
 
@@ -145,6 +146,7 @@ class Strategy:
     warm_up: int = 0
     judges: bool = False
     sees_peer: bool = False
+    needs_columns: bool = False
     curriculum: Mapping[str, int] = MappingProxyType({"clean": 0})
 
     def heads(self, dim: int) -> dict[str, nn.Module]:

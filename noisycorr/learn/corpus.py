@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ class Corpus:
         text_group: int64 (n,): equal for equal and nearly equal texts.
         columns: (n,) each: what the ledger says about the pairs; empty without one.
         given_split: int8 (n,) of the source's column `split`, or None.
+        rectified: Texts of the ledger that stand in for given ones, by row.
         identity: JSON that changes when the pairs, their features or their verdicts do.
     """
 
@@ -52,6 +54,7 @@ class Corpus:
     text_group: np.ndarray
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     given_split: np.ndarray | None = None
+    rectified: Mapping[int, str] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -87,6 +90,7 @@ def read_corpus(run: Run, duplicates: Duplicates | None = None) -> Corpus:
         text_group=_joined(alike.text, text_ids(texts)),
         columns=columns,
         given_split=_given_split(facts),
+        rectified=_rectified(ledger, texts),
         identity={"embed": embedded["fingerprint"], "ledger": decided},
     )
 
@@ -156,6 +160,33 @@ def _ledger(run: Run, keys: list[str]) -> tuple[pa.Table | None, str | None]:
     if table.column("key").to_pylist() != keys:
         raise UsageError(f"{run.folder} has a ledger of other pairs: run `noisycorr clean` on it again.")
     return table, decided["fingerprint"]
+
+
+def rectify_texts(corpus: Corpus, encode: Callable[[list[str]], np.ndarray]) -> Corpus:
+    """The corpus with the texts that its ledger repaired, encoded anew.
+
+    Args:
+        corpus: With `rectified` texts.
+        encode: Texts to features (k, e) by the encoder that made the others.
+    """
+    rows = np.array(sorted(corpus.rectified), np.int64)
+    if not len(rows):
+        return corpus
+    text, group = corpus.text.copy(), corpus.text_group.copy()
+    text[rows] = encode([corpus.rectified[row] for row in rows.tolist()])
+    words = text_ids([corpus.rectified[row] for row in rows.tolist()])
+    group[rows] = group.max() + 1 + np.where(words < 0, np.arange(len(rows)), words)
+    usable = np.asarray(corpus.image.any(1) & text.any(1))
+    identity = {**corpus.identity, "rectified": len(rows)}
+    return dataclasses.replace(corpus, text=text, text_group=group, usable=usable, identity=identity)
+
+
+def _rectified(ledger: pa.Table | None, texts: list[str | None]) -> dict[int, str]:
+    """Repaired texts that differ from the given ones."""
+    if ledger is None or "text_rectified" not in ledger.column_names:
+        return {}
+    found = ledger.column("text_rectified").to_pylist()
+    return {row: text for row, text in enumerate(found) if text and text.strip() and text != texts[row]}
 
 
 def _given_split(facts: pa.Table) -> np.ndarray | None:

@@ -93,6 +93,12 @@ class RetrievalNetwork(nn.Module):
         """Similarity of every encoded image with every encoded text; here the cosine."""
         return self.vectors(image) @ self.vectors(text).T
 
+    def set_window(self, size: int, rows: slice) -> None:
+        """Which rows of the global batch the next features are."""
+        for module in self.modules():
+            if isinstance(module, RowDropout):
+                module.window = (size, rows)
+
     def fixed(self) -> set[str]:
         """Names of weights that are never trained and that whoever builds the network has already."""
         return set()
@@ -144,6 +150,29 @@ class StoredTowers:
     def text(self, rows: Tensor) -> Float[Tensor, "b e"]:
         """Features of their texts."""
         return self._text[rows].to(self.device, self.dtype)
+
+
+class RowDropout(nn.Module):
+    """Dropout whose mask belongs to the global batch: a process, or a part of a batch, takes its own rows of it.
+
+    So two processes drop what one would, and a part that is encoded again drops the same units again.
+
+    Args:
+        share: Of the units, in [0, 1).
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.window: tuple[int, slice] | None = None  # rows of the global batch, and which of them come in
+
+    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """Units times 0, or 1 / (1 - share); as they are in evaluation mode."""
+        if not self.training or not self.share:
+            return x
+        size, rows = self.window or (len(x), slice(None))
+        kept = torch.rand(size, *x.shape[1:], device=x.device)[rows] >= self.share
+        return x * kept / (1 - self.share)
 
 
 class Network(RetrievalNetwork):
@@ -218,4 +247,4 @@ def load_trained(network: RetrievalNetwork, weights: Mapping[str, Tensor]) -> No
 def _head(width: int, dim: int, hidden: int, dropout: float) -> nn.Module:
     if not hidden:
         return nn.Linear(width, dim)
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), RowDropout(dropout), nn.Linear(hidden, dim))

@@ -134,8 +134,9 @@ class PictureTowers:
                                  aug_scale=tune.aug_scale, seed=seed)  # fmt: skip
         self._ids, self._lengths = map(torch.from_numpy, trainable.tokens([text or "" for text in texts]))
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else each worker warns; they tokenize nothing
-        self.identity: Mapping[str, Any] = {"encoder": trainable.encoder.name, "preprocessing": trainable.encoder.preprocessing,
-                         **tune.settings()}  # fmt: skip
+        self.identity: Mapping[str, Any] = {
+            "encoder": trainable.encoder.name, "preprocessing": trainable.encoder.preprocessing, **tune.settings()
+        }  # fmt: skip
         self._coming: Iterator[Any] = iter(())
         self._promised: collections.Counter[tuple[int, int | None]] = collections.Counter()
         self._held: collections.deque[dict[tuple[int, int | None], Tensor | str]] = collections.deque(maxlen=HELD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ class Weighted(Strategy):
     """InfoNCE with the loss of each pair times a column of the ledger.
 
     Attributes:
+        peer: none, or twin for an ensemble of two networks.
         column: p_clean, sample_weight, or any score column of the ledger.
         power: The column is raised to it, >= 0; 0 trusts everybody.
         floor: Values below count as 0.
@@ -27,9 +29,11 @@ class Weighted(Strategy):
     are divided by their sum of weights, so that doubted batches do not learn more slowly.
     """
 
+    peer: Literal["none", "twin"] = "none"
     column: str = "p_clean"
     power: float = 1.0
     floor: float = 0.0
+    needs_columns = True
 
     def __post_init__(self) -> None:
         if self.power < 0:
