@@ -31,11 +31,12 @@ from noisycorr.learn.retrieval import (
     training_inputs,
 )
 from noisycorr.learn.scoreboard import retrieval
-from noisycorr.learn.tune_choice import Tune
+from noisycorr.learn.tune_choice import Regions, Tune
 from noisycorr.learn.tuned import TunedNetwork
 from noisycorr.pairs import UsageError
 from noisycorr.run import RUN_CONTENT, Run, atomic_path, provenance, read_json, write_json
 from noisycorr.strategies import find_strategy, load_strategy
+from noisycorr.train_regions import check_regions, read_region_corpus
 from noisycorr.train_towers import embedding_model, find_trainable, run_towers
 
 WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
@@ -52,6 +53,7 @@ class Plan:
         split: Which pairs do what.
         strategy: Name and method.
         tune: Which part of the encoder is trained.
+        regions: Network on region features.
     """
 
     source: Source
@@ -60,6 +62,7 @@ class Plan:
     split: Split
     strategy: tuple[str, Strategy]
     tune: Tune = field(default_factory=Tune)
+    regions: Regions = field(default_factory=Regions)
 
 
 def named_strategy(name: str, options: str | None) -> Strategy:
@@ -97,6 +100,9 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     Raises:
         UsageError: If the folder holds another training, or the pairs do not suffice.
     """
+    check_regions(plan.source.path, plan.regions, plan.train, plan.tune)
+    if plan.regions.region != "none":
+        return _train_regions(plan, run, overwrite)
     trainable = find_trainable(plan.clip_model, plan.tune)
     source_run = _pairs(plan, run, plan.source.path, "data", score=True)
     corpus = read_corpus(source_run)
@@ -115,14 +121,43 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     towers = run_towers(run, corpus, plan.train, plan.tune, trainable, source_run=source_run, name="data",
                         rectified=corpus.rectified if plan.split.texts == "rectified" else None)  # fmt: skip
     check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, towers, validation), plan.train)
-    if dist.is_main():
-        _write_start(plan, run, source_run, corpus, split)
-    counts = ", ".join(f"{int((split == number).sum()):,} {word}" for number, word in WORDS.items())
-    say(f"train: {plan.strategy[0]} on {len(split):,} pairs: {counts}")
+    encoder = (source_run.stage("embed") or {})["facts"]["encoder"]
+    _start(plan, run, {"encoder": encoder, "pairs": str(source_run.folder)}, corpus, split)
     report = train_run(run, corpus, split, plan.strategy, plan.train, towers=towers, validation=validation,
                        wrong=truth_of_source(source_run))  # fmt: skip
     _summary(run, report)
     return report
+
+
+def _train_regions(plan: Plan, run: Run, overwrite: bool) -> dict[str, Any]:
+    """As `train`, on region features, which are not embedded first."""
+    if plan.split.val_data is not None:
+        raise UsageError("--val_data does not go with --region: the folder brings its own dev split.")
+    corpus, towers, wrong = read_region_corpus(plan.source.path, plan.regions, plan.train)
+    split = split_corpus(corpus, val_fraction=0.0, test_fraction=0.0, seed=plan.train.seed)
+    if overwrite:
+        _clear(run)
+    check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, towers), plan.train)
+    folder = str(Path(plan.source.path).expanduser().resolve())
+    _start(plan, run, {"encoder": f"regions:{plan.regions.region}", "pairs": folder}, corpus, split)
+    report = train_run(run, corpus, split, plan.strategy, plan.train, towers=towers, wrong=wrong)
+    _summary(run, report)
+    return report
+
+
+def _evaluate_regions(run: Run, stored: dict[str, Any], test_data: str | None) -> dict[str, Any]:
+    """As `evaluate_model`, of a network on region features."""
+    networks, choice = load_networks(run.folder, dist.device()), _stored(Train, stored)
+    folder = test_data or read_json(run.folder / "provenance.json")["pairs"]
+    corpus, towers, wrong = read_region_corpus(folder, _stored(Regions, stored), choice)
+    assert corpus.given_split is not None
+    rows = np.flatnonzero(corpus.given_split == TEST)
+    found: dict[str, Any] = {"test": retrieval(networks, towers, rows, corpus.shown[rows])}
+    if test_data is None and (detected := _detection(run, wrong)) is not None:
+        found["detection"] = detected
+    found = plain_json(found)
+    write_json(run.path("evaluation.json"), found)
+    return found
 
 
 def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
@@ -141,6 +176,8 @@ def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
     """
     networks = load_networks(run.folder, dist.device())
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    if stored.get("region", "none") != "none":
+        return _evaluate_regions(run, stored, test_data)
     choice, tune = _stored(Train, stored), _stored(Tune, stored)
     trainable = networks[0].trainable if isinstance(networks[0], TunedNetwork) else None
     source_run = test_run = Run(read_json(run.folder / "provenance.json")["pairs"])
@@ -165,7 +202,7 @@ def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
         rows = np.flatnonzero(corpus.usable)
     towers = run_towers(run, corpus, choice, tune, trainable, source_run=test_run, name=name)
     found: dict[str, Any] = {"test": retrieval(networks, towers, rows, corpus.shown[rows])}
-    detected = _detection(run, source_run)
+    detected = _detection(run, truth_of_source(source_run))
     if detected is not None:
         found["detection"] = detected
     found = plain_json(found)
@@ -254,24 +291,27 @@ def _clear(run: Run) -> None:
     dist.wait()
 
 
-def _write_start(plan: Plan, run: Run, source_run: Run, corpus: Corpus, split: np.ndarray) -> None:
+def _start(plan: Plan, run: Run, facts: dict[str, str], corpus: Corpus, split: np.ndarray) -> None:
     """config.yaml, provenance.json and split.parquet, before the first step."""
+    counts = ", ".join(f"{int((split == number).sum()):,} {word}" for number, word in WORDS.items())
+    say(f"train: {plan.strategy[0]} on {len(split):,} pairs: {counts}")
+    if not dist.is_main():
+        return
     name, strategy = plan.strategy
     values: dict[str, Any] = {"output_folder": str(run.folder), "clip_model": plan.clip_model}
-    for part in (plan.source, plan.train, plan.split, plan.tune):
+    for part in (plan.source, plan.train, plan.split, plan.tune, plan.regions):
         values |= dataclasses.asdict(part)
     values["strategy"] = {"class_path": name, "init_args": dataclasses.asdict(strategy)}  # type: ignore[call-overload]
     with atomic_path(run.path("config.yaml")) as path:
         path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
-    encoder = (source_run.stage("embed") or {})["facts"]["encoder"]
-    write_json(run.path("provenance.json"), provenance() | {"encoder": encoder, "pairs": str(source_run.folder)})
+    write_json(run.path("provenance.json"), provenance() | facts)
     words = [WORDS[int(number)] for number in split]
     with atomic_path(run.path("split.parquet")) as path:
         pq.write_table(pa.table({"key": corpus.keys, "split": words}), path, compression="zstd")
 
 
-def _detection(run: Run, source_run: Run) -> dict[str, Any] | None:
-    table, wrong = pq.read_table(run.folder / "trust.parquet"), truth_of_source(source_run)
+def _detection(run: Run, wrong: np.ndarray) -> dict[str, Any] | None:
+    table = pq.read_table(run.folder / "trust.parquet")
     if "p_clean" not in table.column_names:
         return None
     wrong = wrong[table.column("row").to_numpy()]

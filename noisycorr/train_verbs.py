@@ -11,7 +11,7 @@ from noisycorr.plan_flags import NEED_FOLDER, make_choice, new_run
 SOURCE = "Run folder of `noisycorr clean`, or any source that it reads, which is then embedded and scored first"
 
 LR = ("Highest learning rate of AdamW; it rises over `warmup` steps and falls along a cosine to 0; by default 1e-3 for "
-      "heads, 1e-5 for whole and last_blocks, 1e-4 for lora, 5e-4 for scratch")  # fmt: skip
+      "heads, 1e-5 for whole and last_blocks, 1e-4 for lora, 5e-4 for scratch, 2e-4 for regions")  # fmt: skip
 MODEL = ("Encoder of a source that is not embedded yet, as for `clean`; and the one to fine-tune, if --train_part is "
          "not heads, which may also be scratch:vit or scratch:cnn, small ones with random weights")  # fmt: skip
 
@@ -32,7 +32,7 @@ class Train:
         from noisycorr.formats import Source
         from noisycorr.learn.choice import Split
         from noisycorr.learn.choice import Train as Choice
-        from noisycorr.learn.tune_choice import Tune
+        from noisycorr.learn.tune_choice import Regions, Tune
 
         parser.add_word("path", "SOURCE", SOURCE, need="the source is missing: name a run folder or a source")
         parser.add("output_folder", str, None, "Folder for the model; made if absent", need=NEED_FOLDER)
@@ -44,6 +44,7 @@ class Train:
         add_choice(parser, Split)
         parser.add("clip_model", str, "embedded", MODEL)
         add_choice(parser, Tune)
+        add_choice(parser, Regions)
         add_choice(parser, Source, skip=frozenset({"path"}))
 
     @staticmethod
@@ -52,11 +53,11 @@ class Train:
         from noisycorr.formats import Source
         from noisycorr.learn.choice import Split
         from noisycorr.learn.choice import Train as Choice
-        from noisycorr.learn.tune_choice import Tune, default_rate
+        from noisycorr.learn.tune_choice import Regions, Tune, default_rate
 
-        tune = make_choice(given, "tune", Tune)
+        tune, regions = make_choice(given, "tune", Tune), make_choice(given, "regions", Regions)
         if given.lr is None:
-            given.lr = default_rate(tune, given.clip_model, None)
+            given.lr = default_rate(tune, given.clip_model, regions.region)
         choice, split = make_choice(given, "train", Choice), make_choice(given, "split", Split)
         source = Source(**pick(given, Source))
         run = new_run(given.output_folder)
@@ -64,7 +65,7 @@ class Train:
 
         strategy = named_strategy(given.strategy, given.strategy_options)
         plan = Plan(source=source, clip_model=given.clip_model, train=choice, split=split,
-                    strategy=(given.strategy, strategy), tune=tune)  # fmt: skip
+                    strategy=(given.strategy, strategy), tune=tune, regions=regions)  # fmt: skip
         train(plan, run, overwrite=given.overwrite)
 
 

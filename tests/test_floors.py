@@ -18,7 +18,8 @@ FLOORS = (
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
      "export", "inject", "recall", "partition", "posterior"),
     ("losses", "learn", "strategies"),
-    ("report", "cli", "flags", "plan_flags", "verbs", "stages", "train_verbs", "train_stage", "train_towers",
+    ("report", "cli", "flags", "plan_flags", "verbs", "stages", "train_verbs", "train_stage",
+     "train_towers", "train_regions",
      "bench", "testing", "__main__"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -31,8 +31,9 @@ from noisycorr.learn.corpus import TRAIN, VALID, Corpus
 from noisycorr.learn.heads import Network, RetrievalNetwork, StoredTowers, Towers, load_trained
 from noisycorr.learn.learner import Learner, TrainSet
 from noisycorr.learn.loop import Hooks, fit
+from noisycorr.learn.regions import RegionNetwork
 from noisycorr.learn.scoreboard import retrieval, short
-from noisycorr.learn.tune_choice import Tune
+from noisycorr.learn.tune_choice import Regions, Tune
 from noisycorr.learn.tuned import TunedNetwork
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, fingerprint, read_json, write_json
@@ -310,6 +311,9 @@ def load_networks(folder: Path, device: torch.device) -> list[RetrievalNetwork]:
 def _build(folder: Path, facts: Mapping[str, Any], number: int) -> RetrievalNetwork:
     if facts["kind"] == "tuned":
         return TunedNetwork(load_saved(facts["family"], folder / "networks" / str(number)), Tune(train_part="whole"))
+    if facts["kind"] == "regions":
+        widths = {name: facts[name] for name in ("count", "width", "vocabulary", "dim")}
+        return RegionNetwork(Regions(**facts["regions"]), **widths)
     return Network(facts["image_dim"], facts["text_dim"], dim=facts["dim"], hidden=facts["hidden"])
 
 

@@ -56,8 +56,43 @@ class Tune:
         return {name: getattr(self, name) for name in ("train_part", "aug_scale", *own)}
 
 
-def default_rate(tune: Tune, clip_model: str, region: str | None) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Regions:
+    """Networks on published region features.
+
+    Attributes:
+        region: sgr or saf compare regions with words, gpo pools both; none for any other source.
+        noise_file: Published noise index (.npy): which image each training caption is shown with.
+        vocab: Vocabulary in JSON; by default the words of the training captions that stand there 4 times or more.
+        text_tokens: words, or bpe, bert, jieba for files of token ids; auto finds it out.
+        max_words: Longer captions are cut, >= 3; <start> and <end> count.
+        word_dim: Width of word vectors.
+        sim_dim: Width of the nodes of sgr and saf.
+        region_chunk: Texts that are compared with all images of a batch at once; fewer need less memory.
+
+    Raises:
+        UsageError: If a value is out of its range.
+    """
+
+    region: Literal["none", "sgr", "saf", "gpo"] = "none"
+    noise_file: str | None = None
+    vocab: str | None = None
+    text_tokens: str = "auto"
+    max_words: int = 128
+    word_dim: int = 300
+    sim_dim: int = 256
+    region_chunk: int = 8
+
+    def __post_init__(self) -> None:
+        if self.region not in ("none", "sgr", "saf", "gpo"):
+            raise UsageError(f"--region is {self.region!r}, expected none, sgr, saf or gpo.")
+        for name, least in (("max_words", 3), ("word_dim", 1), ("sim_dim", 1), ("region_chunk", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
+
+
+def default_rate(tune: Tune, clip_model: str, region: str) -> float:
     """Highest learning rate where none is given."""
-    if region is not None:
+    if region != "none":
         return REGION_RATE
     return SCRATCH_RATE if clip_model.startswith("scratch:") else RATES[tune.train_part]
