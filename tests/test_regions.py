@@ -194,7 +194,7 @@ def test_from_a_folder_to_numbers(tmp_path: Path, region: str, layout: str, caps
 
 def test_it_learns(tmp_path: Path):
     folder = write_regions(tmp_path / "x", per_image=2)
-    one = learner(folder, "sgr", epochs=12, lr=5e-3)
+    one = learner(folder, "gpo", epochs=12, lr=5e-3)
     fit(one)
     assert one.cursor.history[-1]["loss"][0] < 0.8 * one.cursor.history[0]["loss"][0]
     assert len(NOUNS) == 8
