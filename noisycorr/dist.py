@@ -98,6 +98,17 @@ def gather_with_gradient(local: Tensor, size: int) -> Tensor:
     return _gather_function().apply(local, size)
 
 
+def total_with_gradient(local: Tensor) -> Tensor:
+    """Sum of everybody's tensor, for statistics of the global batch before its rows are gathered.
+
+    Every process uses the sum for its own rows only, so the gradients of all are summed, too; together with
+    `gather_with_gradient` and `average_gradients` that is the gradient of one process.
+    """
+    if count() == 1:
+        return local
+    return _total_function().apply(local)
+
+
 def gather(local: Tensor, size: int) -> Tensor:
     """The global batch from everybody's `my_slice`, without gradient."""
     if count() == 1:
@@ -156,6 +167,30 @@ def _gather_function() -> Any:
             return gradient[ctx.rows] * count(), None
 
     return Gather
+
+
+@functools.cache
+def _total_function() -> Any:
+    """Made when it is first needed, because torch is."""
+    import torch
+    from torch.autograd import Function
+
+    class Total(Function):
+        """Forward and backward: the sum over processes."""
+
+        @staticmethod
+        def forward(ctx: Any, local: Tensor) -> Tensor:
+            total = local.detach().clone()
+            torch.distributed.all_reduce(total)
+            return total
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Any:
+            total = gradient.contiguous().clone()
+            torch.distributed.all_reduce(total)
+            return total
+
+    return Total
 
 
 def _sizes(size: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import yaml
 
 from noisycorr import console, dist
 from noisycorr.embed import Embed
+from noisycorr.encoders.trainable import Trainable
 from noisycorr.evaluate import detection
 from noisycorr.evaluate_run import plain_json, truth_of_source
 from noisycorr.flags import Parser, add_choice
@@ -22,22 +23,24 @@ from noisycorr.formats import Source
 from noisycorr.learn.choice import Split, Train
 from noisycorr.learn.contract import Strategy
 from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, read_corpus, rectify_texts, split_corpus
-from noisycorr.learn.heads import StoredTowers
 from noisycorr.learn.retrieval import (
     UNKNOWN,
     Validation,
     check_folder,
     load_networks,
-    make_towers,
     train_run,
     training_inputs,
 )
 from noisycorr.learn.scoreboard import retrieval
+from noisycorr.learn.tune_choice import Regions, Tune
+from noisycorr.learn.tuned import TunedNetwork
 from noisycorr.pairs import UsageError
 from noisycorr.run import RUN_CONTENT, Run, atomic_path, provenance, read_json, write_json
 from noisycorr.stages import Plan as CleanPlan
 from noisycorr.stages import clean
 from noisycorr.strategies import find_strategy, load_strategy
+from noisycorr.train_regions import check_regions, read_region_corpus
+from noisycorr.train_towers import embedding_model, find_trainable, run_towers
 
 WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
 
@@ -52,6 +55,8 @@ class Plan:
         train: How to train.
         split: Which pairs do what.
         strategy: Name and method.
+        tune: Which part of the encoder is trained.
+        regions: Network on region features.
     """
 
     source: Source
@@ -59,6 +64,8 @@ class Plan:
     train: Train
     split: Split
     strategy: tuple[str, Strategy]
+    tune: Tune = field(default_factory=Tune)
+    regions: Regions = field(default_factory=Regions)
 
 
 def named_strategy(name: str, options: str | None) -> Strategy:
@@ -96,6 +103,10 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     Raises:
         UsageError: If the folder holds another training, or the pairs do not suffice.
     """
+    check_regions(plan.source.path, plan.regions, plan.train, plan.tune)
+    if plan.regions.region != "none":
+        return _train_regions(plan, run, overwrite)
+    trainable = find_trainable(plan.clip_model, plan.tune)
     source_run = _pairs(plan, run, plan.source.path, "data", score=True, overwrite=overwrite)
     corpus = read_corpus(source_run)
     if plan.split.texts == "rectified" and corpus.rectified:
@@ -107,18 +118,49 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     )  # fmt: skip
     if plan.split.pairs == "kept":
         split[(split == TRAIN) & ~corpus.kept] = UNUSED
-    validation = _validation(plan, run, source_run, overwrite=overwrite)
     if overwrite:
         _clear(run)
-    check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, validation), plan.train)
-    if dist.is_main():
-        _write_start(plan, run, source_run, corpus, split)
-    counts = ", ".join(f"{int((split == number).sum()):,} {word}" for number, word in WORDS.items())
-    say(f"train: {plan.strategy[0]} on {len(split):,} pairs: {counts}")
-    report = train_run(run, corpus, split, plan.strategy, plan.train, validation=validation,
+    validation = _validation(plan, run, source_run, trainable, overwrite=overwrite)
+    towers = run_towers(run, corpus, plan.train, plan.tune, trainable, source_run=source_run, name="data",
+                        rectified=corpus.rectified if plan.split.texts == "rectified" else None)  # fmt: skip
+    check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, towers, validation), plan.train)
+    encoder = (source_run.stage("embed") or {})["facts"]["encoder"]
+    _start(plan, run, {"encoder": encoder, "pairs": str(source_run.folder)}, corpus, split)
+    report = train_run(run, corpus, split, plan.strategy, plan.train, towers=towers, validation=validation,
                        wrong=truth_of_source(source_run))  # fmt: skip
     _summary(run, report)
     return report
+
+
+def _train_regions(plan: Plan, run: Run, overwrite: bool) -> dict[str, Any]:
+    """As `train`, on region features, which are not embedded first."""
+    if plan.split.val_data is not None:
+        raise UsageError("--val_data does not go with --region: the folder brings its own dev split.")
+    corpus, towers, wrong = read_region_corpus(plan.source.path, plan.regions, plan.train)
+    split = split_corpus(corpus, val_fraction=0.0, test_fraction=0.0, seed=plan.train.seed)
+    if overwrite:
+        _clear(run)
+    check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, towers), plan.train)
+    folder = str(Path(plan.source.path).expanduser().resolve())
+    _start(plan, run, {"encoder": f"regions:{plan.regions.region}", "pairs": folder}, corpus, split)
+    report = train_run(run, corpus, split, plan.strategy, plan.train, towers=towers, wrong=wrong)
+    _summary(run, report)
+    return report
+
+
+def _evaluate_regions(run: Run, stored: dict[str, Any], test_data: str | None) -> dict[str, Any]:
+    """As `evaluate_model`, of a network on region features."""
+    networks, choice = load_networks(run.folder, dist.device()), _stored(Train, stored)
+    folder = test_data or read_json(run.folder / "provenance.json")["pairs"]
+    corpus, towers, wrong = read_region_corpus(folder, _stored(Regions, stored), choice)
+    assert corpus.given_split is not None
+    rows = np.flatnonzero(corpus.given_split == TEST)
+    found: dict[str, Any] = {"test": retrieval(networks, towers, rows, corpus.shown[rows])}
+    if test_data is None and (detected := _detection(run, wrong)) is not None:
+        found["detection"] = detected
+    found = plain_json(found)
+    write_json(run.path("evaluation.json"), found)
+    return found
 
 
 def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
@@ -137,9 +179,12 @@ def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
     """
     networks = load_networks(run.folder, dist.device())
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    train_fields = {field.name for field in dataclasses.fields(Train)}
-    choice = Train(**{name: value for name, value in stored.items() if name in train_fields})
-    source_run = Run(read_json(run.folder / "provenance.json")["pairs"])
+    if stored.get("region", "none") != "none":
+        return _evaluate_regions(run, stored, test_data)
+    choice, tune = _stored(Train, stored), _stored(Tune, stored)
+    trainable = networks[0].trainable if isinstance(networks[0], TunedNetwork) else None
+    source_run = test_run = Run(read_json(run.folder / "provenance.json")["pairs"])
+    name = "data" if test_data is None else "test"
     if test_data is None:
         corpus, table = read_corpus(source_run), pq.read_table(run.folder / "split.parquet")
         if table.column("key").to_pylist() != corpus.keys:
@@ -154,16 +199,23 @@ def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
             source=source, clip_model=stored["clip_model"], train=choice, split=Split(), strategy=("", Strategy())
         )
         test_run = _pairs(plan, run, test_data, "test", score=False)
-        _same_encoder(source_run, test_run, "--test_data")
+        if trainable is None:
+            _same_encoder(source_run, test_run, "--test_data")
         corpus = read_corpus(test_run)
         rows = np.flatnonzero(corpus.usable)
-    found: dict[str, Any] = {"test": retrieval(networks, make_towers(corpus, choice), rows, corpus.shown[rows])}
-    detected = _detection(run, source_run)
+    towers = run_towers(run, corpus, choice, tune, trainable, source_run=test_run, name=name)
+    found: dict[str, Any] = {"test": retrieval(networks, towers, rows, corpus.shown[rows])}
+    detected = _detection(run, truth_of_source(source_run))
     if detected is not None:
         found["detection"] = detected
     found = plain_json(found)
     write_json(run.path("evaluation.json"), found)
     return found
+
+
+def _stored(choice: type, stored: dict[str, Any]) -> Any:
+    """A choice from config.yaml."""
+    return choice(**{field.name: stored[field.name] for field in dataclasses.fields(choice) if field.name in stored})
 
 
 def say(message: str) -> None:
@@ -179,7 +231,8 @@ def _pairs(plan: Plan, run: Run, path: str, name: str, *, score: bool, overwrite
             raise UsageError(f"{path} is the run of the pairs: choose another --output_folder for the model.")
         return Run(path)
     inner = Run(run.folder / name)
-    cleaning = CleanPlan(source=dataclasses.replace(plan.source, path=path), embed=Embed(clip_model=plan.clip_model))
+    embed = Embed(clip_model=embedding_model(plan.clip_model))
+    cleaning = CleanPlan(source=dataclasses.replace(plan.source, path=path), embed=embed)
     stages = ("embed", "score", "decide") if score else ("embed",)
     clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
     dist.wait()
@@ -216,16 +269,18 @@ def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
     return any(stored.get(name) != value for name, value in wanted.items())
 
 
-def _validation(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> Validation | None:
+def _validation(plan: Plan, run: Run, source_run: Run, trainable: Trainable | None, *,
+                overwrite: bool) -> Validation | None:  # fmt: skip
     if plan.split.val_data is None:
         return None
     other = _pairs(plan, run, plan.split.val_data, "valid", score=False, overwrite=overwrite)
-    _same_encoder(source_run, other, "--val_data")
+    if trainable is None:
+        _same_encoder(source_run, other, "--val_data")
     found = read_corpus(other)
     rows = np.flatnonzero(found.usable)
     if len(rows) < 2:
         raise UsageError(f"--val_data {plan.split.val_data} holds {len(rows)} usable pairs, expected at least 2.")
-    towers: StoredTowers = make_towers(found, plan.train)
+    towers = run_towers(run, found, plan.train, plan.tune, trainable, source_run=other, name="valid")
     return Validation(towers=towers, rows=rows, shown=found.shown[rows])
 
 
@@ -246,24 +301,27 @@ def _clear(run: Run) -> None:
     dist.wait()
 
 
-def _write_start(plan: Plan, run: Run, source_run: Run, corpus: Corpus, split: np.ndarray) -> None:
+def _start(plan: Plan, run: Run, facts: dict[str, str], corpus: Corpus, split: np.ndarray) -> None:
     """config.yaml, provenance.json and split.parquet, before the first step."""
+    counts = ", ".join(f"{int((split == number).sum()):,} {word}" for number, word in WORDS.items())
+    say(f"train: {plan.strategy[0]} on {len(split):,} pairs: {counts}")
+    if not dist.is_main():
+        return
     name, strategy = plan.strategy
     values: dict[str, Any] = {"output_folder": str(run.folder), "clip_model": plan.clip_model}
-    for part in (plan.source, plan.train, plan.split):
+    for part in (plan.source, plan.train, plan.split, plan.tune, plan.regions):
         values |= dataclasses.asdict(part)
     values["strategy"] = {"class_path": name, "init_args": dataclasses.asdict(strategy)}  # type: ignore[call-overload]
     with atomic_path(run.path("config.yaml")) as path:
         path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
-    encoder = (source_run.stage("embed") or {})["facts"]["encoder"]
-    write_json(run.path("provenance.json"), provenance() | {"encoder": encoder, "pairs": str(source_run.folder)})
+    write_json(run.path("provenance.json"), provenance() | facts)
     words = [WORDS[int(number)] for number in split]
     with atomic_path(run.path("split.parquet")) as path:
         pq.write_table(pa.table({"key": corpus.keys, "split": words}), path, compression="zstd")
 
 
-def _detection(run: Run, source_run: Run) -> dict[str, Any] | None:
-    table, wrong = pq.read_table(run.folder / "trust.parquet"), truth_of_source(source_run)
+def _detection(run: Run, wrong: np.ndarray) -> dict[str, Any] | None:
+    table = pq.read_table(run.folder / "trust.parquet")
     if "p_clean" not in table.column_names:
         return None
     wrong = wrong[table.column("row").to_numpy()]

@@ -10,6 +10,11 @@ from noisycorr.plan_flags import NEED_FOLDER, make_choice, new_run
 
 SOURCE = "Run folder of `noisycorr clean`, or any source that it reads, which is then embedded and scored first"
 
+LR = ("Highest learning rate of AdamW; it rises over `warmup` steps and falls along a cosine to 0; by default 1e-3 for "
+      "heads, 1e-5 for whole and last_blocks, 1e-4 for lora, 5e-4 for scratch, 2e-4 for regions")  # fmt: skip
+MODEL = ("Encoder of a source that is not embedded yet, as for `clean`; and the one to fine-tune, if --train_part is "
+         "not heads, which may also be scratch:vit or scratch:cnn, small ones with random weights")  # fmt: skip
+
 
 class Train:
     """Train a retrieval model that doubts its pairs.
@@ -27,15 +32,19 @@ class Train:
         from noisycorr.formats import Source
         from noisycorr.learn.choice import Split
         from noisycorr.learn.choice import Train as Choice
+        from noisycorr.learn.tune_choice import Regions, Tune
 
         parser.add_word("path", "SOURCE", SOURCE, need="the source is missing: name a run folder or a source")
         parser.add("output_folder", str, None, "Folder for the model; made if absent", need=NEED_FOLDER)
         parser.add("config", str | None, None, "YAML file with any of these keys, `path` among them; flags win over it")
         parser.add_switch("overwrite", "Delete what an earlier training left in the folder")
         parser.add_object("strategy", "coteach", "Method: plain, coteach, weighted, or your own, ./FILE.py:CLASS")
-        add_choice(parser, Choice)
+        add_choice(parser, Choice, skip=frozenset({"lr"}))
+        parser.add("lr", float | None, None, LR)
         add_choice(parser, Split)
-        parser.add("clip_model", str, "embedded", "Encoder of a source that is not embedded yet, as for `clean`")
+        parser.add("clip_model", str, "embedded", MODEL)
+        add_choice(parser, Tune)
+        add_choice(parser, Regions)
         add_choice(parser, Source, skip=frozenset({"path"}))
 
     @staticmethod
@@ -44,7 +53,11 @@ class Train:
         from noisycorr.formats import Source
         from noisycorr.learn.choice import Split
         from noisycorr.learn.choice import Train as Choice
+        from noisycorr.learn.tune_choice import Regions, Tune, default_rate
 
+        tune, regions = make_choice(given, "tune", Tune), make_choice(given, "regions", Regions)
+        if given.lr is None:
+            given.lr = default_rate(tune, given.clip_model, regions.region)
         choice, split = make_choice(given, "train", Choice), make_choice(given, "split", Split)
         source = Source(**pick(given, Source))
         run = new_run(given.output_folder)
@@ -52,7 +65,7 @@ class Train:
 
         strategy = named_strategy(given.strategy, given.strategy_options)
         plan = Plan(source=source, clip_model=given.clip_model, train=choice, split=split,
-                    strategy=(given.strategy, strategy))  # fmt: skip
+                    strategy=(given.strategy, strategy), tune=tune, regions=regions)  # fmt: skip
         train(plan, run, overwrite=given.overwrite)
 
 

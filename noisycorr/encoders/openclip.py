@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import threading
 import warnings
@@ -119,7 +120,8 @@ def load_open_clip(target: str, *, dtype: torch.dtype | None = None) -> OpenClip
             f"open_clip could not load {target!r} ({reason(error)}); check that the weights belong to the "
             f"architecture and that its tokenizer can be reached; {LOCAL_HINT}"
         ) from error
-    return OpenClipEncoder(model, preprocess, tokenizer, label=source.label, dtype=dtype)
+    config = open_clip.get_model_config(model_name) | ({"quick_gelu": True} if quick else {})
+    return OpenClipEncoder(model, preprocess, tokenizer, label=source.label, dtype=dtype, config=config)
 
 
 class OpenClipEncoder:
@@ -131,6 +133,7 @@ class OpenClipEncoder:
         tokenizer: List of texts to (b, t) token ids.
         label: The name without the hash.
         dtype: Of the matrix products; None = float32.
+        config: Of the architecture, as open_clip's JSON files hold it; needed to save the model.
     """
 
     joint = True
@@ -143,8 +146,10 @@ class OpenClipEncoder:
         *,
         label: str,
         dtype: torch.dtype | None = None,
+        config: dict[str, Any] | None = None,
     ) -> None:
         self.model: Any = freeze(model)
+        self.config = offline_config(config or {})
         self._preprocess, self._tokenizer = preprocess, tokenizer
         self._lock = threading.Lock()  # tokenizers of transformers raise "Already borrowed" in threads
         digest = hash_weights(model.state_dict())
@@ -190,6 +195,12 @@ class OpenClipEncoder:
         check_width(self.name, "text", text, self.text_dim)
         return unit_rows(image), unit_rows(text)
 
+    def save_tokenizer(self, folder: Path) -> None:
+        """Files of a tokenizer of transformers; open_clip's own needs none."""
+        inner = getattr(self._tokenizer, "tokenizer", None)
+        if inner is not None and hasattr(inner, "save_pretrained"):
+            inner.save_pretrained(folder)
+
     def to(self, device: torch.device) -> OpenClipEncoder:
         """Move the weights in place."""
         self.model.to(device)
@@ -208,6 +219,15 @@ def score_column(label: str) -> str | None:
         return None
     short = re.sub(r"^ViT-([A-Za-z]+)-(\d+)", r"\1\2", architecture.removesuffix("-quickgelu"))
     return f"clip_{re.sub(r'[^a-z0-9]+', '_', short.lower())}_similarity_score"
+
+
+def offline_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The same architecture without weights that its parts would fetch before ours are read."""
+    config = json.loads(json.dumps(config, default=str))
+    for part, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
+        if config.get(part, {}).get(key):
+            config[part][key] = False
+    return config
 
 
 def describe_preprocess(model: torch.nn.Module) -> str:

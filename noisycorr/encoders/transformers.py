@@ -152,6 +152,11 @@ class TransformersEncoder:
         check_width(self.name, "text", text, self.text_dim)
         return unit_rows(image), unit_rows(text)
 
+    def save_processors(self, folder: Path) -> None:
+        """Files of tokenizer and image processor."""
+        self._tokenizer.save_pretrained(folder)
+        self._processor.save_pretrained(folder)
+
     def to(self, device: torch.device) -> TransformersEncoder:
         """Move the weights in place."""
         self.model.to(device)

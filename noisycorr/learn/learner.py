@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from noisycorr import dist
 from noisycorr.learn.batches import epoch_order, split_batches, stream_seed
 from noisycorr.learn.choice import Train
 from noisycorr.learn.contract import Encoded, Strategy, Trust
-from noisycorr.learn.heads import Network, Towers
+from noisycorr.learn.heads import RetrievalNetwork, Towers, load_trained, trained_weights
 from noisycorr.learn.memory import Memory
 
 
@@ -98,7 +98,7 @@ class Learner:
         first = [self._network(number) for number in self.trained]
         if strategy.peer == "ema":
             first.append(copy.deepcopy(first[0]).requires_grad_(False))
-        self.networks: list[Network] = first
+        self.networks: list[RetrievalNetwork] = first
         self.optimizer = self._optimizer()
         self.memories = [self._memory() for _ in self.networks]
         self.trusts: list[Trust | None] = [None] * len(self.networks)
@@ -109,22 +109,23 @@ class Learner:
         self.columns = {name: torch.from_numpy(np.asarray(values)) for name, values in data.columns.items()}
         self.place = torch.from_numpy(data.rows)
 
-    def _network(self, number: int, epoch: int = 0) -> Network:
+    def _network(self, number: int, epoch: int = 0) -> RetrievalNetwork:
         """First weights depend on the seed and the epoch alone; the generator of the program is left as it was."""
-        choice, towers = self.choice, self.data.towers
+        choice = self.choice
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(choice.seed, "weights", number, *([epoch] if epoch else [])))
-            module = copy.deepcopy(towers.module) if towers.module is not None else None
-            network = Network(
-                towers.image_dim, towers.text_dim, dim=choice.embed_dim, hidden=choice.hidden, dropout=choice.dropout,
-                temperature=choice.temperature, heads=self.strategy.heads(choice.embed_dim), module=module,
-            )  # fmt: skip
+            network = self.data.towers.network(choice, self._heads)
         return network.to(self.device, self.dtype)
+
+    def _heads(self, dim: int) -> dict[str, nn.Module]:
+        """The modules of the strategy; the towers know how wide their vectors are, and banks must be as wide."""
+        self.width = dim
+        return self.strategy.heads(dim)
 
     def _memory(self) -> Memory:
         memory = self.strategy.memory(len(self.data.rows))
         for name in ("image", "text") if self.strategy.banks else ():
-            memory.add(name, torch.zeros(memory.n, self.choice.embed_dim, dtype=self.dtype))
+            memory.add(name, torch.zeros(memory.n, self.width, dtype=self.dtype))
         return memory
 
     def _optimizer(self) -> torch.optim.AdamW:
@@ -137,7 +138,8 @@ class Learner:
 
     def parameters(self) -> list[nn.Parameter]:
         """Of the networks that are trained, in a fixed order."""
-        return [parameter for number in self.trained for parameter in self.networks[number].parameters()]
+        return [parameter for number in self.trained for parameter in self.networks[number].parameters()
+                if parameter.requires_grad]  # fmt: skip
 
     def guide(self, number: int) -> int:
         """Whose trust a network follows."""
@@ -145,10 +147,10 @@ class Learner:
             return 1
         return 1 - number if self.strategy.peer == "twin" and self.strategy.exchange else number
 
-    def encode_local(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit rows of images and texts of training pairs, without the other processes."""
+    def encode_local(self, number: int, rows: Tensor, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        """Encoded images and texts of training pairs, without the other processes; augmented if there is an epoch."""
         started, place = time.perf_counter(), self.place[rows]
-        image, text = self.data.towers.image(place), self.data.towers.text(place)
+        image, text = self.data.towers.image(place, epoch), self.data.towers.text(place)
         self.loading += time.perf_counter() - started
         network = self.networks[number]
         with dist.autocast(self.choice.precision):
@@ -157,37 +159,44 @@ class Learner:
     def encoded(self, number: int, rows: Tensor, image: Tensor, text: Tensor) -> Encoded:
         """What a strategy sees of a global batch."""
         network = self.networks[number]
+        vectors = network.vectors(image), network.vectors(text)
         return Encoded(
-            image=image,
-            text=text,
+            image=vectors[0],
+            text=vectors[1],
             sims=network.similarity(image, text),
             rows=rows.to(self.device),
             temperature=network.temperature,
             image_group=self.groups[0][rows].to(self.device),
             text_group=self.groups[1][rows].to(self.device),
             columns={name: column[rows].to(self.device, self.dtype) for name, column in self.columns.items()},
-            aux={name: (head(image), head(text)) for name, head in network.heads.items()},
+            aux={name: (head(vectors[0]), head(vectors[1])) for name, head in network.heads.items()},
             epoch=self.cursor.epoch,
             epochs=self.choice.epochs,
         )
 
     @torch.no_grad()
-    def look(self, number: int, rows: Tensor) -> Encoded:
+    def look(self, number: int, rows: Tensor, epoch: int | None = None) -> Encoded:
         """A global batch without gradient, in evaluation mode."""
         network = self.networks[number]
         mode = network.training
         network.eval()
-        image, text = self.encode_local(number, rows[dist.my_slice(len(rows))])
+        image, text = self.encode_local(number, rows[dist.my_slice(len(rows))], epoch)
         enc = self.encoded(number, rows, dist.gather(image, len(rows)), dist.gather(text, len(rows)))
         network.train(mode)
         return enc
+
+    def expect(self, batches: Iterable[np.ndarray], epoch: int | None) -> None:
+        """Tell the towers which global batches come next."""
+        self.data.towers.expect((self.data.rows[batch[dist.my_slice(len(batch))]], epoch) for batch in batches)
 
     def evidence(self, number: int) -> dict[str, np.ndarray]:
         """Signals of one network on all n pairs, in batches of a random order."""
         n, choice = len(self.data.rows), self.choice
         found: dict[str, np.ndarray] = {}
         order = epoch_order(n, seed=choice.seed, epoch=self.cursor.epoch, stream=f"judge {number}")
-        for batch in split_batches(order, choice.batch_size):
+        batches = split_batches(order, choice.batch_size)
+        self.expect(batches, None)
+        for batch in batches:
             rows = torch.from_numpy(batch)
             with torch.no_grad():
                 signals = self.strategy.signals(self.look(number, rows), self.memories[number])
@@ -214,7 +223,7 @@ class Learner:
             place = number if number in self.trained else 0
             fresh = self._network(place, self.cursor.epoch)
             fresh.load_state_dict(dict(old.named_buffers()), strict=False)  # mean and std of the features
-            self.networks[number] = fresh.requires_grad_(number in self.trained)
+            self.networks[number] = fresh if number in self.trained else fresh.requires_grad_(False)
         self.optimizer = self._optimizer()
         self.cursor.begun = self.cursor.steps
 
@@ -225,10 +234,10 @@ class Learner:
     def weights(self) -> dict[str, Tensor]:
         """All weights, by number of the network and name."""
         return {f"{number}.{name}": value for number, network in enumerate(self.networks)
-                for name, value in network.state_dict().items()}  # fmt: skip
+                for name, value in trained_weights(network).items()}  # fmt: skip
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take over what `weights` gave."""
         for number, network in enumerate(self.networks):
             start = f"{number}."
-            network.load_state_dict({k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})
+            load_trained(network, {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})

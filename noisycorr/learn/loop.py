@@ -23,6 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 from noisycorr import dist
 from noisycorr.learn.batches import active_rows, epoch_order, split_batches, stream_seed
 from noisycorr.learn.contract import Encoded, Loss, Trust
+from noisycorr.learn.heads import StoredTowers
 from noisycorr.learn.learner import Learner
 
 EMA_DECAY = 0.99
@@ -71,7 +72,7 @@ def fit(learner: Learner, hooks: Hooks | None = None) -> None:
 def few_threads(learner: Learner) -> Iterator[None]:
     """One thread for small networks on a CPU: several times faster than two, and the same numbers on every machine."""
     before = torch.get_num_threads()
-    small = learner.device.type == "cpu" and learner.data.towers.module is None
+    small = learner.device.type == "cpu" and isinstance(learner.data.towers, StoredTowers)
     torch.set_num_threads(1 if small else before)
     try:
         yield
@@ -94,6 +95,7 @@ def _epoch(learner: Learner, hooks: Hooks) -> None:
     fall_backs = [int(fallen) for _, fallen in plan]
     if any(fall_backs):
         cursor.note["fall_back"] = len(learner.data.rows)
+    learner.expect(_coming(plan, cursor.step, steps), cursor.epoch)
     while cursor.step < steps:
         pairs += take_step(learner, plan, steps, hooks.progress)
         if choice.save_every and cursor.step < steps and time.perf_counter() - times["save"] > choice.save_every:
@@ -139,6 +141,12 @@ def plan_epoch(learner: Learner, number: int) -> tuple[list[np.ndarray], bool]:
     return split_batches(order if fallen else rows, choice.batch_size), fallen
 
 
+def _coming(plan: list[tuple[list[np.ndarray], bool]], step: int, steps: int) -> Iterator[np.ndarray]:
+    """Global batches in the order in which they are trained on."""
+    for number in range(step, steps):
+        yield from (batches[number] for batches, _ in plan if number < len(batches))
+
+
 def take_step(learner: Learner, plan: list[tuple[list[np.ndarray], bool]], steps: int,
               progress: Callable[[int], Any] = _nothing) -> int:  # fmt: skip
     """One step of every network that has a batch left. Returns how many pairs were trained on."""
@@ -159,7 +167,7 @@ def take_step(learner: Learner, plan: list[tuple[list[np.ndarray], bool]], steps
             )
         cursor.loss[number][0] += value
         cursor.loss[number][1] += 1
-        parameters = list(learner.networks[number].parameters())
+        parameters = [p for p in learner.networks[number].parameters() if p.requires_grad]
         dist.average_gradients(parameters)
         if learner.choice.grad_clip_norm:
             clip_grad_norm_(parameters, learner.choice.grad_clip_norm)
@@ -204,7 +212,7 @@ def _encode_part(learner: Learner, number: int, rows: Tensor, part: slice) -> tu
     cursor = learner.cursor
     torch.manual_seed(stream_seed(learner.choice.seed, "encode", cursor.epoch, cursor.step, number))
     learner.networks[number].set_window(len(rows), part)
-    return learner.encode_local(number, rows[part])
+    return learner.encode_local(number, rows[part], cursor.epoch)
 
 
 def _loss(learner: Learner, number: int, rows: Tensor, image: Tensor, text: Tensor, trust: Trust | None,
@@ -232,14 +240,16 @@ def _check(loss: Loss, b: int) -> None:
 def _peer(learner: Learner, number: int, rows: Tensor) -> Encoded | None:
     if not learner.strategy.sees_peer or len(learner.networks) < 2:
         return None
-    return learner.look(1 - number, rows)
+    return learner.look(1 - number, rows, learner.cursor.epoch)
 
 
 @torch.no_grad()
 def _follow(learner: Learner) -> None:
-    """Move the slow copy; buffers do not move."""
+    """Move the slow copy; running statistics are taken over."""
     for slow, fast in zip(learner.networks[1].parameters(), learner.networks[0].parameters()):
         slow.lerp_(fast, 1 - EMA_DECAY)
+    for kept, current in zip(learner.networks[1].buffers(), learner.networks[0].buffers()):
+        kept.copy_(current)
 
 
 def _set_rate(learner: Learner, steps: int) -> None:

@@ -1,6 +1,7 @@
 """Train a retrieval model on a corpus into a run folder: split, train, select on validation, keep the best.
 
 model.safetensors, model.json     the networks of the best epoch, and how to build them again
+networks/                         instead of the former, fine-tuned encoders as open_clip or transformers reads them
 trust.parquet                     key, split, and what the strategy thinks of each training pair in the end
 report.json                       every epoch, without times; metrics.jsonl has those
 """
@@ -21,15 +22,19 @@ import torch
 from safetensors.torch import load_file, save
 
 from noisycorr import __version__, console, dist
+from noisycorr.encoders.trainable import load_saved
 from noisycorr.evaluate import auroc
 from noisycorr.learn.checkpoint import checkpoints, load_latest, save_checkpoint, sweep
 from noisycorr.learn.choice import Train
 from noisycorr.learn.contract import Strategy, Trust
 from noisycorr.learn.corpus import TRAIN, VALID, Corpus
-from noisycorr.learn.heads import Network, StoredTowers
+from noisycorr.learn.heads import Network, RetrievalNetwork, StoredTowers, Towers, load_trained
 from noisycorr.learn.learner import Learner, TrainSet
 from noisycorr.learn.loop import Hooks, fit
+from noisycorr.learn.regions import RegionNetwork
 from noisycorr.learn.scoreboard import retrieval, short
+from noisycorr.learn.tune_choice import Regions, Tune
+from noisycorr.learn.tuned import TunedNetwork
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, fingerprint, read_json, write_json
 from noisycorr.strategies import describe
@@ -47,7 +52,7 @@ class Validation:
         shown: int64 (m,): equal for the same image.
     """
 
-    towers: StoredTowers
+    towers: Towers
     rows: np.ndarray
     shown: np.ndarray
 
@@ -58,8 +63,16 @@ def make_towers(corpus: Corpus, choice: Train) -> StoredTowers:
     return StoredTowers(corpus.image, corpus.text, device=dist.device(), dtype=dtype)
 
 
-def make_learner(corpus: Corpus, rows: np.ndarray, strategy: Strategy, choice: Train) -> Learner:
-    """A learner for some rows of a corpus, its networks standardised by their features.
+def make_learner(corpus: Corpus, rows: np.ndarray, strategy: Strategy, choice: Train,
+                 towers: Towers | None = None) -> Learner:  # fmt: skip
+    """A learner for some rows of a corpus; heads on stored features are standardised by them.
+
+    Args:
+        corpus: The pairs.
+        rows: int64 (n,) of them.
+        strategy: The method.
+        choice: How to train.
+        towers: What networks encode; None = the stored features.
 
     Raises:
         UsageError: If there are fewer than 2 rows.
@@ -67,7 +80,7 @@ def make_learner(corpus: Corpus, rows: np.ndarray, strategy: Strategy, choice: T
     if len(rows) < 2:
         raise UsageError(f"there are {len(rows)} pairs to train on, expected at least 2 with image and text.")
     data = TrainSet(
-        towers=make_towers(corpus, choice),
+        towers=towers or make_towers(corpus, choice),
         rows=rows,
         image_group=corpus.image_group[rows],
         text_group=corpus.text_group[rows],
@@ -75,7 +88,8 @@ def make_learner(corpus: Corpus, rows: np.ndarray, strategy: Strategy, choice: T
     )
     learner = Learner(data, strategy, choice, device=dist.device())
     for network in learner.networks:
-        network.standardise(corpus.image[rows], corpus.text[rows])
+        if isinstance(network, Network):
+            network.standardise(corpus.image[rows], corpus.text[rows])
     return learner
 
 
@@ -98,7 +112,8 @@ def watch_truth(wrong: np.ndarray) -> Any:
 
 
 def train_run(run: Run, corpus: Corpus, split: np.ndarray, strategy: tuple[str, Strategy], choice: Train,
-              *, validation: Validation | None = None, wrong: np.ndarray | None = None) -> dict[str, Any]:  # fmt: skip
+              *, towers: Towers | None = None, validation: Validation | None = None,
+              wrong: np.ndarray | None = None) -> dict[str, Any]:  # fmt: skip
     """Train into a run folder, from its last checkpoint if it has one.
 
     Args:
@@ -107,6 +122,7 @@ def train_run(run: Run, corpus: Corpus, split: np.ndarray, strategy: tuple[str, 
         split: int8 (n,) of `split_corpus`; rows of `TRAIN` are trained on, those of `VALID` validate.
         strategy: Its name and itself.
         choice: How to train.
+        towers: What networks encode; None = the stored features.
         validation: An own set to select on.
         wrong: int8 (n,) truth, for the detection metrics of each epoch; the strategy does not see it.
 
@@ -117,11 +133,11 @@ def train_run(run: Run, corpus: Corpus, split: np.ndarray, strategy: tuple[str, 
         UsageError: If the folder holds a training of other data, strategy or settings, or there are too few pairs.
     """
     rows = np.flatnonzero(split == TRAIN)
-    inputs = _inputs(corpus, rows, strategy, choice, validation)
-    learner = make_learner(corpus, rows, strategy[1], choice)
+    inputs = training_inputs(corpus, split, strategy, choice, towers, validation)
+    learner = make_learner(corpus, rows, strategy[1], choice, towers)
     if validation is None and (split == VALID).sum() >= 2:
         valid = np.flatnonzero(split == VALID)
-        validation = Validation(towers=learner.data.towers, rows=valid, shown=corpus.shown[valid])  # type: ignore[arg-type]
+        validation = Validation(towers=learner.data.towers, rows=valid, shown=corpus.shown[valid])
     folder = run.folder / "checkpoints"
     if dist.is_main():
         sweep(folder)
@@ -159,21 +175,20 @@ def check_folder(run: Run, inputs: dict[str, Any], choice: Train) -> None:
     dist.wait()
 
 
-def _inputs(corpus: Corpus, rows: np.ndarray, strategy: tuple[str, Strategy], choice: Train,
-            validation: Validation | None) -> dict[str, Any]:  # fmt: skip
+def training_inputs(corpus: Corpus, split: np.ndarray, strategy: tuple[str, Strategy], choice: Train,
+                    towers: Towers | None = None, validation: Validation | None = None) -> dict[str, Any]:  # fmt: skip
+    """Everything that the result depends on."""
+    rows = np.flatnonzero(split == TRAIN)
     return {
         "data": {**corpus.identity, "pairs": len(rows), "rows": fingerprint(rows.tolist())},
-        "validation": None if validation is None else fingerprint([validation.rows.tolist(), len(validation.towers)]),
+        "validation": None
+        if validation is None
+        else fingerprint([validation.rows.tolist(), validation.shown.tolist()]),
         "strategy": describe(*strategy),
         "settings": choice.settings(),
+        "towers": dict(towers.identity) if towers is not None else {},
         "noisycorr": __version__,
     }
-
-
-def training_inputs(corpus: Corpus, split: np.ndarray, strategy: tuple[str, Strategy], choice: Train,
-                    validation: Validation | None = None) -> dict[str, Any]:  # fmt: skip
-    """Everything that the result depends on."""
-    return _inputs(corpus, np.flatnonzero(split == TRAIN), strategy, choice, validation)
 
 
 def _hooks(run: Run, learner: Learner, choice: Train, validation: Validation | None, wrong: np.ndarray | None,
@@ -260,16 +275,19 @@ def _finish(run: Run, learner: Learner, corpus: Corpus, rows: np.ndarray, valida
 
 
 def _store_model(run: Run, learner: Learner) -> None:
-    shape = {"image_dim": learner.data.towers.image_dim, "text_dim": learner.data.towers.text_dim,
-             "dim": learner.choice.embed_dim, "hidden": learner.choice.hidden, "networks": len(learner.networks),
-             "precision": learner.choice.precision}  # fmt: skip
-    weights = {name: value.cpu().contiguous() for name, value in learner.weights().items() if ".heads." not in name}
-    with atomic_path(run.path("model.safetensors")) as path:
-        path.write_bytes(save(weights))
-    write_json(run.path("model.json"), shape)
+    """The networks, without the strategy's own modules; a fine-tuned encoder as its library reads it."""
+    facts = {**learner.networks[0].facts(), "networks": len(learner.networks), "precision": learner.choice.precision}
+    for number, network in enumerate(learner.networks):
+        if isinstance(network, TunedNetwork):
+            network.export(run.path("networks", str(number)))
+    if facts["kind"] != "tuned":
+        body = {name: value.cpu().contiguous() for name, value in learner.weights().items() if ".heads." not in name}
+        with atomic_path(run.path("model.safetensors")) as path:
+            path.write_bytes(save(body))
+    write_json(run.path("model.json"), facts)
 
 
-def load_networks(folder: Path, device: torch.device) -> list[Network]:
+def load_networks(folder: Path, device: torch.device) -> list[RetrievalNetwork]:
     """The networks of a finished training, without the strategy's own modules.
 
     Raises:
@@ -277,14 +295,26 @@ def load_networks(folder: Path, device: torch.device) -> list[Network]:
     """
     if not (folder / "model.json").is_file():
         raise UsageError(f"{folder} holds no finished model: run the same `noisycorr train` command to its end.")
-    shape, weights, networks = read_json(folder / "model.json"), load_file(folder / "model.safetensors"), []
-    for number in range(shape["networks"]):
-        network = Network(shape["image_dim"], shape["text_dim"], dim=shape["dim"], hidden=shape["hidden"])
-        start = f"{number}."
-        network.to(torch.float64 if shape["precision"] == "fp64" else torch.float32)
-        network.load_state_dict({k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})
+    facts = read_json(folder / "model.json")
+    dtype = torch.float64 if facts["precision"] == "fp64" else torch.float32
+    weights = load_file(folder / "model.safetensors") if facts["kind"] != "tuned" else {}
+    networks = []
+    for number in range(facts["networks"]):
+        network, start = _build(folder, facts, number), f"{number}."
+        network.to(dtype)
+        if weights:
+            load_trained(network, {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})
         networks.append(network.to(device).eval())
     return networks
+
+
+def _build(folder: Path, facts: Mapping[str, Any], number: int) -> RetrievalNetwork:
+    if facts["kind"] == "tuned":
+        return TunedNetwork(load_saved(facts["family"], folder / "networks" / str(number)), Tune(train_part="whole"))
+    if facts["kind"] == "regions":
+        widths = {name: facts[name] for name in ("count", "width", "vocabulary", "dim")}
+        return RegionNetwork(Regions(**facts["regions"]), **widths)
+    return Network(facts["image_dim"], facts["text_dim"], dim=facts["dim"], hidden=facts["hidden"])
 
 
 def _say(message: str) -> None:

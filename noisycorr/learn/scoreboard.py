@@ -2,40 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from noisycorr import dist
-from noisycorr.learn.heads import Network, Towers
-from noisycorr.recall import feature_blocks, mean_blocks, retrieval_metrics
+from noisycorr.learn.heads import RetrievalNetwork, Towers
+from noisycorr.recall import Blocks, feature_blocks, mean_blocks, retrieval_metrics
 
-CHUNK = 4096
 TOLERANCE = 1e-6  # embeddings are single precision
+SET_TOLERANCE = 1e-5  # similarities of sets go through more of it
 
 
 @torch.no_grad()
-def embed_rows(network: Network, towers: Towers, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows of images and texts, float32 (m, d) each. Every process encodes its share and gets all of them."""
+def encode_rows(network: RetrievalNetwork, towers: Towers, rows: np.ndarray, side: str) -> Tensor:
+    """Encoded images or texts of some rows, (m, ...). Every process encodes its share and gets all of them.
+
+    Args:
+        network: In evaluation mode.
+        towers: What it encodes.
+        rows: int64 (m,).
+        side: image or text.
+    """
+    shares = _parts(rows, towers.chunk)
+    if side == "image":
+        towers.expect((share[dist.my_slice(len(share))], None) for share in shares)
+    give, encode = (towers.image, network.image) if side == "image" else (towers.text, network.text)
+    out = []
+    for share in shares:
+        mine = torch.from_numpy(share[dist.my_slice(len(share))])
+        out.append(dist.gather(encode(give(mine)), len(share)))
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def network_blocks(network: RetrievalNetwork, towers: Towers, images: np.ndarray, texts: np.ndarray) -> Blocks:
+    """Similarities of some images with some texts, as `noisycorr.recall` asks for them.
+
+    Vectors are kept; sets are encoded anew for every block, which costs little beside comparing them.
+
+    Args:
+        network: Any.
+        towers: What it encodes.
+        images: int64 (n,) rows of which the images take part.
+        texts: int64 (m,) rows of which the texts take part.
+    """
+    with evaluating(network):
+        if not network.sets:
+            image, text = (encode_rows(network, towers, rows, side) for rows, side in
+                           ((images, "image"), (texts, "text")))  # fmt: skip
+            return feature_blocks(image.cpu().numpy(), text.cpu().numpy())
+
+    @torch.no_grad()
+    def block(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        with evaluating(network):
+            mine = images[rows][dist.my_slice(len(rows))]
+            image = [network.image(towers.image(torch.from_numpy(part))) for part in _parts(mine, towers.chunk)]
+            text = encode_rows(network, towers, texts[columns], "text")
+            sims = [network.similarity(part, text) for part in image] or [text.new_zeros(0, len(columns))]
+            return dist.gather(torch.cat(sims), len(rows)).cpu().numpy()
+
+    return block
+
+
+@contextlib.contextmanager
+def evaluating(network: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while."""
     mode = network.training
     network.eval()
-    images, texts = [], []
-    for start in range(0, len(rows), CHUNK):
-        part = torch.from_numpy(rows[start : start + CHUNK])
-        mine = part[dist.my_slice(len(part))]
-        images.append(dist.gather(network.image(towers.image(mine)), len(part)).cpu().numpy())
-        texts.append(dist.gather(network.text(towers.text(mine)), len(part)).cpu().numpy())
-    network.train(mode)
-    return np.concatenate(images), np.concatenate(texts)
+    try:
+        yield
+    finally:
+        network.train(mode)
 
 
-def retrieval(networks: Sequence[Network], towers: Towers, rows: np.ndarray, shown: np.ndarray) -> dict[str, object]:
+def retrieval(networks: Sequence[RetrievalNetwork], towers: Towers, rows: np.ndarray,
+              shown: np.ndarray) -> dict[str, object]:  # fmt: skip
     """Retrieval among the pairs of some rows: texts of the same image are all right for it.
 
     Args:
         networks: One, or several that are averaged.
-        towers: Features by row.
+        towers: What they encode, by row.
         rows: int64 (m,), m >= 1.
         shown: int64 (m,): equal for the same image.
 
@@ -43,14 +93,14 @@ def retrieval(networks: Sequence[Network], towers: Towers, rows: np.ndarray, sho
         `pairs`, `images`; `ensemble` with the metrics of `noisycorr.recall`, and `singles`, a list with those of each.
     """
     _, first, image_of = np.unique(shown, return_index=True, return_inverse=True)
+    tolerance = SET_TOLERANCE if any(network.sets for network in networks) else TOLERANCE
     blocks, singles = [], []
     for network in networks:
-        image, text = embed_rows(network, towers, rows)
-        blocks.append(feature_blocks(image[first], text))
-        singles.append(retrieval_metrics(blocks[-1], image_of, len(first), tolerance=TOLERANCE))
+        blocks.append(network_blocks(network, towers, rows[first], rows))
+        singles.append(retrieval_metrics(blocks[-1], image_of, len(first), tolerance=tolerance))
     together = singles[0]
     if len(blocks) > 1:
-        together = retrieval_metrics(mean_blocks(blocks), image_of, len(first), tolerance=TOLERANCE)
+        together = retrieval_metrics(mean_blocks(blocks), image_of, len(first), tolerance=tolerance)
     return {"pairs": len(rows), "images": len(first), "ensemble": together, "singles": singles}
 
 
@@ -62,3 +112,7 @@ def short(found: Mapping[str, object], prefix: str) -> dict[str, float]:
     if len(singles) > 1:
         out |= {f"{prefix}_rSum_{number}": one["rSum"] for number, one in enumerate(singles)}
     return out
+
+
+def _parts(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

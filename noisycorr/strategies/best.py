@@ -81,9 +81,7 @@ class Best(Strategy):
         return enc.columns[self.column].nan_to_num(0.0).clamp(0, 1)
 
 
-def refine(
-    prior: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"], *, share: float
-) -> Float[np.ndarray, " n"]:
+def refine(prior: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"], *, share: float) -> Float[np.ndarray, " n"]:
     """Posterior from calibrated priors and a loss whose meaning is learned from them.
 
     Args:
