@@ -43,7 +43,7 @@ class Bench:
     sets: str = "sample=sample"
     units: str = "caption"
     ratios: str = "0,0.2,0.4,0.6"
-    strategies: str = "plain,coteach,oracle"
+    strategies: str = "plain,coteach,best,oracle"
     seeds: str = "0,1,2"
     limit: int = 8000
 

@@ -10,10 +10,12 @@ from noisycorr.plan_flags import NEED_FOLDER, make_choice, new_run
 
 SOURCE = "Run folder of `noisycorr clean`, or any source that it reads, which is then embedded and scored first"
 
-LR = ("Highest learning rate of AdamW; it rises over `warmup` steps and falls along a cosine to 0; by default 1e-3 for "
+LR = ("Highest learning rate of AdamW; it rises over `warmup` steps and falls along a cosine to 0; by default 3e-4 for "
       "heads, 1e-5 for whole and last_blocks, 1e-4 for lora, 5e-4 for scratch, 2e-4 for regions")  # fmt: skip
 MODEL = ("Encoder of a source that is not embedded yet, as for `clean`; and the one to fine-tune, if --train_part is "
          "not heads, which may also be scratch:vit or scratch:cnn, small ones with random weights")  # fmt: skip
+
+METHOD = "Method: a name of the paper index such as best, coteach, pc2 or plain, or your own, ./FILE.py:CLASS"
 
 
 class Train:
@@ -38,7 +40,7 @@ class Train:
         parser.add("output_folder", str, None, "Folder for the model; made if absent", need=NEED_FOLDER)
         parser.add("config", str | None, None, "YAML file with any of these keys, `path` among them; flags win over it")
         parser.add_switch("overwrite", "Delete what an earlier training left in the folder")
-        parser.add_object("strategy", "coteach", "Method: plain, coteach, weighted, or your own, ./FILE.py:CLASS")
+        parser.add_object("strategy", "best", METHOD)
         add_choice(parser, Choice, skip=frozenset({"lr"}))
         parser.add("lr", float | None, None, LR)
         add_choice(parser, Split)

@@ -76,7 +76,7 @@ def test_what_a_training_leaves(work: Path):
                      "trust.parquet", "report.json", "metrics.jsonl", "checkpoints", "stages"}  # fmt: skip
     report = json.loads((model / "report.json").read_text())
     assert [record["epoch"] for record in report["history"]] == [0, 1, 2]
-    assert report["strategy"]["name"] == "coteach" and report["networks"] == 2
+    assert report["strategy"]["name"] == "best" and report["networks"] == 2
     assert len(report["validation"]["singles"]) == 2 and report["validation"]["ensemble"]["rSum"] > 100
     lines = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["event"] == "epoch"]
@@ -84,7 +84,7 @@ def test_what_a_training_leaves(work: Path):
         line["samples_per_second"] > 0 and 0 <= line["loading_share"] <= 1 for line in epochs
     )
     assert set(load_file(model / "model.safetensors")) >= {"0.log_temperature", "1.log_temperature"}
-    assert yaml.safe_load((model / "config.yaml").read_text())["strategy"]["class_path"] == "coteach"
+    assert yaml.safe_load((model / "config.yaml").read_text())["strategy"]["class_path"] == "best"
 
 
 def test_the_same_command_again_changes_nothing(work: Path):
@@ -211,7 +211,7 @@ def test_repaired_texts_stand_in_for_the_given_ones():
     ("words", "told"),
     [
         (["--epochs", "4"], "settings.epochs: was 3, now 4"),
-        (["--strategy", "plain"], "strategy.class: was 'CoTeach', now 'Plain'"),
+        (["--strategy", "plain"], "strategy.class: was 'Best', now 'Plain'"),
         (["--strategy.warm_up", "1"], "strategy.warm_up: was 3, now 1"),
         (["--pairs", "kept"], "data.pairs"),
         (["--seed", "1"], "data.rows"),

@@ -62,7 +62,7 @@ class Best(Strategy):
 
     def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
         """Prior odds times what the losses say."""
-        p = refine(signals["prior"], signals["loss"], share=self.share)
+        p = refine(np.clip(signals["prior"], 0, 1), signals["loss"], share=self.share)
         clean = p >= self.least
         return Trust(p_clean=p, clean=clean, note=None if clean.any() else "no pair is believed: all are used")
 
@@ -76,7 +76,8 @@ class Best(Strategy):
         if self.column not in enc.columns:
             raise UsageError(
                 f"the strategy starts from the column {self.column!r}, but the training set has "
-                f"{', '.join(sorted(enc.columns)) or 'none'}: run `noisycorr clean` first, or name another one."
+                f"{', '.join(sorted(enc.columns)) or 'none'}: run `noisycorr clean` first, name another "
+                "one, or take --strategy coteach."
             )
         return enc.columns[self.column].nan_to_num(0.0).clamp(0, 1)
 
