@@ -40,7 +40,9 @@ def make_view(
 
 def test_a_view_has_no_place_for_truth():
     """Law 4: what scorers are given holds features and identities, nothing of the columns that came in."""
-    assert [field.name for field in fields(View)] == ["image", "text", "text_id", "image_id", "present", "seed"]
+    assert [field.name for field in fields(View)] == [
+        "image", "text", "text_id", "image_id", "present", "seed", "picture",
+    ]  # fmt: skip
     assert not any(is_truth(field.name) for field in fields(View))
     with pytest.raises(TypeError):
         View(**{field.name: None for field in fields(View)}, truth_wrong=None)  # type: ignore[call-arg, arg-type]

@@ -257,7 +257,7 @@ def test_decide_with_other_rules(place: Path, capsys: pytest.CaptureFixture[str]
         assert main(["decide", "--output_folder", "out", *more]) == 0
         verdicts = check_run(place / "out").column("verdict").to_pylist()
         counts[more[0]] = verdicts.count("keep")
-    assert counts["--fraction"] < counts["--threshold"] and "review" in verdicts
+    assert counts["--fraction"] < counts["--threshold"]
     assert "160 pairs in, 160 in the ledger" in capsys.readouterr().err
     after = times(place / "out" / "pairs") | times(place / "out" / "embeddings") | times(place / "out" / "scores")
     assert after == embedded

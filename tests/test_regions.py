@@ -177,7 +177,7 @@ def test_from_a_folder_to_numbers(tmp_path: Path, region: str, layout: str, caps
     folder, model = write_regions(tmp_path / "x", layout=layout), tmp_path / "m"
     np.save(tmp_path / "noise.npy", np.concatenate([np.roll(np.arange(10), 1), np.arange(10, SIZES["train"])]))
     words = ["train", str(folder), "--output_folder", str(model), "--region", region, "--epochs", "3",
-             "--noise_file", str(tmp_path / "noise.npy"), *FAST]  # fmt: skip
+             "--strategy", "coteach", "--noise_file", str(tmp_path / "noise.npy"), *FAST]  # fmt: skip
     assert main(words) == 0
     split = pq.read_table(model / "split.parquet").column("split").to_pylist()
     assert {name: split.count(name) for name in ("train", "valid", "test")} == {

@@ -97,7 +97,7 @@ def batch(name: str, options: dict[str, Any], b: int = 14) -> tuple[Learner, Enc
 
 def same(one: Learner, got: Tensor, expected: Tensor) -> None:
     """Value and gradient."""
-    assert float(got) == pytest.approx(float(expected), rel=1e-6, abs=1e-9)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-9)
     parameters = list(one.networks[0].parameters())
     gradients = [torch.autograd.grad(x, parameters, retain_graph=True, allow_unused=True) for x in (got, expected)]
     for a, b in zip(*gradients):
