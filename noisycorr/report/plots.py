@@ -93,7 +93,7 @@ def curves(lines: Sequence[Line], label: str, *, mark: float | None = None) -> M
         return height - BOTTOM - (height - BOTTOM - TOP) * (value - low) / (high - low)
 
     columns = [value for value in _ticks(1, last, 6) if value == int(value)]
-    body = [_axes(x, y, _ticks(low, high, 4), columns, width - RIGHT, height)]
+    body = [_axes(x, y, _ticks(low, high, 6), columns, width - RIGHT, height)]
     if mark is not None:
         body.append(f'<path class="mark" d="M{x(mark):.1f} {TOP}V{height - BOTTOM}"/>')
     for name, xs, ys in lines:

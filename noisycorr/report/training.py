@@ -10,7 +10,6 @@ from typing import Any
 
 from noisycorr import console
 from noisycorr.report import plots, read_config
-from noisycorr.report.nutrition import source_of
 from noisycorr.report.page import fill, number
 from noisycorr.report.tally import plain
 from noisycorr.run import Run, atomic_path, read_json
@@ -48,7 +47,7 @@ def write_training_report(run: Run) -> Path:
     history = report["history"]
     page = fill(
         "training.html",
-        source=source_of(config) or "",
+        source=config["path"] if isinstance(config.get("path"), str) else "",
         verdict=verdict(report, evaluation),
         report=report,
         test_data=evaluation.get("test_data"),
