@@ -6,6 +6,7 @@ Nothing is shown before `set_up` was called, so that a program which imports the
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterable
@@ -50,6 +51,11 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """A line that even the quiet want to see."""
     _LOG.warning(message)
+
+
+def without_numbers(message: str) -> str:
+    """What stays the same when a message comes again with other numbers."""
+    return re.sub(r"\d[\d.,]*", "#", message)
 
 
 def is_verbose() -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -147,6 +148,71 @@ def autocast(precision: str) -> Iterator[None]:
 
     with torch.autocast(device().type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         yield
+
+
+def find_trackers(asked: str) -> list[str]:
+    """Names of Accelerate's trackers, each once.
+
+    Args:
+        asked: none, all for those that are installed, or names with commas between them.
+
+    Raises:
+        ValueError: If one is not known or not installed.
+    """
+    names = list(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip()))
+    if names in ([], ["none"]):
+        return []
+    from accelerate import tracking
+    from accelerate.utils import LoggerType
+
+    built_in = [name for name in map(str, LoggerType.list()) if name != "all"]
+    known = list(map(str, tracking.LOGGER_TYPE_TO_CLASS))
+    installed = [*map(str, tracking.get_available_trackers()), *(name for name in known if name not in built_in)]
+    have = f"installed: {', '.join(installed) or 'none'}"
+    for name in names:
+        if name != "all" and name not in known:
+            raise ValueError(f"{name!r} is no tracker; expected none, all, or some of {', '.join(known)}.")
+        if name not in installed and not (name == "all" and installed):
+            missing = "all finds no tracker" if name == "all" else f"{name} is not installed"
+            raise ValueError(f"{missing}: install its package, or use none ({have}).")
+    return installed if "all" in names else names
+
+
+@contextlib.contextmanager
+def tracking(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> Iterator[Callable[..., None]]:
+    """Open trackers in the main process, and close them at the end, whatever happens.
+
+    Args:
+        names: As `find_trackers` gives them.
+        folder: For trackers that write files.
+        config: Settings to store: numbers, words, and None.
+
+    Yields:
+        A function of numbers by name, and the step that they belong to.
+    """
+    opened: list[Any] = []
+    try:
+        if names and is_main():
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+            state()  # trackers ask for it
+            for kind in (LOGGER_TYPE_TO_CLASS[name] for name in names):
+                if kind.requires_logging_directory:
+                    folder.mkdir(parents=True, exist_ok=True)
+                tracker = kind("noisycorr", *([str(folder)] if kind.requires_logging_directory else []))
+                if hasattr(tracker, "start"):  # before it was there, trackers started when they were made
+                    tracker.start()
+                opened.append(tracker)
+                tracker.store_init_configuration(dict(config))
+
+        def log(values: Mapping[str, float], step: int) -> None:
+            for tracker in opened:
+                tracker.log(dict(values), step=step)
+
+        yield log
+    finally:
+        for tracker in opened:
+            tracker.finish()
 
 
 @functools.cache

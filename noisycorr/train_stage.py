@@ -31,10 +31,11 @@ from noisycorr.learn.retrieval import (
     train_run,
     training_inputs,
 )
-from noisycorr.learn.scoreboard import retrieval
+from noisycorr.learn.scoreboard import recall_lines, retrieval
 from noisycorr.learn.tune_choice import Regions, Tune
 from noisycorr.learn.tuned import TunedNetwork
 from noisycorr.pairs import UsageError
+from noisycorr.report.training import write_training_report
 from noisycorr.run import RUN_CONTENT, Run, atomic_path, provenance, read_json, write_json
 from noisycorr.stages import Plan as CleanPlan
 from noisycorr.stages import clean
@@ -57,6 +58,8 @@ class Plan:
         strategy: Name and method.
         tune: Which part of the encoder is trained.
         regions: Network on region features.
+        evaluate: Open the test split after training.
+        report_to: Trackers: none, all, or names with commas between them.
     """
 
     source: Source
@@ -66,6 +69,20 @@ class Plan:
     strategy: tuple[str, Strategy]
     tune: Tune = field(default_factory=Tune)
     regions: Regions = field(default_factory=Regions)
+    evaluate: bool = True
+    report_to: str = "none"
+
+
+def check_trackers(asked: str) -> list[str]:
+    """Names of the trackers of `--report-to`.
+
+    Raises:
+        UsageError: If one is not known or not installed.
+    """
+    try:
+        return dist.find_trackers(asked)
+    except ValueError as error:
+        raise UsageError(f"--report-to {asked}: {error}") from None
 
 
 def named_strategy(name: str, options: str | None) -> Strategy:
@@ -127,8 +144,8 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     encoder = (source_run.stage("embed") or {})["facts"]["encoder"]
     _start(plan, run, {"encoder": encoder, "pairs": str(source_run.folder)}, corpus, split)
     report = train_run(run, corpus, split, plan.strategy, plan.train, towers=towers, validation=validation,
-                       wrong=truth_of_source(source_run))  # fmt: skip
-    _summary(run, report)
+                       wrong=truth_of_source(source_run), trackers=check_trackers(plan.report_to))  # fmt: skip
+    _summary(plan, run, report, split)
     return report
 
 
@@ -143,8 +160,9 @@ def _train_regions(plan: Plan, run: Run, overwrite: bool) -> dict[str, Any]:
     check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, towers), plan.train)
     folder = str(Path(plan.source.path).expanduser().resolve())
     _start(plan, run, {"encoder": f"regions:{plan.regions.region}", "pairs": folder}, corpus, split)
-    report = train_run(run, corpus, split, plan.strategy, plan.train, towers=towers, wrong=wrong)
-    _summary(run, report)
+    report = train_run(run, corpus, split, plan.strategy, plan.train, towers=towers, wrong=wrong,
+                       trackers=check_trackers(plan.report_to))  # fmt: skip
+    _summary(plan, run, report, split)
     return report
 
 
@@ -158,13 +176,22 @@ def _evaluate_regions(run: Run, stored: dict[str, Any], test_data: str | None) -
     found: dict[str, Any] = {"test": retrieval(networks, towers, rows, corpus.shown[rows])}
     if test_data is None and (detected := _detection(run, wrong)) is not None:
         found["detection"] = detected
-    found = plain_json(found)
-    write_json(run.path("evaluation.json"), found)
+    return _store(run, found, test_data)
+
+
+def _store(run: Run, found: dict[str, Any], test_data: str | None) -> dict[str, Any]:
+    """Write `evaluation.json`, and `report.html` with it; says what was found."""
+    found = plain_json(found if test_data is None else found | {"test_data": test_data})
+    for line in recall_lines(found["test"]):
+        say(f"test: {line}")
+    if dist.is_main():
+        write_json(run.path("evaluation.json"), found)
+        write_training_report(run)
     return found
 
 
 def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
-    """Open the test split of a trained model; writes `evaluation.json`.
+    """Open the test split of a trained model; writes `evaluation.json`, and `report.html` again.
 
     Args:
         run: A folder of `noisycorr train`.
@@ -172,7 +199,7 @@ def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
 
     Returns:
         JSON: `test` as `noisycorr.learn.scoreboard.retrieval` gives it, and `detection` of wrong training pairs by the
-        final p_clean of the strategy, if both are known.
+        final p_clean of the strategy, if both are known; `test_data` if it is given.
 
     Raises:
         UsageError: If there is no finished model, or nothing to test on.
@@ -208,9 +235,7 @@ def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
     detected = _detection(run, truth_of_source(source_run))
     if detected is not None:
         found["detection"] = detected
-    found = plain_json(found)
-    write_json(run.path("evaluation.json"), found)
-    return found
+    return _store(run, found, test_data)
 
 
 def _stored(choice: type, stored: dict[str, Any]) -> Any:
@@ -311,6 +336,7 @@ def _start(plan: Plan, run: Run, facts: dict[str, str], corpus: Corpus, split: n
     values: dict[str, Any] = {"output_folder": str(run.folder), "clip_model": plan.clip_model}
     for part in (plan.source, plan.train, plan.split, plan.tune, plan.regions):
         values |= dataclasses.asdict(part)
+    values |= {"evaluate": plan.evaluate, "report_to": plan.report_to}
     values["strategy"] = {"class_path": name, "init_args": dataclasses.asdict(strategy)}  # type: ignore[call-overload]
     with atomic_path(run.path("config.yaml")) as path:
         path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
@@ -335,11 +361,20 @@ def _detection(run: Run, wrong: np.ndarray) -> dict[str, Any] | None:
     return found
 
 
-def _summary(run: Run, report: dict[str, Any]) -> None:
+def _summary(plan: Plan, run: Run, report: dict[str, Any], split: np.ndarray) -> None:
+    """Say what came out, open the test split if there is one, and write the page."""
     if "validation" in report:
         both = report["validation"]
         singles = " and ".join(f"{one['rSum']:.1f}" for one in both["singles"])
         together = f", together {both['ensemble']['rSum']:.1f}" if len(both["singles"]) > 1 else ""
         pairs = f"rSum on {both['pairs']:,} validation pairs {singles}{together}"
         say(f"train: best epoch {report['best_epoch'] + 1}; {pairs}")
-    say(f"train: model in {run.folder}; `noisycorr evaluate --output_folder {run.folder}` opens the test split")
+    held = int((split == TEST).sum())
+    if plan.evaluate and held >= 2:
+        evaluate_model(run, None)
+    elif dist.is_main():
+        write_training_report(run)
+    dist.wait()
+    say(f"train: model and report.html in {run.folder}")
+    if not plan.evaluate and held >= 2:
+        say(f"train: `noisycorr evaluate --output_folder {run.folder}` opens the test split")

@@ -16,14 +16,16 @@ MODEL = ("Encoder of a source that is not embedded yet, as for `clean`; and the 
          "not heads, which may also be scratch:vit or scratch:cnn, small ones with random weights")  # fmt: skip
 
 METHOD = "Method: a name of the paper index such as best, coteach, pc2 or plain, or your own, ./FILE.py:CLASS"
+TRACKERS = ("Trackers of Accelerate that get the numbers of each epoch: none, all that are installed, or names such as "
+            "tensorboard,wandb")  # fmt: skip
 
 
 class Train:
     """Train a retrieval model that doubts its pairs.
 
     Works on the features that `noisycorr clean` stored, so that each picture is decoded once. Pairs are split by image,
-    the best epoch is selected on validation pairs, and the test split stays closed until `noisycorr evaluate`. The same
-    command continues an interrupted training.
+    the best epoch is selected on validation pairs, and the test split is opened once, after the last epoch. The numbers
+    and curves stand in `report.html`. The same command continues an interrupted training.
     """
 
     name, usage, parallel = "train", "SOURCE --output_folder FOLDER", True
@@ -47,6 +49,8 @@ class Train:
         parser.add("clip_model", str, "embedded", MODEL)
         add_choice(parser, Tune)
         add_choice(parser, Regions)
+        parser.add("evaluate", bool, True, "Open the test split after training, as `noisycorr evaluate` does")
+        parser.add("report_to", str, "none", TRACKERS)
         add_choice(parser, Source, skip=frozenset({"path"}))
 
     @staticmethod
@@ -63,11 +67,14 @@ class Train:
         choice, split = make_choice(given, "train", Choice), make_choice(given, "split", Split)
         source = Source(**pick(given, Source))
         run = new_run(given.output_folder)
-        from noisycorr.train_stage import Plan, named_strategy, train
+        from noisycorr.train_stage import Plan, check_trackers, named_strategy, train
+
+        check_trackers(given.report_to)
 
         strategy = named_strategy(given.strategy, given.strategy_options)
         plan = Plan(source=source, clip_model=given.clip_model, train=choice, split=split,
-                    strategy=(given.strategy, strategy), tune=tune, regions=regions)  # fmt: skip
+                    strategy=(given.strategy, strategy), tune=tune, regions=regions,
+                    evaluate=given.evaluate, report_to=given.report_to)  # fmt: skip
         train(plan, run, overwrite=given.overwrite)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -73,7 +74,8 @@ def test_what_a_training_leaves(work: Path):
     model = work / "model"
     names = {path.name for path in model.iterdir()}
     assert names >= {"config.yaml", "provenance.json", "model.safetensors", "model.json", "split.parquet",
-                     "trust.parquet", "report.json", "metrics.jsonl", "checkpoints", "stages"}  # fmt: skip
+                     "trust.parquet", "report.json", "report.html", "evaluation.json", "metrics.jsonl", "checkpoints",
+                     "stages"}  # fmt: skip
     report = json.loads((model / "report.json").read_text())
     assert [record["epoch"] for record in report["history"]] == [0, 1, 2]
     assert report["strategy"]["name"] == "best" and report["networks"] == 2
@@ -134,12 +136,36 @@ def test_evaluate_opens_the_test_split(work: Path, capsys: pytest.CaptureFixture
     assert json.loads((work / "model" / "evaluation.json").read_text()) == found
 
 
+def test_training_opens_the_test_split_as_evaluate_does(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["train", str(work / "run"), "--output_folder", str(tmp_path / "m"), *FAST[:-1]]
+    assert main(words) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("test: ")]
+    assert [line.split(",")[0] for line in lines] == ["test: network 1", "test: network 2", "test: together"]
+    assert all(
+        re.search(r"R@1/5/10 of texts [\d.]+/[\d.]+/[\d.]+, of images [\d.]+/[\d.]+/[\d.]+, rSum ", x) for x in lines
+    )
+    trained, page = (tmp_path / "m" / "evaluation.json").read_bytes(), (tmp_path / "m" / "report.html").read_bytes()
+    assert main(["evaluate", "--output_folder", str(tmp_path / "m"), "-q"]) == 0
+    assert (tmp_path / "m" / "evaluation.json").read_bytes() == trained
+    assert (tmp_path / "m" / "report.html").read_bytes() == page
+
+
+def test_the_test_split_stays_closed_if_asked_or_if_there_is_none(work: Path, tmp_path: Path):
+    for name, words in (("shut", ["--evaluate", "false"]), ("none", ["--test_fraction", "0"])):
+        assert main(["train", str(work / "run"), "--output_folder", str(tmp_path / name), *FAST, *words]) == 0
+        assert not (tmp_path / name / "evaluation.json").exists()
+        assert "No test split was opened" in (tmp_path / name / "report.html").read_text()
+    assert main(["evaluate", "--output_folder", str(tmp_path / "shut"), "-q"]) == 0
+    assert "No test split was opened" not in (tmp_path / "shut" / "report.html").read_text()
+
+
 def test_evaluate_on_other_data(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "model"
     shutil.copytree(work / "model", folder)
     words = ["evaluate", "--output_folder", str(folder), "--test_data", str(work / "run")]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["test"]["pairs"] == N
+    assert str(work / "run") in (folder / "report.html").read_text()
     assert main(["evaluate", "--output_folder", str(work / "run"), "--test_data", "x"]) == 2
     (folder / "model.json").unlink()
     assert "no finished model" in said(words, capsys)
@@ -268,6 +294,11 @@ def test_a_ledger_of_other_data_is_refused(work: Path, tmp_path: Path, capsys: p
         (["--strategy.split", "gmm", "--strategy.split", "bmm"], "--strategy.split stands twice"),
         (["--val_fraction", "0.7", "--test_fraction", "0.4"], "leave nothing to train on"),
         (["--temperature", "0"], "--temperature is 0.0"),
+        (
+            ["--report-to", "none,pigeon"],
+            "--report-to none,pigeon: 'none' is no tracker; expected none, all, or some of",
+        ),
+        (["--report-to", "pigeon"], "--report-to pigeon: 'pigeon' is no tracker"),
         (["--strategy", "weighted", "--strategy.column", "score_none"], "weighs by the column 'score_none'"),
     ],
 )
@@ -319,7 +350,8 @@ def test_killed_anywhere_and_continued_is_bitwise_the_same(work: Path, tmp_path:
     assert kills, "it was killed at work"
     assert main(words[3:]) == 0
     expected, found = files(tmp_path / "alone"), files(tmp_path / "killed")
-    expected["config.yaml"] = expected["config.yaml"].replace(b"/alone", b"/killed")
+    for name in ("config.yaml", "report.html"):
+        expected[name] = expected[name].replace(b"/alone", b"/killed")
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
 

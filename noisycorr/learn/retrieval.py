@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def watch_truth(wrong: np.ndarray) -> Any:
 
 def train_run(run: Run, corpus: Corpus, split: np.ndarray, strategy: tuple[str, Strategy], choice: Train,
               *, towers: Towers | None = None, validation: Validation | None = None,
-              wrong: np.ndarray | None = None) -> dict[str, Any]:  # fmt: skip
+              wrong: np.ndarray | None = None, trackers: Sequence[str] = ()) -> dict[str, Any]:  # fmt: skip
     """Train into a run folder, from its last checkpoint if it has one.
 
     Args:
@@ -125,6 +125,7 @@ def train_run(run: Run, corpus: Corpus, split: np.ndarray, strategy: tuple[str, 
         towers: What networks encode; None = the stored features.
         validation: An own set to select on.
         wrong: int8 (n,) truth, for the detection metrics of each epoch; the strategy does not see it.
+        trackers: Names of trackers to tell the numbers of each epoch, as `dist.find_trackers` gives them.
 
     Returns:
         The report.
@@ -144,8 +145,12 @@ def train_run(run: Run, corpus: Corpus, split: np.ndarray, strategy: tuple[str, 
     dist.wait()
     if choice.resume == "latest" and (found := load_latest(learner, folder)) is not None:
         _say(f"train: goes on after epoch {learner.cursor.epoch}, step {learner.cursor.step} ({found.name})")
-    with console.bar(label="train", total=None, hidden=not dist.is_main()) as bar:
-        hooks = _hooks(run, learner, choice, validation, wrong, rows)
+    facts = {"pairs": len(rows), **{f"strategy.{k}": v for k, v in describe(*strategy).items()}, **choice.settings()}
+    with (
+        dist.tracking(trackers, run.folder / "trackers", _plain(facts)) as log,
+        console.bar(label="train", total=None, hidden=not dist.is_main()) as bar,
+    ):
+        hooks = _hooks(run, learner, choice, validation, wrong, rows, log)
         fit(learner, dataclasses.replace(hooks, progress=bar.update))
     report = _finish(run, learner, corpus, rows, validation, wrong, strategy)
     if dist.is_main():
@@ -171,6 +176,7 @@ def check_folder(run: Run, inputs: dict[str, Any], choice: Train) -> None:
         if choice.resume == "never":
             for old in checkpoints(run.folder / "checkpoints"):
                 (old / "COMPLETE").unlink()
+            (run.folder / "evaluation.json").unlink(missing_ok=True)
         run.finish("train_started", inputs)
     dist.wait()
 
@@ -192,7 +198,9 @@ def training_inputs(corpus: Corpus, split: np.ndarray, strategy: tuple[str, Stra
 
 
 def _hooks(run: Run, learner: Learner, choice: Train, validation: Validation | None, wrong: np.ndarray | None,
-           rows: np.ndarray) -> Hooks:  # fmt: skip
+           rows: np.ndarray, log: Callable[..., None]) -> Hooks:  # fmt: skip
+    said: set[str] = set()
+
     def validate(it: Learner) -> dict[str, Any]:
         if validation is None:
             return {}
@@ -202,7 +210,7 @@ def _hooks(run: Run, learner: Learner, choice: Train, validation: Validation | N
 
     def told(record: Mapping[str, Any], times: Mapping[str, float]) -> None:
         if dist.is_main():
-            _tell(run, record, times, choice)
+            log(_tell(run, record, times, choice, said), step=record["epoch"] + 1)
 
     extra: dict[str, Any] = {}
     if wrong is not None and (wrong[rows] == 1).any():
@@ -215,13 +223,16 @@ def _hooks(run: Run, learner: Learner, choice: Train, validation: Validation | N
     )
 
 
-def _tell(run: Run, record: Mapping[str, Any], times: Mapping[str, float], choice: Train) -> None:
+def _tell(run: Run, record: Mapping[str, Any], times: Mapping[str, float], choice: Train,
+          said: set[str]) -> dict[str, float]:  # fmt: skip
+    """Log an epoch and show its line; what must be known is said once. Returns its numbers, for trackers."""
     speed = times["pairs"] / max(times["train"], 1e-9)
     share = times["loading"] / max(times["train"] + times["judge"], 1e-9)
     values = {name: value for name, value in record.items() if isinstance(value, (int, float, str))}
-    run.log("epoch", **values, loss=float(np.mean(record["loss"])), samples_per_second=round(speed, 1),
-            seconds_train=round(times["train"], 3), seconds_judge=round(times["judge"], 3),
-            loading_share=round(share, 4))  # fmt: skip
+    values |= {"loss": float(np.mean(record["loss"])), "samples_per_second": round(speed, 1),
+               "seconds_train": round(times["train"], 3), "seconds_judge": round(times["judge"], 3),
+               "loading_share": round(share, 4)}  # fmt: skip
+    run.log("epoch", **values)
     parts = [f"epoch {record['epoch'] + 1}/{choice.epochs}: loss {np.mean(record['loss']):.4f}"]
     parts += [f"valid rSum {record['valid_rSum']:.1f}"] if "valid_rSum" in record else []
     clean = [value for name, value in record.items() if name.startswith("clean_share")]
@@ -230,11 +241,15 @@ def _tell(run: Run, record: Mapping[str, Any], times: Mapping[str, float], choic
     parts += [f"AUROC {max(found):.3f}"] if found else []
     parts += [f"{speed:,.0f} samples/s, loading {share:.0%}"]
     console.say(", ".join(parts))
+    notes = {value: value for name, value in record.items() if name.startswith("note")}
     if "fall_back" in record:
-        console.warn(f"warning: fewer than 2 pairs were trusted: epoch {record['epoch'] + 1} used all "
-                     f"{record['fall_back']:,} pairs")  # fmt: skip
-    for note in {value for name, value in record.items() if name.startswith("note")}:
-        console.warn(f"warning: {note}")
+        notes["fall_back"] = (f"fewer than 2 pairs were trusted: epoch {record['epoch'] + 1} used all "
+                              f"{record['fall_back']:,} pairs; report.html tells of later ones")  # fmt: skip
+    for note in notes:
+        if (kind := console.without_numbers(note)) not in said:
+            console.warn(f"warning: {notes[note]}")
+            said.add(kind)
+    return {name: float(value) for name, value in values.items() if isinstance(value, (int, float)) and name != "epoch"}
 
 
 def _finish(run: Run, learner: Learner, corpus: Corpus, rows: np.ndarray, validation: Validation | None,
@@ -315,6 +330,11 @@ def _build(folder: Path, facts: Mapping[str, Any], number: int) -> RetrievalNetw
         widths = {name: facts[name] for name in ("count", "width", "vocabulary", "dim")}
         return RegionNetwork(Regions(**facts["regions"]), **widths)
     return Network(facts["image_dim"], facts["text_dim"], dim=facts["dim"], hidden=facts["hidden"])
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers and words as they are, everything else as words: what trackers take as settings."""
+    return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in facts.items()}
 
 
 def _say(message: str) -> None:

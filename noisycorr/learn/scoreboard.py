@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from noisycorr import dist
 from noisycorr.learn.heads import RetrievalNetwork, Towers
-from noisycorr.recall import Blocks, feature_blocks, mean_blocks, retrieval_metrics
+from noisycorr.recall import KS, Blocks, feature_blocks, mean_blocks, retrieval_metrics
 
 TOLERANCE = 1e-6  # embeddings are single precision
 SET_TOLERANCE = 1e-5  # similarities of sets go through more of it
@@ -112,6 +113,24 @@ def short(found: Mapping[str, object], prefix: str) -> dict[str, float]:
     if len(singles) > 1:
         out |= {f"{prefix}_rSum_{number}": one["rSum"] for number, one in enumerate(singles)}
     return out
+
+
+def recall_lines(found: Mapping[str, Any]) -> list[str]:
+    """What `retrieval` found, for people: a line for each network, and one for all together if there are several."""
+    named = {f"network {number + 1}": one for number, one in enumerate(found["singles"])}
+    if len(named) == 1:
+        named = {"": found["ensemble"]}
+    else:
+        named["together"] = found["ensemble"]
+
+    def recall(metrics: Mapping[str, float], side: str) -> str:
+        return "/".join(f"{metrics[f'{side}_retrieval_recall@{k}']:.1f}" for k in KS)
+
+    return [
+        f"{name}{', ' if name else ''}R@{'/'.join(map(str, KS))} of texts {recall(one, 'text')}, of images "
+        f"{recall(one, 'image')}, rSum {one['rSum']:.1f}"
+        for name, one in named.items()
+    ]
 
 
 def _parts(rows: np.ndarray, size: int) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from noisycorr.report.page import dump, render
 from noisycorr.report.tally import plain
 from noisycorr.run import Run, atomic_path, write_json
 
-__all__ = ["write_report"]
+__all__ = ["read_config", "write_report"]
 
 
 def write_report(run: Run) -> Path:
@@ -36,7 +36,7 @@ def write_report(run: Run) -> Path:
     """
     decision = read_decision(run)
     numbers, galleries = gather(run, decision.threshold)
-    config, sources = _config(run)
+    config, sources = read_config(run)
     stages = {name: run.stage(name) or {} for name in ("embed", "score", "decide")}
     embed = {**(stages["embed"].get("inputs") or {}), **(stages["embed"].get("facts") or {})}
     chosen, groups = galleries.chosen(), galleries.chosen_groups()
@@ -65,7 +65,7 @@ def write_report(run: Run) -> Path:
     return path
 
 
-def _config(run: Run) -> tuple[dict[str, Any], dict[str, str]]:
+def read_config(run: Run) -> tuple[dict[str, Any], dict[str, str]]:
     """The configuration as a dictionary, and configuration and provenance as they stand in their files."""
     sources = {}
     for title, name in (("Configuration", "config.yaml"), ("Provenance", "provenance.json")):

@@ -52,18 +52,9 @@ def render(
         output_folder: The run folder as the user names it, for the commands.
         sources: Title and text of files to be shown at the end.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"number": number, "percent": percent, "visible": visible, "uri": data_uri}
-    environment.filters |= {"breakable": breakable}
-    environment.tests["numeric"] = numeric
-    environment.globals["full_text"] = full_text
     counts = report["counts"]
-    page = environment.get_template("template.html").render(
-        style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
-        version=__version__,
+    return fill(
+        "template.html",
         source=source_of(config) or "",
         verdict=verdict_sentence(decision, counts),
         decision=decision,
@@ -82,7 +73,31 @@ def render(
         joint=joint_plot(report["content"]["length_by_p_clean"]["counts"]),
         label=report["nutrition"],
         commands=commands(galleries, output_folder),
+        sources=sources,
+    )
+
+
+def fill(template: str, *, sources: Mapping[str, str], **values: Any) -> str:
+    """A page from one of the templates beside this file; every value is escaped but markup of ours.
+
+    Args:
+        template: Name of the file.
+        sources: Title and text of files to be shown at the end.
+        values: What the template asks for.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": number, "percent": percent, "visible": visible, "uri": data_uri}
+    environment.filters |= {"breakable": breakable}
+    environment.tests["numeric"] = numeric
+    environment.globals["full_text"] = full_text
+    page = environment.get_template(template).render(
+        style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
+        version=__version__,
         sources={title: clip(text, CONFIG) for title, text in sources.items() if text},
+        **values,
     )
     return CONTROL.sub("\ufffd", page)
 

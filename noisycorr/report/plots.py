@@ -71,6 +71,38 @@ def histogram(
     return _svg(width, height, label, body, "large" if width > 400 else "")
 
 
+def curves(lines: Sequence[Line], label: str, *, mark: float | None = None) -> Markup:
+    """Numbers over epochs, one line each; a line of one point is a dot.
+
+    Args:
+        lines: Style class, epochs from 1, and values, all finite.
+        label: What is shown, for those who cannot see it.
+        mark: Epoch of a vertical dashed line.
+    """
+    width, height = 340, 190
+    every = [value for _, _, ys in lines for value in ys]
+    last = max(2.0, *(value for _, xs, _ in lines for value in xs))
+    low, high = min(every), max(every)
+    room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    low, high = low - room, high + room
+
+    def x(value: float) -> float:
+        return LEFT + (width - RIGHT - LEFT) * (value - 1) / (last - 1)
+
+    def y(value: float) -> float:
+        return height - BOTTOM - (height - BOTTOM - TOP) * (value - low) / (high - low)
+
+    columns = [value for value in _ticks(1, last, 6) if value == int(value)]
+    body = [_axes(x, y, _ticks(low, high, 6), columns, width - RIGHT, height)]
+    if mark is not None:
+        body.append(f'<path class="mark" d="M{x(mark):.1f} {TOP}V{height - BOTTOM}"/>')
+    for name, xs, ys in lines:
+        body.append(_path(name, [x(a) for a in xs], [y(b) for b in ys], x(1), x(last)))
+        if len(xs) == 1:
+            body.append(f'<circle class="dot" cx="{x(xs[0]):.1f}" cy="{y(ys[0]):.1f}" r="3.5"/>')
+    return _svg(width, height, label, body)
+
+
 def reliability(points: Sequence[tuple[float, float, int]], label: str) -> Markup:
     """Share of right pairs against `p_clean`; the diagonal is perfect calibration.
 
