@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from noisycorr.learn.contract import Encoded, Strategy, Trust
 from noisycorr.learn.heads import StoredTowers
 from noisycorr.learn.learner import Learner, TrainSet
 from noisycorr.learn.loop import backward, fit
+from noisycorr.strategies import load_file
 
 COLUMNS = ("p_clean", "sample_weight", "score_pair", "score_similarity")
 CPU = torch.device("cpu")
@@ -107,9 +110,11 @@ def check_processes(strategy: Strategy) -> None:
     """
     import torch.multiprocessing as multiprocessing
 
-    alone = _first_gradients(strategy) | _trained(strategy).weights()
+    alone = outcome(strategy)
+    module = type(strategy).__module__
+    file = getattr(sys.modules[module], "__file__", None) if module.startswith("noisycorr_user_") else None
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_one_of_two, (strategy, folder), nprocs=2, join=True)
+        multiprocessing.spawn(_one_of_two, (pickle.dumps(strategy), file, folder), nprocs=2, join=True)
         for rank in range(2):
             shared = torch.load(Path(folder) / f"{rank}.pt", weights_only=True)
             for name, value in alone.items():
@@ -117,12 +122,23 @@ def check_processes(strategy: Strategy) -> None:
                 assert gap < 1e-10, f"two processes differ from one by {gap:.1e} in {name}"
 
 
-def _one_of_two(rank: int, strategy: Strategy, folder: str) -> None:
+def outcome(strategy: Strategy) -> dict[str, Tensor]:
+    """Gradients of one batch and the weights after a short training, the same for any number of processes.
+
+    Args:
+        strategy: The method with its options.
+    """
+    return _first_gradients(strategy) | _trained(strategy).weights()
+
+
+def _one_of_two(rank: int, pickled: bytes, file: str | None, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + stream_seed(folder) % 20000)}
     torch.set_num_threads(1)
     assert dist.count() == 2
-    torch.save(_first_gradients(strategy) | _trained(strategy).weights(), Path(folder) / f"{rank}.pt")
+    if file:  # the class is in no module that Python would find
+        load_file(Path(file))
+    torch.save(outcome(pickle.loads(pickled)), Path(folder) / f"{rank}.pt")
     dist.wait()
     dist.leave()
 

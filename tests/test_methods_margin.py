@@ -17,7 +17,7 @@ from noisycorr.learn.checkpoint import load_latest, save_checkpoint
 from noisycorr.learn.contract import Encoded, Strategy, Trust
 from noisycorr.learn.loop import Hooks, fit, plan_epoch
 from noisycorr.strategies import load_strategy
-from noisycorr.testing import check_processes, check_strategy
+from noisycorr.testing import check_strategy
 
 B, SCALE = 12, 0.1
 METHODS = ("bicro", "crcl", "cream", "decl", "ncr", "rcl")
@@ -344,10 +344,6 @@ def test_a_batch_is_of_open_sets_alone():
     trust = one.trusts[1]
     assert trust is not None and not fallen
     assert sorted(np.concatenate(batches)) == np.flatnonzero(trust.clean).tolist()
-
-
-def test_two_processes_agree_with_one():
-    check_processes(load_strategy("bicro", {"warm_up": 1, "noisy_from": 0.0}))
 
 
 @pytest.mark.parametrize(

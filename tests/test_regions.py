@@ -200,6 +200,21 @@ def test_it_learns(tmp_path: Path):
     assert len(NOUNS) == 8
 
 
+@pytest.mark.parametrize("region", ["sgr", "saf"])
+def test_sets_learn_with_a_triplet_loss(tmp_path: Path, region: str):
+    train = Train(epochs=15, batch_size=10, embed_dim=32, warmup=2, save_every=0.0, lr=5e-3)
+    regions = Regions(region=region, word_dim=32, sim_dim=32)  # type: ignore[arg-type]
+    corpus, towers, _ = read_region_corpus(str(write_regions(tmp_path / "x", per_image=2)), regions, train)
+    assert corpus.given_split is not None
+    rows = np.flatnonzero(corpus.given_split == TRAIN)
+    one = make_learner(corpus, rows, load_strategy("plain", {"loss": "mean_triplet"}), train, towers)
+    fit(one)
+    losses = [record["loss"][0] for record in one.cursor.history]
+    assert losses[-1] < 0.3 * losses[0], losses
+    sims = one.look(0, torch.arange(0, 40, 2)).sims
+    assert sims.diag().mean() > sims.mean() + 0.2
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

