@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
-import pickle
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from noisycorr.learn.contract import Encoded, Strategy, Trust
 from noisycorr.learn.heads import StoredTowers
 from noisycorr.learn.learner import Learner, TrainSet
 from noisycorr.learn.loop import backward, fit
-from noisycorr.strategies import load_file
+from noisycorr.strategies import load_strategy
 
 COLUMNS = ("p_clean", "sample_weight", "score_pair", "score_similarity")
 CPU = torch.device("cpu")
@@ -111,10 +112,13 @@ def check_processes(strategy: Strategy) -> None:
     import torch.multiprocessing as multiprocessing
 
     alone = outcome(strategy)
-    module = type(strategy).__module__
-    file = getattr(sys.modules[module], "__file__", None) if module.startswith("noisycorr_user_") else None
+    kind = type(strategy)
+    place = kind.__module__
+    if place.startswith("noisycorr_user_"):  # the class is in no module that Python would find
+        place = str(sys.modules[place].__file__)
+    options = {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_one_of_two, (pickle.dumps(strategy), file, folder), nprocs=2, join=True)
+        multiprocessing.spawn(_one_of_two, (f"{place}:{kind.__qualname__}", options, folder), nprocs=2, join=True)
         for rank in range(2):
             shared = torch.load(Path(folder) / f"{rank}.pt", weights_only=True)
             for name, value in alone.items():
@@ -131,14 +135,12 @@ def outcome(strategy: Strategy) -> dict[str, Tensor]:
     return _first_gradients(strategy) | _trained(strategy).weights()
 
 
-def _one_of_two(rank: int, pickled: bytes, file: str | None, folder: str) -> None:
+def _one_of_two(rank: int, name: str, options: dict[str, Any], folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + stream_seed(folder) % 20000)}
     torch.set_num_threads(1)
     assert dist.count() == 2
-    if file:  # the class is in no module that Python would find
-        load_file(Path(file))
-    torch.save(outcome(pickle.loads(pickled)), Path(folder) / f"{rank}.pt")
+    torch.save(outcome(load_strategy(name, options)), Path(folder) / f"{rank}.pt")
     dist.wait()
     dist.leave()
 

@@ -53,7 +53,7 @@ def find_strategy(name: str) -> type[Strategy]:
     place, colon, class_name = name.rpartition(":")
     if not colon:
         raise UsageError(f"the strategy {name!r} is not known: use one of {', '.join(BUILT_IN)}, or ./FILE.py:CLASS.")
-    module = load_file(Path(place)) if place.endswith(".py") else _import(place)
+    module = _load_file(Path(place)) if place.endswith(".py") else _import(place)
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise UsageError(f"{place} has no class {class_name} that inherits from noisycorr.learn.contract.Strategy.")
@@ -90,7 +90,7 @@ def describe(name: str, strategy: Strategy) -> dict[str, Any]:
     return facts
 
 
-def load_file(path: Path) -> Any:
+def _load_file(path: Path) -> Any:
     """The module of a user's file; it is loaded once.
 
     Raises:
