@@ -216,7 +216,7 @@ def test_released_gsc_is_the_slow_loop():
     seen = one.memories[0].columns["seen"][enc.rows]
     for i in range(b):
         cosine = sum(image[i, k] * text[i, k] for k in range(b)) / (image[i].norm() * text[i].norm())
-        assert float(seen[i]) == pytest.approx(float(cosine), abs=1e-6)
+        assert seen[i].item() == pytest.approx(cosine.item(), abs=1e-6)
 
 
 def test_gsc_labels_are_the_smaller_moving_average():
