@@ -130,11 +130,12 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         return
     import torch
 
-    for parameter in parameters:
-        # A process whose slice was empty has none, and the others wait for it.
-        has = torch.tensor([float(parameter.grad is not None)], device=parameter.device)
-        torch.distributed.all_reduce(has)
-        if has.item():
+    parameters = list(parameters)
+    # A process whose slice was empty has none, and the others wait for it; asked once for all parameters.
+    has = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=device())
+    torch.distributed.all_reduce(has)
+    for parameter, known in zip(parameters, has.tolist()):
+        if known:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             torch.distributed.all_reduce(parameter.grad)

@@ -284,9 +284,8 @@ def _cannot_split(values: np.ndarray) -> str:
 def _posterior_fit(kind: str, values: np.ndarray, posterior: Callable[[np.ndarray], np.ndarray],
                    parameters: dict[str, Any]) -> Fit:  # fmt: skip
     knots, counts = np.unique(np.quantile(values, np.linspace(0, 1, KNOTS)), return_counts=True)
-    rising = IsotonicRegression(
-        out_of_bounds="clip"
-    )  # it merges knots that differ by rounding, and may cut off the ends
+    # Knots that differ by rounding are merged, which may cut off the ends: hence clip.
+    rising = IsotonicRegression(out_of_bounds="clip")
     p_clean = np.clip(rising.fit_transform(knots, posterior(knots), sample_weight=counts), 0.0, 1.0)
     noise = float(1 - np.interp(values, knots, p_clean).mean())
     error = 1.96 * float(np.sqrt(noise * (1 - noise) / len(values)))

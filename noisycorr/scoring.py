@@ -54,7 +54,9 @@ def score_run(plan: Plan, run: Run) -> dict[str, Any]:
         raise UsageError(f"{run.folder} holds no pairs, because the source is empty: choose another one.")
     image, text = open_features(run, "image"), open_features(run, "text")
     has_image, has_text = _present(image), _present(text)
-    groups = _groups(plan, facts, image, text, texts)
+    hashes = facts.column("image_hash").to_pylist()
+    copies = _same(hashes)
+    groups = _groups(plan, facts, image, text, texts, hashes, copies)
     view = View(
         image=image,
         text=text,
@@ -62,7 +64,7 @@ def score_run(plan: Plan, run: Run) -> dict[str, Any]:
         image_id=_own_row(groups.image),
         present=has_image & has_text,
         seed=plan.score.seed,
-        picture=_own_row(_same(facts.column("image_hash").to_pylist())),
+        picture=_own_row(copies),
     )
     learn = plan.score.align == "cross-fit" or (plan.score.align == "auto" and not embedded["joint"])
     scored = score_pairs(view, _joint(plan, embedded, image, text, learn), plan.score, learn=learn)
@@ -89,13 +91,13 @@ def _present(parts: Features) -> np.ndarray:
     return np.concatenate(out) if out else np.zeros(0, bool)
 
 
-def _groups(plan: Plan, facts: pa.Table, image: Features, text: Features, texts: list[str | None]) -> DuplicateGroups:
+def _groups(plan: Plan, facts: pa.Table, image: Features, text: Features, texts: list[str | None],
+            hashes: list[str | None], copies: np.ndarray) -> DuplicateGroups:  # fmt: skip
     """Near-duplicates, or exact copies only if the search is switched off."""
-    hashes = facts.column("image_hash").to_pylist()
     if plan.score.near_duplicates:
         phash = facts.column("image_phash").to_pylist()
         return near_duplicates(image, text, hashes, phash, texts, choice=plan.duplicates)
-    by_image, by_text = _same(hashes), _same([t.strip() or None if t else None for t in texts])
+    by_image, by_text = copies, _same([t.strip() or None if t else None for t in texts])
     code = np.where((by_image >= 0) & (by_text >= 0), by_image * len(by_text) + by_text, -1)
     _, first, inverse, counts = np.unique(code, return_index=True, return_inverse=True, return_counts=True)
     both = np.where((code >= 0) & (counts[inverse] > 1), first[inverse], -1)

@@ -23,7 +23,6 @@ no classifier is trained: class scores are those of the held-out heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +39,6 @@ SURE = (0.1, 300)  # the surest predictions: this share, or this number if that 
 LEARN = 5000  # pairs on which a and b are chosen
 SMOOTH = 5.0  # contradictions that each class is given in advance, spread as texts are
 LIMIT = 20.0  # of the score
-
-Posterior = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def are_classes(view: View) -> bool:

@@ -195,9 +195,10 @@ def _kappa(view: View, space: tuple[Sequence[np.ndarray], Sequence[np.ndarray]],
     """Correlation of the cosines of one picture with two texts of another; 1 where it cannot be measured."""
     random = np.flatnonzero(~pairs.near)[:PAIRS]
     image, text = pairs.image[random], pairs.text[random]
-    order = np.argsort(_picture(view), kind="stable")
-    first = np.searchsorted(_picture(view)[order], _picture(view)[text])
-    size = np.searchsorted(_picture(view)[order], _picture(view)[text], "right") - first
+    picture = _picture(view)
+    order = np.argsort(picture, kind="stable")
+    first, after = (np.searchsorted(picture[order], picture[text], end) for end in ("left", "right"))  # type: ignore[call-overload]
+    size = after - first
     place = np.random.default_rng([view.seed, 41]).integers(np.maximum(size, 1))
     other = order[first + place]
     good = (view.text_id[other] != view.text_id[text]) & view.present[other]

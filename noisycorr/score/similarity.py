@@ -6,6 +6,7 @@ best competitors that advantage is gone, and a text that is only nearly right lo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,8 @@ def margin(
         rows = rows[np.unique(identity[rows], return_index=True)[1]]
         rivals[part] = np.sort(rng.choice(rows, COMPETITORS, replace=False)) if len(rows) > COMPETITORS else rows
     offset = np.zeros(center.shape[1], np.float32) if mean is None else mean
-    contest = _Contest(center, partner, identity, picture, fold, rivals, offset, temperature)
+    kin = (identity,) if identity is picture else (identity, picture)
+    contest = _Contest(center, partner, kin, fold, rivals, offset, temperature)
     rows = np.arange(len(own))
     given = contest.log_odds(rows, rows, rows)
     given[~own] = np.nan
@@ -92,8 +94,7 @@ class _Contest:
 
     center: np.ndarray
     partner: Sequence[np.ndarray]
-    identity: np.ndarray
-    picture: np.ndarray
+    kin: tuple[np.ndarray, ...]  # (n,) each: rows that are equal in any of them do not compete
     fold: np.ndarray
     rivals: dict[int, np.ndarray]  # fold -> rows
     offset: np.ndarray
@@ -105,6 +106,7 @@ class _Contest:
         Neither what row `there[k]` holds competes, nor what row `spared[k]` holds, nor what their pictures came with.
         """
         out = np.full(len(here), np.nan, np.float32)
+        left_out = (there,) if there is spared else (there, spared)
         for part, rows in self.rivals.items():
             others = _partners(self.partner, rows, self.offset)
             mine = np.flatnonzero(self.fold[here] == part)
@@ -113,9 +115,8 @@ class _Contest:
                 asking = self.center[here[some]].astype(np.float32)
                 asked = _partners(self.partner, there[some], self.offset)
                 rival = asking @ others.T / self.temperature
-                for left_out in (there[some], spared[some]):
-                    for same in (self.identity, self.picture):
-                        rival[same[rows][None] == same[left_out][:, None]] = -np.inf
+                for out_of, same in itertools.product(left_out, self.kin):
+                    rival[same[rows][None] == same[out_of[some]][:, None]] = -np.inf
                 best = (asking * asked).sum(1) / self.temperature
                 known = np.any(asking != 0, 1) & np.any(asked != 0, 1) & np.any(np.isfinite(rival), 1)
                 out[some[known]] = (best - _logsumexp(rival))[known]
