@@ -15,7 +15,7 @@ from torch import Tensor
 from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
 from noisycorr.learn.memory import Memory
 from noisycorr.losses import info_nce
-from noisycorr.pairs import UsageError
+from noisycorr.strategies.weights import ledger_column, per_weight
 
 SURE = 1e-3  # probabilities are kept this far from 0 and 1 when odds are multiplied
 FEW = 0.005  # below this expected share of wrong pairs there is nothing to refine
@@ -70,16 +70,10 @@ class Best(Strategy):
         """Weighted InfoNCE; every image and text of the batch stays a negative, however doubtful its own pair."""
         weight = trust.chance(enc) if trust is not None else self._prior(enc)
         loss = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives, weight=weight)
-        return Loss(per_pair=loss * len(weight) / weight.sum().clamp(min=1e-6))
+        return Loss(per_pair=per_weight(loss, weight))
 
     def _prior(self, enc: Encoded) -> Tensor:
-        if self.column not in enc.columns:
-            raise UsageError(
-                f"the strategy starts from the column {self.column!r}, but the training set has "
-                f"{', '.join(sorted(enc.columns)) or 'none'}: run `noisycorr clean` first, name another "
-                "one, or take --strategy coteach."
-            )
-        return enc.columns[self.column].nan_to_num(0.0).clamp(0, 1)
+        return ledger_column(enc, self.column).nan_to_num(0.0).clamp(0, 1)
 
 
 def refine(prior: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"], *, share: float) -> Float[np.ndarray, " n"]:

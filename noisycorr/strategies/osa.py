@@ -10,9 +10,9 @@ from torch import Tensor
 from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
 from noisycorr.learn.memory import Memory
 from noisycorr.losses import info_nce
-from noisycorr.pairs import UsageError
 from noisycorr.rectify import offset_weight
 from noisycorr.strategies.arrays import on_arrays
+from noisycorr.strategies.weights import ledger_column, per_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +60,11 @@ class OSA(Strategy):
         Raises:
             UsageError: If the training set has no such column.
         """
-        if self.column not in enc.columns:
-            raise UsageError(
-                f"the strategy weighs by the column {self.column!r}, but the training set has "
-                f"{', '.join(sorted(enc.columns)) or 'none'}: run `noisycorr clean` first, or name another one."
-            )
-        value = enc.columns[self.column].nan_to_num(0.0)
+        value = ledger_column(enc, self.column).nan_to_num(0.0)
         weight = value.clamp(0, 1)
         if self.faithful or self.offset is not None:
             weight = on_arrays(
                 offset_weight, value, offset=self.offset or 0.0, scale=self.scale, faithful=self.faithful
             )
         loss = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives, weight=weight)
-        return Loss(per_pair=loss if self.faithful else loss * len(weight) / weight.sum().clamp(min=1e-6))
+        return Loss(per_pair=loss if self.faithful else per_weight(loss, weight))

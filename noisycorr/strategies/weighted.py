@@ -11,7 +11,7 @@ from torch import Tensor
 from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
 from noisycorr.learn.memory import Memory
 from noisycorr.losses import info_nce
-from noisycorr.pairs import UsageError
+from noisycorr.strategies.weights import ledger_column, per_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,7 @@ class Weighted(Strategy):
         Raises:
             UsageError: If the training set has no such column.
         """
-        if self.column not in enc.columns:
-            raise UsageError(
-                f"the strategy weighs by the column {self.column!r}, but the training set has "
-                f"{', '.join(sorted(enc.columns)) or 'none'}: run `noisycorr clean` first, or name another one."
-            )
-        value = enc.columns[self.column]
+        value = ledger_column(enc, self.column)
         weight = torch.where(value >= self.floor, value.clamp(min=0), 0.0).nan_to_num(0.0) ** self.power
         loss = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives, weight=weight)
-        return Loss(per_pair=loss * len(weight) / weight.sum().clamp(min=1e-6))
+        return Loss(per_pair=per_weight(loss, weight))
