@@ -58,12 +58,12 @@ def _run(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"noisycorr {__version__}")
         return 0
-    verb = _find(words[0])
+    verb, words = _find(words)
     parser = make_parser(verb)
-    if {"-h", "--help"} & set(_before_dashes(words[1:])):
+    if {"-h", "--help"} & set(_before_dashes(words)):
         parser.print_help()
         return 0
-    given = read_words(parser, words[1:])
+    given = read_words(parser, words)
     if given.quiet and given.verbose:
         raise UsageError("--quiet and --verbose exclude each other: give one of them.")
     for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
@@ -86,14 +86,20 @@ def make_parser(verb: type[Verb]) -> Parser:
     return parser
 
 
-def _find(word: str) -> type[Verb]:
+def _find(words: list[str]) -> tuple[type[Verb], list[str]]:
+    """The verb, which may have two words such as `bench noise`, and what follows it."""
     names = {verb.name: verb for verb in VERBS}
-    if word in names:
-        return names[word]
+    word = words[0]
+    for count in (2, 1):
+        if (name := " ".join(words[:count])) in names:
+            return names[name], words[count:]
     if word.startswith("-"):
         raise UsageError(
             f"{word} stands before the verb: write `noisycorr VERB {word} ...` with one of {', '.join(names)}."
         )
+    if seconds := [name.split()[1] for name in names if name.startswith(f"{word} ")]:
+        given = repr(words[1]) if len(words) > 1 else "nothing"
+        raise UsageError(f"after {word} comes {' or '.join(seconds)}, but {given} was given.")
     near = difflib.get_close_matches(word, names, 1)
     raise UsageError(
         f"{word!r} is not a verb; " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}.")

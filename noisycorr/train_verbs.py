@@ -5,7 +5,6 @@ from __future__ import annotations
 from jsonargparse import Namespace
 
 from noisycorr.flags import Parser, add_choice, pick
-from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import NEED_FOLDER, make_choice, new_run
 
 SOURCE = "Run folder of `noisycorr clean`, or any source that it reads, which is then embedded and scored first"
@@ -78,14 +77,14 @@ class Train:
         train(plan, run, overwrite=given.overwrite)
 
 
-class Bench:
+class BenchNoise:
     """Compare methods under known noise, on frozen features: recall, detection, seconds; with tables and a plot.
 
-    `noisycorr bench noise` puts noise into the training pairs of each set, trains each method with the same budget,
-    selects on clean validation pairs and reports on clean test pairs. What is done is not done again.
+    Puts noise into the training pairs of each set, trains each method with the same budget, selects on clean validation
+    pairs and reports on clean test pairs. What is done is not done again.
     """
 
-    name, usage, parallel = "bench", "noise --output_folder FOLDER", False
+    name, usage, parallel = "bench noise", "--output_folder FOLDER", False
 
     @staticmethod
     def flags(parser: Parser) -> None:
@@ -93,7 +92,6 @@ class Bench:
         from noisycorr.bench import Bench as Choice
         from noisycorr.learn.choice import Train as TrainChoice
 
-        parser.add_word("what", "WHAT", "noise", need="what to compare is missing: write `noisycorr bench noise`")
         parser.add("output_folder", str, None, "Folder for features, cells and tables; made if absent",
                    need=NEED_FOLDER)  # fmt: skip
         parser.add("config", str | None, None, "YAML file with any of these keys; flags win over it")
@@ -109,8 +107,6 @@ class Bench:
         from noisycorr.bench import bench
         from noisycorr.learn.choice import Train as TrainChoice
 
-        if given.what != "noise":
-            raise UsageError(f"{given.what!r} cannot be compared; expected noise.")
         choice, budget = make_choice(given, "bench", Choice), make_choice(given, "train", TrainChoice)
         run = new_run(given.output_folder)
         bench(choice, budget, run, caption_col=given.caption_col, clip_model=given.clip_model)

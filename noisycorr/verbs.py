@@ -31,7 +31,7 @@ from noisycorr.plan_flags import (
     stored_plan,
 )
 from noisycorr.run import Run
-from noisycorr.train_verbs import Bench, Train
+from noisycorr.train_verbs import BenchNoise, Train
 
 if TYPE_CHECKING:
     from noisycorr.export import Export as ExportChoice
@@ -330,7 +330,8 @@ class Evaluate:
 
 
 VERBS: tuple[type[Verb], ...] = (
-    Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate, Bench,
+    Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate,
+    BenchNoise,
 )  # fmt: skip
 
 

@@ -57,10 +57,10 @@ def complaint(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_help_of_a_verb(name: str, capsys: pytest.CaptureFixture[str]):
-    assert main([name, "--help"]) == 0
+    assert main([*name.split(), "--help"]) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    compare(f"help_{name}", shown.out)
+    compare(f"help_{name.replace(' ', '_')}", shown.out)
 
 
 def test_help_of_all(capsys: pytest.CaptureFixture[str]):
