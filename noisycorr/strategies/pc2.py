@@ -34,7 +34,10 @@ from noisycorr.strategies.arrays import on_arrays
 from noisycorr.strategies.ncr import later
 
 HIDDEN = 256  # width of the classifier's hidden layer
-BLIND = 0.6  # a part whose evidence on known cases ranks no better than this is turned off
+BLIND = 0.6  # oscillation that ranks known cases no better than this is turned off
+NEAR = (
+    0.9  # borrowed texts must be nearer to the own one than this share of random texts, or they do more harm than good
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class PC2(Strategy):
 
     Two parts are checked on known cases before each epoch, and turned off with a note where they say nothing.
     Oscillation: a small `probe` of the pairs is taught the class of another text on purpose; do those move more?
-    Borrowed texts: for right pairs, is the text that would be borrowed nearer to their own than random texts are?
+    Borrowed texts: for right pairs, is the text that would be borrowed nearer to their own than nine of ten others?
 
     Attributes:
         classify: Train the pseudo-classes. Without, texts are borrowed by the cosine of images.
@@ -172,9 +175,9 @@ class PC2(Strategy):
                 notes.append("oscillation tells known wrong classes no better than chance: labels do without it")
         if borrow and not self.faithful:
             facts["partner_fit"] = float(signals["partner_fit"][clean].mean()) if clean.any() else 0.0
-            if not facts["partner_fit"] >= BLIND:
+            if not facts["partner_fit"] >= NEAR:
                 borrow = False
-                notes.append("texts of the same class are no nearer than random ones: noisy pairs borrow none")
+                notes.append("texts of the same class are not near enough to the right ones: noisy pairs borrow none")
         y = w
         if stable:
             drift = gaussian_posterior(signals["loss_oscillation"], seed=0, faithful=self.faithful)
