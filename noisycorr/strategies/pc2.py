@@ -75,6 +75,8 @@ class PC2(Strategy):
         entropy: Weight of the entropy beside cross-entropy; None = 10 if `faithful`, else 1.
         class_weight: Weight of the pseudo-classes beside l. If `faithful` it is 1, beside a sum over the batch.
         borrow_weight: Factor of s, >= 0; 1 if `faithful`.
+        near: Texts are borrowed only where, for right pairs, the text that would be borrowed is nearer to the own one
+            than this share of the others; 0 = always.
         probe: Share of the pairs that serve as known cases of a wrong class; 0 = do not check oscillation.
         peer: twin, or none for one network that follows itself.
 
@@ -103,6 +105,7 @@ class PC2(Strategy):
     entropy: float | None = None
     class_weight: float = 0.1
     borrow_weight: float = 0.3
+    near: float = 0.9
     probe: float = 0.03
     peer: Literal["none", "twin"] = "twin"
     judges = True
@@ -112,6 +115,8 @@ class PC2(Strategy):
             raise ValueError("warm_up must be >= 0, classes >= 2")
         if not (0 <= self.threshold <= 1 and 0 <= self._joined() <= 1 and 0 <= self.probe <= 0.5):
             raise ValueError("threshold and noisy_from must lie in [0, 1], probe in [0, 0.5]")
+        if not 0 <= self.near <= 1:
+            raise ValueError(f"near is {self.near}, expected in [0, 1]")
         if self.loss not in ("infonce", "triplet"):
             raise ValueError(f"loss is {self.loss!r}, expected infonce or triplet")
         if not self.classify and (self.stable or self.faithful):
@@ -175,7 +180,7 @@ class PC2(Strategy):
                 notes.append("oscillation tells known wrong classes no better than chance: labels do without it")
         if borrow and not self.faithful:
             facts["partner_fit"] = float(signals["partner_fit"][clean].mean()) if clean.any() else 0.0
-            if not facts["partner_fit"] >= NEAR:
+            if not facts["partner_fit"] >= self.near:
                 borrow = False
                 notes.append("texts of the same class are not near enough to the right ones: noisy pairs borrow none")
         y = w
