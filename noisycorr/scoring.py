@@ -22,7 +22,7 @@ from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, read_json, write_json
 from noisycorr.score.duplicates import DuplicateGroups, group_names, near_duplicates
 from noisycorr.score.image_issues import image_issues
-from noisycorr.score.pipeline import Scored, score_pairs
+from noisycorr.score.pipeline import Heads, Scored, score_pairs
 from noisycorr.score.text_issues import shared_text_alikeness, text_issues
 from noisycorr.score.view import View, release
 
@@ -34,12 +34,13 @@ FACTS = ["uid", "text", "problem", "image_hash", "image_phash", "width", "height
 Features = list[np.ndarray]
 
 
-def score_run(plan: Plan, run: Run) -> dict[str, Any]:
+def score_run(plan: Plan, run: Run, heads_of: Heads | None = None) -> dict[str, Any]:
     """Score every pair of a run.
 
     Args:
         plan: Its choices.
         run: A folder whose embed stage is done.
+        heads_of: Further heads for `--align trained`, as `score_pairs` takes them.
 
     Returns:
         Facts for the stage record.
@@ -66,8 +67,8 @@ def score_run(plan: Plan, run: Run) -> dict[str, Any]:
         seed=plan.score.seed,
         picture=_own_row(copies),
     )
-    learn = plan.score.align == "cross-fit" or (plan.score.align == "auto" and not embedded["joint"])
-    scored = score_pairs(view, _joint(plan, embedded, image, text, learn), plan.score, learn=learn)
+    learn = plan.score.align in ("cross-fit", "trained") or (plan.score.align == "auto" and not embedded["joint"])
+    scored = score_pairs(view, _joint(plan, embedded, image, text, learn), plan.score, learn=learn, heads_of=heads_of)
     table = _columns(plan, facts, texts, groups, view, scored, embedded, has_image, has_text)
     _write(run, table)
     write_json(run.path("scores", "fit.json"), _fit_json(scored))

@@ -183,7 +183,13 @@ def score_stage(plan: Plan, run: Run) -> None:
     write_config(run, plan)
     for name in ("score", "duplicates", "image_limits", "text_limits"):
         inputs[name] = dataclasses.asdict(getattr(plan, name))
-    _timed(run, "score", inputs, lambda: score_run(plan, run), [*_each_part(run, "scores"), "scores/fit.json"])
+    files = [*_each_part(run, "scores"), "scores/fit.json"]
+    if plan.score.align == "trained":  # the scorer itself knows of no training
+        from noisycorr.learn.trained_heads import trained_heads
+
+        _timed(run, "score", inputs, lambda: score_run(plan, run, trained_heads), files)
+    else:
+        _timed(run, "score", inputs, lambda: score_run(plan, run), files)
 
 
 def decide_stage(plan: Plan, run: Run) -> None:

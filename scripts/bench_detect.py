@@ -32,14 +32,17 @@ from bench_features import FILES, NATURAL, Features, load_features
 
 from noisycorr.encoders.embedded import EmbeddedEncoder
 from noisycorr.evaluate import detection
+from noisycorr.learn.trained_heads import trained_heads
 from noisycorr.noise import HardSwap, Injected, RandomSwap
 from noisycorr.noise_swaps import text_ids
 from noisycorr.run import read_json, write_json
-from noisycorr.score.pipeline import Score, score_pairs
+from noisycorr.score.pipeline import Heads, Score, score_pairs
 from noisycorr.score.view import View, own_cosine
 
-OURS = "noisycorr"
-METHODS = {OURS: [OURS], "infonce": ["infonce", "infonce+gmm"]} | {name: [name] for name in list(BASELINES)[1:]}
+OURS, TRAINED = "noisycorr", "noisycorr+trained"  # the second with --align trained
+METHODS = {OURS: [OURS], TRAINED: [TRAINED], "infonce": ["infonce", "infonce+gmm"]} | {
+    name: [name] for name in list(BASELINES)[1:]
+}
 METRICS = {  # title, decimals, is more better
     "auroc": ("AUROC of wrong pairs (1 is perfect, 0.5 chance)", 3, True),
     "auprc": ("AUPRC of wrong pairs (chance is their share)", 3, True),
@@ -130,12 +133,12 @@ def compute(features: Features, clusters: Any, key: Key, seeds: list[int], metho
         for name in METHODS[method]:
             row["methods"][name] = {metric: [] for metric in (*METRICS, "seconds")}
         for seed, noise in zip(seeds, noises):
-            if method != OURS and chosen is None:
+            if method not in (OURS, TRAINED) and chosen is None:
                 chosen = choose(_seen(features, clusters, noise, seed))
                 row["chosen"] = dataclasses.asdict(chosen)
             started = time.process_time()
-            if method == OURS:
-                answers = {OURS: ours(features, noise, seed)}
+            if method in (OURS, TRAINED):
+                answers = {method: ours(features, noise, seed, trained_heads if method == TRAINED else None)}
             else:
                 assert chosen is not None
                 answers = BASELINES[method](_seen(features, clusters, noise, seed), chosen)
@@ -155,7 +158,7 @@ def corrupt(features: Features, key: Key, seed: int) -> Injected:
     return recipe(features.texts, image_ids=features.shown, features=features.text)
 
 
-def ours(features: Features, noise: Injected, seed: int) -> Answer:
+def ours(features: Features, noise: Injected, seed: int, heads_of: Heads | None = None) -> Answer:
     """What `noisycorr clean` does with these features."""
     source = noise.source_row
     view = View(
@@ -168,7 +171,7 @@ def ours(features: Features, noise: Injected, seed: int) -> Answer:
         picture=features.shown,
     )
     joint = ([features.joint[0]], [features.joint[1][source]])
-    scored = score_pairs(view, joint, Score(seed=seed), learn=True)
+    scored = score_pairs(view, joint, Score(seed=seed), learn=True, heads_of=heads_of)
     p_clean = scored.fit(scored.pair.given)
     known = np.isfinite(scored.fit.noise_rate)  # where nothing can be said, nothing is marked: an estimate of 0
     return Answer(score=scored.pair.given, p_clean=p_clean, noise_rate=scored.fit.noise_rate if known else 0.0)

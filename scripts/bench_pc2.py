@@ -3,7 +3,7 @@
 python scripts/bench_pc2.py --sets "fashion=out/fashion:articleType,emoji=out/emoji:subgroup"
 
 Each set is a run folder of `noisycorr embed` or `clean`, and a column of its source that holds a class. The class is
-for the tables alone. Borrowing is forced (near=0), so that its purity can be seen where PC2 would turn it off by itself.
+for the tables alone. Borrowing is forced (near=0), so that its purity can be seen where PC2 would turn it off.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from test_crossfit import make_view
 
 from noisycorr.evaluate import auroc, calibration
 from noisycorr.index import neighbors
+from noisycorr.learn import trained_heads as module
+from noisycorr.learn.trained_heads import trained_heads
 from noisycorr.pairs import UsageError
 from noisycorr.score.combine import PENALTY, combine, logistic_loss
 from noisycorr.score.neighbors import consensus, mean_feature
@@ -292,6 +294,31 @@ def test_learned_signals_find_wrong_pairs_and_are_calibrated(noise: float):
     assert found.fit.noise_rate == pytest.approx(wrong.mean(), abs=0.04)
     assert calibration(found.fit(found.columns["pair"]).astype(np.float64), wrong).ece < 0.04
     assert min(found.facts["weights"].values()) >= 0
+
+
+def test_trained_heads_join_and_never_see_their_own_fold(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "FEWEST", 60)
+    view, wrong = make_view(300, 0.3, seed=8)
+    asked: list[np.ndarray] = []
+
+    def heads_of(view: View, fold: np.ndarray):
+        asked.append(fold)
+        return trained_heads(view, fold)
+
+    found = score_pairs(view, None, Score(neighbors=10, folds=2, align="trained"), learn=True, heads_of=heads_of)
+    assert {"trained_text_margin", "trained_image_margin"} <= set(found.columns)
+    assert auroc(found.columns["trained_text_margin"], wrong) > 0.75
+    assert set(found.facts["weights"]) > {"trained_text_margin", "trained_image_margin"}
+    image, text = trained_heads(view, asked[0])
+    held = asked[0] == 0
+    text_feature = np.concatenate(view.text)
+    text_feature[held] = text_feature[held][::-1]  # the pairing of this fold is torn, each side stays as it was
+    again = trained_heads(replace(view, text=[text_feature], text_id=np.arange(300)), asked[0])
+    np.testing.assert_allclose(again[0][held], image[held], atol=1e-3)
+    np.testing.assert_allclose(again[1][held], text[held][::-1], atol=1e-3)
+    assert np.abs(again[0][~held] - image[~held]).max() > 0.01
+    with pytest.raises(UsageError, match="--margin is false"):
+        Score(align="trained", margin=False)
 
 
 def test_random_pairs_look_like_wrong_ones():

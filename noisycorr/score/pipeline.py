@@ -7,7 +7,7 @@ same re-paired ones, so that `mixture.fit_null` can calibrate whichever is asked
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,12 @@ from noisycorr.score.siblings import vouch
 from noisycorr.score.similarity import margin
 from noisycorr.score.view import Repaired, Signal, View, own_cosine, pair_cosine, repaired, with_near_misses
 
-ALIGN = ("auto", "none", "cross-fit")
+ALIGN = ("auto", "none", "cross-fit", "trained")
 CALIBRATION = ("auto", "null", "gaussian", "beta")
 FEWEST = 100  # pairs below which heads are not learned
 
 Parts = Sequence[np.ndarray]
+Heads = Callable[[View, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class Score:
 
     Attributes:
         align: `none` scores with the encoder's own cosine, `cross-fit` learns heads on the pairs and combines all
-            signals, `auto` does that where the encoder has no joint space of its own.
+            signals, `auto` does that where the encoder has no joint space of its own; `trained` adds heads of two
+            layers, which see finer differences and take a few times longer; not where texts are classes.
         folds: Folds of cross-fitting, 2 to 20.
         neighbors: Neighbours whose texts or images are asked, 0 = leave this signal out.
         margin: Set each pair against up to 1,024 competitors on both sides (linear in n, but not free).
@@ -63,6 +65,8 @@ class Score:
             raise UsageError(f"--align is {self.align!r}, expected one of {', '.join(ALIGN)}.")
         if self.calibration not in CALIBRATION:
             raise UsageError(f"--calibration is {self.calibration!r}, expected one of {', '.join(CALIBRATION)}.")
+        if self.align == "trained" and not self.margin:
+            raise UsageError("--align trained adds margins, but --margin is false: give one of them up.")
         if not 2 <= self.folds <= 20:
             raise UsageError(f"--folds is {self.folds}, expected 2 to 20.")
         if not 0 <= self.neighbors <= 200:
@@ -94,6 +98,7 @@ def score_pairs(
     choice: Score,
     *,
     learn: bool,
+    heads_of: Heads | None = None,
 ) -> Scored:
     """Score every pair.
 
@@ -102,6 +107,7 @@ def score_pairs(
         joint: Features (image, text) whose cosine means alignment without training, or None.
         choice: How.
         learn: Learn heads on the pairs (`--align cross-fit`).
+        heads_of: Image and text rows (n, d) of further heads that never saw the fold (n,) of a pair; None = none.
 
     Returns:
         The signals. With too few pairs to learn heads (under 100) the joint space alone is used.
@@ -128,11 +134,16 @@ def score_pairs(
     space = ([heads.image], [heads.text]) if heads is not None else joint
     if space is not None and choice.margin:
         signals |= _margins(space, view, pairs, fold, choice)
+    classes = heads is not None and choice.calibration == "auto" and are_classes(view)
+    if heads is not None and heads_of is not None and not classes:
+        one, two = heads_of(view, fold)
+        further = _margins(([one], [two]), view, pairs, fold, choice)
+        signals |= {f"trained_{name}": signal for name, signal in further.items()}
     hood: np.ndarray | None = None
     if choice.neighbors and int(view.present.sum()) > 2:
         found, hood = _neighborhoods(view, pairs, trust, choice, facts)
         signals |= found
-    if heads is not None and choice.calibration == "auto" and are_classes(view):
+    if heads is not None and classes:
         pair, fit = class_score(view, heads, hood, mean_feature(view.text), pairs)
         facts["calibrated"] = "classes"
         return Scored(columns=_columns(signals, pair), pair=pair, fit=fit, facts=facts)
