@@ -49,13 +49,15 @@ def check_regions(path: str, regions: Regions, train: Train, tune: Tune) -> None
         raise UsageError("--accum_freq does not go with sgr and saf, whose batch norms need whole batches: use 1.")
 
 
-def read_region_corpus(path: str, regions: Regions, train: Train) -> tuple[Corpus, RegionTowers, np.ndarray]:
-    """All pairs of train, dev and test.
+def read_region_corpus(path: str, regions: Regions, train: Train,
+                       words_of: str | None = None) -> tuple[Corpus, RegionTowers, np.ndarray]:  # fmt: skip
+    """All pairs of train, dev and test; where there is a testall, as for COCO, that is the test.
 
     Args:
         path: The folder.
         regions: Which network, noise and vocabulary.
         train: How to train.
+        words_of: Folder whose training captions give the vocabulary, if no file does; None = this one.
 
     Returns:
         The corpus, its towers, and int8 (n,) truth for evaluation: 1 where the noise file gave an image a wrong text,
@@ -67,7 +69,8 @@ def read_region_corpus(path: str, regions: Regions, train: Train) -> tuple[Corpu
     folder = Path(path).expanduser()
     tokens = find_tokens(folder) if regions.text_tokens == "auto" else regions.text_tokens
     limits = {"dev": DEV_IMAGES} if tokens == "words" else {}  # NoW is used whole
-    splits = {name: read_regions(folder, name, tokens, limit=limits.get(name)) for name in PLACES}
+    files = {name: "testall" if name == "test" and (folder / "testall_ims.npy").is_file() else name for name in PLACES}
+    splits = {name: read_regions(folder, files[name], tokens, limit=limits.get(name)) for name in PLACES}
     source, first = [], 0
     wrong = []
     for name, part in splits.items():
@@ -80,7 +83,10 @@ def read_region_corpus(path: str, regions: Regions, train: Train) -> tuple[Corpu
         first += len(own)
     row_of = np.concatenate(source)
     texts = [text for part in splits.values() for text in part.texts]
-    vocabulary = _vocabulary(regions, splits["train"].texts, splits["train"].ids)
+    counted = splits["train"]
+    if words_of is not None and Path(words_of).expanduser().resolve() != folder.resolve() and regions.vocab is None:
+        counted = read_regions(Path(words_of).expanduser(), "train", tokens)
+    vocabulary = _vocabulary(regions, counted.texts, counted.ids)
     ids = [vocabulary.frame(row) for part in splits.values() for row in part.ids or ()] if tokens != "words" else [
         vocabulary.encode(text) for text in texts]  # fmt: skip
     place = np.concatenate([np.stack([np.full(len(part.texts), number), part.image_of], 1)
