@@ -120,7 +120,9 @@ class Learner:
     def _heads(self, dim: int) -> dict[str, nn.Module]:
         """The modules of the strategy; the towers know how wide their vectors are, and banks must be as wide."""
         self.width = dim
-        return self.strategy.heads(dim)
+        rows, own = self.strategy.heads(dim), self.strategy.modules(dim)
+        self.row_heads = tuple(rows)
+        return rows | own
 
     def _memory(self) -> Memory:
         memory = self.strategy.memory(len(self.data.rows))
@@ -169,7 +171,8 @@ class Learner:
             image_group=self.groups[0][rows].to(self.device),
             text_group=self.groups[1][rows].to(self.device),
             columns={name: column[rows].to(self.device, self.dtype) for name, column in self.columns.items()},
-            aux={name: (head(vectors[0]), head(vectors[1])) for name, head in network.heads.items()},
+            aux={name: (network.heads[name](vectors[0]), network.heads[name](vectors[1])) for name in self.row_heads},
+            modules={name: module for name, module in network.heads.items() if name not in self.row_heads},
             epoch=self.cursor.epoch,
             epochs=self.choice.epochs,
         )
