@@ -181,8 +181,7 @@ def test_coco_regions_in_folds_and_with_the_words_of_the_training(tmp_path: Path
     for name in ("ims.npy", "caps.txt"):
         (folder / f"testall_{name}").write_bytes((folder / f"train_{name}").read_bytes())
     words = ["--word_dim", "12", "--sim_dim", "8", "--embed_dim", "12", "--batch_size", "10", "--warmup", "2", "-q"]
-    assert main(["train", str(folder), "--output_folder", str(model), "--region", "gpo", "--epochs", "2",
-                 "--strategy", "plain", *words]) == 0  # fmt: skip
+    assert main(["train", str(folder), "--output_folder", str(model), "--region", "gpo", "--epochs", "5", *words]) == 0
     capsys.readouterr()
     assert main(["evaluate", "--output_folder", str(model), "--folds", "5"]) == 0
     found = json.loads(capsys.readouterr().out)["test"]

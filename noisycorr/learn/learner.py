@@ -99,7 +99,7 @@ class Learner:
         if strategy.peer == "ema":
             first.append(copy.deepcopy(first[0]).requires_grad_(False))
         self.networks: list[RetrievalNetwork] = first
-        self.optimizer = self._optimizer()
+        self.optimizer, self.scaler = self._optimizer(), dist.grad_scaler(choice.precision)
         self.memories = [self._memory() for _ in self.networks]
         self.trusts: list[Trust | None] = [None] * len(self.networks)
         self.cursor = Cursor(loss=[[0.0, 0.0] for _ in self.trained])
