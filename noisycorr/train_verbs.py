@@ -9,7 +9,7 @@ from noisycorr.plan_flags import NEED_FOLDER, make_choice, new_run
 
 SOURCE = "Run folder of `noisycorr clean`, or any source that it reads, which is then embedded and scored first"
 
-LR = ("Highest learning rate of AdamW; it rises over `warmup` steps and falls along a cosine to 0; by default 3e-4 for "
+LR = ("Highest learning rate of AdamW; it rises over `warmup` steps and falls along a cosine to 0; by default 1e-3 for "
       "heads, 1e-5 for whole and last_blocks, 1e-4 for lora, 5e-4 for scratch, 2e-4 for regions")  # fmt: skip
 MODEL = ("Encoder of a source that is not embedded yet, as for `clean`; and the one to fine-tune, if --train_part is "
          "not heads, which may also be scratch:vit or scratch:cnn, small ones with random weights")  # fmt: skip

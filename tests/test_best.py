@@ -14,7 +14,7 @@ from noisycorr.evaluate import auroc, calibration
 from noisycorr.learn.contract import Trust
 from noisycorr.learn.loop import fit
 from noisycorr.learn.memory import Memory
-from noisycorr.losses import info_nce
+from noisycorr.losses import generalised_cross_entropy, info_nce
 from noisycorr.pairs import UsageError
 from noisycorr.strategies import load_strategy
 from noisycorr.strategies.best import Best, refine
@@ -65,15 +65,17 @@ def test_contract(peer: str):
     check_strategy(Best(peer=peer))  # type: ignore[arg-type]
 
 
-def test_step_is_infonce_by_weights():
+def test_step_is_a_robust_loss_by_weights():
     p = np.linspace(0, 1, 50)
     enc = learner("best", train_set(p_clean=p)).look(0, torch.arange(20))
     plain = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives)
     prior = torch.from_numpy(p[:20]).to(plain)
-    before = Best().step(enc, Memory(50), None, None).per_pair
+    before = Best(q=0).step(enc, Memory(50), None, None).per_pair
     torch.testing.assert_close(before, plain * prior * 20 / prior.sum())
     trust = Trust(p_clean=np.full(50, 0.25), clean=np.ones(50, bool))
-    torch.testing.assert_close(Best().step(enc, Memory(50), trust, None).per_pair, plain)
+    torch.testing.assert_close(Best(q=0).step(enc, Memory(50), trust, None).per_pair, plain)
+    robust = generalised_cross_entropy(enc.sims, temperature=enc.temperature, q=0.3, negatives=enc.negatives)
+    torch.testing.assert_close(Best().step(enc, Memory(50), trust, None).per_pair, robust)
 
 
 def test_frozen_numbers():

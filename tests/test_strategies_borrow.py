@@ -443,7 +443,7 @@ def test_borrowed_texts_that_are_no_nearer_than_random_ones_are_told_and_left_ou
 
 
 def test_texts_are_borrowed_from_clean_pairs_of_other_pictures_alone():
-    one, _ = ready()
+    one, _ = ready(near=0.5)
     fit(one)
     partner = one.memories[0].columns["partner"].numpy()
     some = partner >= 0

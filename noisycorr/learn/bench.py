@@ -25,7 +25,7 @@ from noisycorr.learn.retrieval import make_learner, make_towers, watch_truth
 from noisycorr.learn.scoreboard import retrieval, short
 from noisycorr.noise import RandomSwap
 from noisycorr.pairs import UsageError
-from noisycorr.run import Run, fingerprint, read_json, write_json
+from noisycorr.run import Run, atomic_path, fingerprint, read_json, write_json
 from noisycorr.score.pipeline import Score, score_pairs
 from noisycorr.score.view import View
 from noisycorr.strategies import describe, find_strategy, load_strategy
@@ -119,7 +119,7 @@ def run_cell(data: BenchSet, cell: Cell, choice: Train, run: Run) -> dict[str, A
     injected = RandomSwap(ratio=cell.ratio, unit=cell.unit, seed=cell.seed)(data.texts, image_ids=data.train.shown)
     corpus = swap_texts(data.train, injected.source_row)
     if strategy.needs_columns:
-        corpus = dataclasses.replace(corpus, columns={"p_clean": _p_clean(corpus, cell.seed)})
+        corpus = dataclasses.replace(corpus, columns={"p_clean": _stored_p_clean(corpus, data, cell, run)})
     rows = np.flatnonzero(corpus.usable & ~injected.wrong if cell.method.startswith(ORACLE) else corpus.usable)
     started = time.process_time()
     row = {"set": data.name, **dataclasses.asdict(cell), "wrong": float(injected.wrong.mean()), "pairs": len(rows)}
@@ -179,6 +179,18 @@ def _final_auroc(learner: Learner, wrong: np.ndarray) -> float | None:
 def _mean(record: Mapping[str, Any], start: str) -> float | None:
     values = [value for name, value in record.items() if name.startswith(start) and value is not None]
     return float(np.mean(values)) if values else None
+
+
+def _stored_p_clean(corpus: Corpus, data: BenchSet, cell: Cell, run: Run) -> np.ndarray:
+    """Judged once for all methods: it depends on the noise alone."""
+    inputs = {"set": data.train.identity, "pairs": len(data.texts), "unit": cell.unit, "ratio": cell.ratio,
+              "seed": cell.seed, "noisycorr": __version__}  # fmt: skip
+    path = run.path("p_clean", f"{data.name}-{fingerprint(inputs)}.npy")
+    if not path.exists():
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, _p_clean(corpus, cell.seed), allow_pickle=False)
+    found: np.ndarray = np.load(path, allow_pickle=False)
+    return found
 
 
 def _p_clean(corpus: Corpus, seed: int) -> np.ndarray:

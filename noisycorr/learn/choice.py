@@ -42,7 +42,7 @@ class Train:
 
     epochs: int = 15
     batch_size: int = 128
-    lr: float = 3e-4
+    lr: float = 1e-3
     wd: float = 0.01
     warmup: int = 50
     beta1: float = 0.9
@@ -53,7 +53,7 @@ class Train:
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     embed_dim: int = 256
     hidden: int = 512
-    dropout: float = 0.2
+    dropout: float = 0.5
     temperature: float = 0.07
     seed: int = 0
     resume: Literal["latest", "never"] = "latest"

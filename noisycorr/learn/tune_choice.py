@@ -8,7 +8,7 @@ from typing import Literal
 from noisycorr.pairs import UsageError
 
 PARTS = ("heads", "whole", "last_blocks", "lora")
-RATES = {"heads": 3e-4, "whole": 1e-5, "last_blocks": 1e-5, "lora": 1e-4}
+RATES = {"heads": 1e-3, "whole": 1e-5, "last_blocks": 1e-5, "lora": 1e-4}
 SCRATCH_RATE = 5e-4
 REGION_RATE = 2e-4
 

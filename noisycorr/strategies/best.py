@@ -15,7 +15,7 @@ from torch import Tensor
 
 from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
 from noisycorr.learn.memory import Memory
-from noisycorr.losses import info_nce
+from noisycorr.losses import generalised_cross_entropy, info_nce
 from noisycorr.posterior import gaussian_posterior
 from noisycorr.strategies.weights import ledger_column, per_weight
 
@@ -26,15 +26,16 @@ FEW = 0.005  # below this expected share of wrong pairs there is nothing to refi
 
 @dataclass(frozen=True, kw_only=True)
 class Best(Strategy):
-    """InfoNCE weighted by the probability that a pair is right; cross-fitted detection, refined by the peer.
+    """A robust loss weighted by the probability that a pair is right; cross-fitted detection, refined by the peer.
 
         p_i      = what `noisycorr clean` says of pair i, from heads that never saw it
         odds_i  <- odds(p_i) * ( m(l_i) / (1 - m(l_i)) * (1 - pi) / pi ) ^ share
-        loss_i   = p_i * infoNCE_i / mean p
+        loss_i   = p_i * gce_i / mean p
 
-    l_i is the loss of pair i under the peer, m(l) the mean of p at that loss (isotonic, so that lower losses are never
-    worse), pi the mean of p: the bracket is a likelihood ratio learned from soft labels, and 1 where clean says that
-    nothing is wrong. So the refinement cannot invent noise, which mixtures of losses do on clean data.
+    gce is generalised cross-entropy, between InfoNCE and a bounded loss. l_i is the InfoNCE of pair i under the peer,
+    m(l) the mean of p at that loss (isotonic, so that lower losses are never worse), pi the mean of p: the bracket is
+    a likelihood ratio learned from soft labels, and 1 where clean says that nothing is wrong. So the refinement cannot
+    invent noise, which mixtures of losses do on clean data.
 
     Where `clean` said nothing, as for region features, p is 1 in the warm-up and then co-taught: the lower of two
     Gaussians on the peer's loss.
@@ -45,6 +46,7 @@ class Best(Strategy):
         column: Calibrated probability of the ledger.
         share: How much the losses count, >= 0; 0 = only what `clean` says.
         least: Pairs below this probability are left out, in [0, 1).
+        q: Robustness of the loss, in [0, 1]: 0 = InfoNCE, above it generalised cross-entropy.
 
     Source: ours. Detection `noisycorr.score`; the exchange of opinions is co-teaching (Han et al., NeurIPS 2018).
     """
@@ -54,12 +56,13 @@ class Best(Strategy):
     column: str = "p_clean"
     share: float = 0.5
     least: float = 0.1
+    q: float = 0.3
     needs_columns = True
     judges = True
 
     def __post_init__(self) -> None:
-        if self.share < 0 or not 0 <= self.least < 1:
-            raise ValueError("share must be >= 0 and least in [0, 1)")
+        if self.share < 0 or not 0 <= self.least < 1 or not 0 <= self.q <= 1:
+            raise ValueError("share must be >= 0, least in [0, 1), and q in [0, 1]")
 
     def signals(self, enc: Encoded, memory: Memory) -> dict[str, Tensor]:
         """The loss of each pair, and what is known before, if anything is."""
@@ -77,9 +80,13 @@ class Best(Strategy):
         return Trust(p_clean=p, clean=clean, note=note if clean.any() else "no pair is believed: all are used")
 
     def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
-        """Weighted InfoNCE; every image and text of the batch stays a negative, however doubtful its own pair."""
+        """Weighted loss; every image and text of the batch stays a negative, however doubtful its own pair."""
         weight = trust.chance(enc) if trust is not None else self._prior(enc)
-        loss = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives, weight=weight)
+        if self.q:
+            loss = generalised_cross_entropy(enc.sims, temperature=enc.temperature, q=self.q, negatives=enc.negatives,
+                                             weight=weight)  # fmt: skip
+        else:
+            loss = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives, weight=weight)
         return Loss(per_pair=per_weight(loss, weight))
 
     def _is_alone(self, enc: Encoded) -> bool:

@@ -34,7 +34,10 @@ from noisycorr.strategies.arrays import on_arrays
 from noisycorr.strategies.ncr import later
 
 HIDDEN = 256  # width of the classifier's hidden layer
-BLIND = 0.6  # a part whose evidence on known cases ranks no better than this is turned off
+BLIND = 0.6  # oscillation that ranks known cases no better than this is turned off
+NEAR = (
+    0.9  # borrowed texts must be nearer to the own one than this share of random texts, or they do more harm than good
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,7 @@ class PC2(Strategy):
 
     Two parts are checked on known cases before each epoch, and turned off with a note where they say nothing.
     Oscillation: a small `probe` of the pairs is taught the class of another text on purpose; do those move more?
-    Borrowed texts: for right pairs, is the text that would be borrowed nearer to their own than random texts are?
+    Borrowed texts: for right pairs, is the text that would be borrowed nearer to their own than nine of ten others?
 
     Attributes:
         classify: Train the pseudo-classes. Without, texts are borrowed by the cosine of images.
@@ -72,6 +75,8 @@ class PC2(Strategy):
         entropy: Weight of the entropy beside cross-entropy; None = 10 if `faithful`, else 1.
         class_weight: Weight of the pseudo-classes beside l. If `faithful` it is 1, beside a sum over the batch.
         borrow_weight: Factor of s, >= 0; 1 if `faithful`.
+        near: Texts are borrowed only where, for right pairs, the text that would be borrowed is nearer to the own one
+            than this share of the others; 0 = always.
         probe: Share of the pairs that serve as known cases of a wrong class; 0 = do not check oscillation.
         peer: twin, or none for one network that follows itself.
 
@@ -100,6 +105,7 @@ class PC2(Strategy):
     entropy: float | None = None
     class_weight: float = 0.1
     borrow_weight: float = 0.3
+    near: float = 0.9
     probe: float = 0.03
     peer: Literal["none", "twin"] = "twin"
     judges = True
@@ -109,6 +115,8 @@ class PC2(Strategy):
             raise ValueError("warm_up must be >= 0, classes >= 2")
         if not (0 <= self.threshold <= 1 and 0 <= self._joined() <= 1 and 0 <= self.probe <= 0.5):
             raise ValueError("threshold and noisy_from must lie in [0, 1], probe in [0, 0.5]")
+        if not 0 <= self.near <= 1:
+            raise ValueError(f"near is {self.near}, expected in [0, 1]")
         if self.loss not in ("infonce", "triplet"):
             raise ValueError(f"loss is {self.loss!r}, expected infonce or triplet")
         if not self.classify and (self.stable or self.faithful):
@@ -172,9 +180,9 @@ class PC2(Strategy):
                 notes.append("oscillation tells known wrong classes no better than chance: labels do without it")
         if borrow and not self.faithful:
             facts["partner_fit"] = float(signals["partner_fit"][clean].mean()) if clean.any() else 0.0
-            if not facts["partner_fit"] >= BLIND:
+            if not facts["partner_fit"] >= self.near:
                 borrow = False
-                notes.append("texts of the same class are no nearer than random ones: noisy pairs borrow none")
+                notes.append("texts of the same class are not near enough to the right ones: noisy pairs borrow none")
         y = w
         if stable:
             drift = gaussian_posterior(signals["loss_oscillation"], seed=0, faithful=self.faithful)
