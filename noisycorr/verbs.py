@@ -306,7 +306,7 @@ class Evaluate:
     recall at 1, 5 and 10 in both directions, of each network and of all together, and detection if truth is known.
     """
 
-    name, usage, parallel = "evaluate", "--output_folder FOLDER", False
+    name, usage, parallel = "evaluate", "--output_folder FOLDER", True
 
     @staticmethod
     def flags(parser: Parser) -> None:
@@ -327,7 +327,11 @@ class Evaluate:
         if (Path(given.output_folder) / "stages" / "train_started.json").is_file():
             from noisycorr.train_evaluate import evaluate_model
 
-            print(json.dumps(evaluate_model(open_run(given.output_folder), asked), indent=2, sort_keys=True))
+            found = evaluate_model(open_run(given.output_folder), asked)
+            if dist.is_main():
+                print(json.dumps(found, indent=2, sort_keys=True))
+            return
+        if not dist.is_main():
             return
         if given_names := [name for name, value in vars(asked).items() if value != getattr(Evaluation(), name)]:
             raise UsageError(f"--{given_names[0]} is for trained models, but {given.output_folder} holds none.")

@@ -225,7 +225,7 @@ class Learner:
         for number, old in enumerate(self.networks):
             place = number if number in self.trained else 0
             fresh = self._network(place, self.cursor.epoch)
-            fresh.load_state_dict(dict(old.named_buffers()), strict=False)  # mean and std of the features
+            fresh.inherit(old)
             self.networks[number] = fresh if number in self.trained else fresh.requires_grad_(False)
         self.optimizer = self._optimizer()
         self.cursor.begun = self.cursor.steps
