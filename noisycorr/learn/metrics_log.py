@@ -25,9 +25,10 @@ def align_log(run: Run, history: Sequence[Mapping[str, Any]]) -> None:
     known: set[int] = set()
     for line in text.splitlines():
         record = _parsed(line)
+        epoch = record.get("epoch")
         if record.get("event") != "epoch":
             lines.extend([record] if record else [])
-        elif (epoch := record.get("epoch")) in range(len(history)) and epoch not in known:
+        elif isinstance(epoch, int) and epoch < len(history) and epoch not in known:
             known.add(epoch)
             lines.append(record)
     lines += [{"event": "epoch", **epoch_values(record)} for record in history if record["epoch"] not in known]
