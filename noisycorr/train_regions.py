@@ -10,6 +10,7 @@ import torch
 from noisycorr import dist
 from noisycorr.formats.regions import (
     DEV_IMAGES,
+    RegionSplit,
     Vocabulary,
     count_vocabulary,
     find_tokens,
@@ -71,8 +72,7 @@ def read_region_corpus(path: str, regions: Regions, train: Train,
     limits = {"dev": DEV_IMAGES} if tokens == "words" else {}  # NoW is used whole
     files = {name: "testall" if name == "test" and (folder / "testall_ims.npy").is_file() else name for name in PLACES}
     splits = {name: read_regions(folder, files[name], tokens, limit=limits.get(name)) for name in PLACES}
-    source, first = [], 0
-    wrong = []
+    source, wrong, first = [], [], 0
     for name, part in splits.items():
         own = np.arange(len(part.texts))
         moved = own
@@ -83,10 +83,7 @@ def read_region_corpus(path: str, regions: Regions, train: Train,
         first += len(own)
     row_of = np.concatenate(source)
     texts = [text for part in splits.values() for text in part.texts]
-    counted = splits["train"]
-    if words_of is not None and Path(words_of).expanduser().resolve() != folder.resolve() and regions.vocab is None:
-        counted = read_regions(Path(words_of).expanduser(), "train", tokens)
-    vocabulary = _vocabulary(regions, counted.texts, counted.ids)
+    vocabulary = _vocabulary(regions, folder, tokens, splits["train"], words_of)
     ids = [vocabulary.frame(row) for part in splits.values() for row in part.ids or ()] if tokens != "words" else [
         vocabulary.encode(text) for text in texts]  # fmt: skip
     place = np.concatenate([np.stack([np.full(len(part.texts), number), part.image_of], 1)
@@ -119,10 +116,13 @@ def _identity(folder: Path, tokens: str, regions: Regions) -> dict[str, object]:
     return {"regions": folder_identity(folder, tokens), "noise": noise}
 
 
-def _vocabulary(regions: Regions, texts: list[str], ids: list[list[int]] | None) -> Vocabulary:
+def _vocabulary(regions: Regions, folder: Path, tokens: str, train: RegionSplit, words_of: str | None) -> Vocabulary:
+    """Of a file, or of the training captions of this or another folder."""
     if regions.vocab is not None:
         return read_vocabulary(Path(regions.vocab).expanduser())
-    return count_vocabulary(texts, ids)
+    if words_of is not None and Path(words_of).expanduser().resolve() != folder.resolve():
+        train = read_regions(Path(words_of).expanduser(), "train", tokens)
+    return count_vocabulary(train.texts, train.ids)
 
 
 def _groups(texts: list[str]) -> np.ndarray:
