@@ -144,11 +144,23 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 @contextlib.contextmanager
 def autocast(precision: str) -> Iterator[None]:
-    """Matrix products in bf16 where the precision asks for it."""
+    """Matrix products in bf16 or fp16 where the precision asks for it."""
     import torch
 
-    with torch.autocast(device().type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    with torch.autocast(device().type, dtype=half or torch.bfloat16, enabled=half is not None):
         yield
+
+
+def grad_scaler(precision: str) -> Any:
+    """Scales losses in fp16, whose small gradients would vanish; does nothing in any other precision.
+
+    Every process looks for overflows after `average_gradients`, in the same gradients, so all skip the same steps. The
+    scale begins lower than is usual, so that short trainings do not lose their first steps.
+    """
+    import torch
+
+    return torch.amp.GradScaler(device().type, init_scale=1024.0, enabled=precision == "fp16")
 
 
 def find_trackers(asked: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Retrieval quality: recall at k in both directions, with several texts per image, ties counted against the model.
 
+Classification is retrieval among the texts of classes.
+
 Similarities come in blocks, so that neither features nor set-to-set encoders ever need the whole matrix at once.
 """
 
@@ -141,6 +143,43 @@ def fold_metrics(blocks: Blocks, image_of: Int[np.ndarray, " m"], images: int, *
         ranks = retrieval_ranks(inner, image_of[texts] - rows[0], len(rows), chunk=chunk, tolerance=tolerance)
         parts.append(_metrics(*ranks))
     return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+
+
+def classification_metrics(blocks: Blocks, label: Int[np.ndarray, " n"], classes: int, *, chunk: int = 1024,
+                           tolerance: float = 1e-9) -> dict[str, float]:  # fmt: skip
+    """Accuracy of the class whose text is most similar to an image, and of the five most similar.
+
+        rank_i = 1 + number of wrong classes with similarity >= that of the right one, less tolerance
+
+    Args:
+        blocks: Similarities of any image rows and class rows, higher = better matched. A NaN counts against the model.
+        label: (n,) class of each image.
+        classes: c, number of classes.
+        chunk: Most images at once.
+        tolerance: Similarities that are closer are tied.
+
+    Returns:
+        ``acc1`` and ``acc5``, share of images of rank <= 1 and <= 5; ``mean_per_class_recall``, mean over the classes
+        with images of the share of rank 1. In percent, higher = better; NaN without images.
+
+    Raises:
+        ValueError: If a label lies outside 0 to ``classes`` - 1, or a block has the wrong shape.
+
+    Source: zero-shot classification of CLIP (Radford et al., ICML 2021); names of CLIP_benchmark.
+    Differs: ties count against the model; figures are in percent.
+    """
+    label = np.asarray(label, np.int64)
+    if label.ndim != 1 or (len(label) and not 0 <= label.min() <= label.max() < classes):
+        raise ValueError(f"label must be (n,) with classes 0 to {classes - 1}")
+    ranks = np.ones(len(label), np.int64)
+    for rows in _parts(np.arange(len(label)), chunk):
+        sims = _block(blocks, rows, np.arange(classes))
+        own = sims[np.arange(len(rows)), label[rows]][:, None]
+        ranks[rows] += (~(sims < own - tolerance)).sum(1) - 1
+    first = np.bincount(label, weights=ranks <= 1, minlength=classes)
+    count = np.bincount(label, minlength=classes)
+    mean = float(100 * (first[count > 0] / count[count > 0]).mean()) if len(label) else float("nan")
+    return {"acc1": recall_at(ranks, 1), "acc5": recall_at(ranks, 5), "mean_per_class_recall": mean}
 
 
 def _metrics(image_ranks: np.ndarray, text_ranks: np.ndarray) -> dict[str, float]:

@@ -10,6 +10,7 @@ import torch
 from noisycorr import dist
 from noisycorr.formats.regions import (
     DEV_IMAGES,
+    RegionSplit,
     Vocabulary,
     count_vocabulary,
     find_tokens,
@@ -49,13 +50,15 @@ def check_regions(path: str, regions: Regions, train: Train, tune: Tune) -> None
         raise UsageError("--accum_freq does not go with sgr and saf, whose batch norms need whole batches: use 1.")
 
 
-def read_region_corpus(path: str, regions: Regions, train: Train) -> tuple[Corpus, RegionTowers, np.ndarray]:
-    """All pairs of train, dev and test.
+def read_region_corpus(path: str, regions: Regions, train: Train,
+                       words_of: str | None = None) -> tuple[Corpus, RegionTowers, np.ndarray]:  # fmt: skip
+    """All pairs of train, dev and test; where there is a testall, as for COCO, that is the test.
 
     Args:
         path: The folder.
         regions: Which network, noise and vocabulary.
         train: How to train.
+        words_of: Folder whose training captions give the vocabulary, if no file does; None = this one.
 
     Returns:
         The corpus, its towers, and int8 (n,) truth for evaluation: 1 where the noise file gave an image a wrong text,
@@ -67,9 +70,9 @@ def read_region_corpus(path: str, regions: Regions, train: Train) -> tuple[Corpu
     folder = Path(path).expanduser()
     tokens = find_tokens(folder) if regions.text_tokens == "auto" else regions.text_tokens
     limits = {"dev": DEV_IMAGES} if tokens == "words" else {}  # NoW is used whole
-    splits = {name: read_regions(folder, name, tokens, limit=limits.get(name)) for name in PLACES}
-    source, first = [], 0
-    wrong = []
+    files = {name: "testall" if name == "test" and (folder / "testall_ims.npy").is_file() else name for name in PLACES}
+    splits = {name: read_regions(folder, files[name], tokens, limit=limits.get(name)) for name in PLACES}
+    source, wrong, first = [], [], 0
     for name, part in splits.items():
         own = np.arange(len(part.texts))
         moved = own
@@ -80,7 +83,7 @@ def read_region_corpus(path: str, regions: Regions, train: Train) -> tuple[Corpu
         first += len(own)
     row_of = np.concatenate(source)
     texts = [text for part in splits.values() for text in part.texts]
-    vocabulary = _vocabulary(regions, splits["train"].texts, splits["train"].ids)
+    vocabulary = _vocabulary(regions, folder, tokens, splits["train"], words_of)
     ids = [vocabulary.frame(row) for part in splits.values() for row in part.ids or ()] if tokens != "words" else [
         vocabulary.encode(text) for text in texts]  # fmt: skip
     place = np.concatenate([np.stack([np.full(len(part.texts), number), part.image_of], 1)
@@ -113,10 +116,13 @@ def _identity(folder: Path, tokens: str, regions: Regions) -> dict[str, object]:
     return {"regions": folder_identity(folder, tokens), "noise": noise}
 
 
-def _vocabulary(regions: Regions, texts: list[str], ids: list[list[int]] | None) -> Vocabulary:
+def _vocabulary(regions: Regions, folder: Path, tokens: str, train: RegionSplit, words_of: str | None) -> Vocabulary:
+    """Of a file, or of the training captions of this or another folder."""
     if regions.vocab is not None:
         return read_vocabulary(Path(regions.vocab).expanduser())
-    return count_vocabulary(texts, ids)
+    if words_of is not None and Path(words_of).expanduser().resolve() != folder.resolve():
+        train = read_regions(Path(words_of).expanduser(), "train", tokens)
+    return count_vocabulary(train.texts, train.ids)
 
 
 def _groups(texts: list[str]) -> np.ndarray:

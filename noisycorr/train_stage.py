@@ -1,10 +1,8 @@
-"""`noisycorr train`, and `evaluate` of its folder: from a source or a run of `clean` to a model and its numbers."""
+"""`noisycorr train`: from a source or a run of `clean` to a model and its numbers."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,64 +11,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from noisycorr import console, dist
-from noisycorr.embed import Embed
+from noisycorr import dist
 from noisycorr.encoders.trainable import Trainable
-from noisycorr.evaluate import detection
-from noisycorr.evaluate_run import plain_json, truth_of_source
+from noisycorr.evaluate_run import truth_of_source
 from noisycorr.flags import Parser, add_choice
-from noisycorr.formats import Source
-from noisycorr.learn.choice import Split, Train
 from noisycorr.learn.contract import Strategy
 from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, read_corpus, rectify_texts, split_corpus
+from noisycorr.learn.eval_choice import Evaluation
 from noisycorr.learn.retrieval import (
-    UNKNOWN,
     Validation,
     check_folder,
-    load_networks,
     train_run,
     training_inputs,
 )
-from noisycorr.learn.scoreboard import recall_lines, retrieval
-from noisycorr.learn.tune_choice import Regions, Tune
-from noisycorr.learn.tuned import TunedNetwork
 from noisycorr.pairs import UsageError
 from noisycorr.report.training import write_training_report
-from noisycorr.run import RUN_CONTENT, Run, atomic_path, provenance, read_json, write_json
-from noisycorr.stages import Plan as CleanPlan
-from noisycorr.stages import clean
+from noisycorr.run import RUN_CONTENT, Run, atomic_path, provenance, write_json
 from noisycorr.strategies import find_strategy, load_strategy
+from noisycorr.train_evaluate import evaluate_model
+from noisycorr.train_pairs import Plan, pairs_run, same_encoder, say, text_encoder
 from noisycorr.train_regions import check_regions, read_region_corpus
-from noisycorr.train_towers import embedding_model, find_trainable, run_towers
+from noisycorr.train_towers import find_trainable, run_towers
 
 WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All choices of a training.
-
-    Attributes:
-        source: Where the pairs come from; its path may be a run folder.
-        clip_model: Encoder of a source that is not embedded yet.
-        train: How to train.
-        split: Which pairs do what.
-        strategy: Name and method.
-        tune: Which part of the encoder is trained.
-        regions: Network on region features.
-        evaluate: Open the test split after training.
-        report_to: Trackers: none, all, or names with commas between them.
-    """
-
-    source: Source
-    clip_model: str
-    train: Train
-    split: Split
-    strategy: tuple[str, Strategy]
-    tune: Tune = field(default_factory=Tune)
-    regions: Regions = field(default_factory=Regions)
-    evaluate: bool = True
-    report_to: str = "none"
 
 
 def check_trackers(asked: str) -> list[str]:
@@ -124,11 +87,13 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     if plan.regions.region != "none":
         return _train_regions(plan, run, overwrite)
     trainable = find_trainable(plan.clip_model, plan.tune)
-    source_run = _pairs(plan, run, plan.source.path, "data", score=True, overwrite=overwrite)
+    source_run = pairs_run(plan, run, plan.source.path, "data", score=True, overwrite=overwrite)
     corpus = read_corpus(source_run)
     if plan.split.texts == "rectified" and corpus.rectified:
         say(f"train: {len(corpus.rectified):,} texts are those that the ledger repaired")
-        corpus = rectify_texts(corpus, _text_encoder(source_run))
+        corpus = rectify_texts(
+            corpus, text_encoder(source_run, "the ledger has repaired texts (--texts given does without)")
+        )
     split = split_corpus(
         corpus, val_fraction=0.0 if plan.split.val_data else plan.split.val_fraction,
         test_fraction=plan.split.test_fraction, seed=plan.train.seed,
@@ -166,153 +131,19 @@ def _train_regions(plan: Plan, run: Run, overwrite: bool) -> dict[str, Any]:
     return report
 
 
-def _evaluate_regions(run: Run, stored: dict[str, Any], test_data: str | None) -> dict[str, Any]:
-    """As `evaluate_model`, of a network on region features."""
-    networks, choice = load_networks(run.folder, dist.device()), _stored(Train, stored)
-    folder = test_data or read_json(run.folder / "provenance.json")["pairs"]
-    corpus, towers, wrong = read_region_corpus(folder, _stored(Regions, stored), choice)
-    assert corpus.given_split is not None
-    rows = np.flatnonzero(corpus.given_split == TEST)
-    found: dict[str, Any] = {"test": retrieval(networks, towers, rows, corpus.shown[rows])}
-    if test_data is None and (detected := _detection(run, wrong)) is not None:
-        found["detection"] = detected
-    return _store(run, found, test_data)
-
-
-def _store(run: Run, found: dict[str, Any], test_data: str | None) -> dict[str, Any]:
-    """Write `evaluation.json`, and `report.html` with it; says what was found."""
-    found = plain_json(found if test_data is None else found | {"test_data": test_data})
-    for line in recall_lines(found["test"]):
-        say(f"test: {line}")
-    if dist.is_main():
-        write_json(run.path("evaluation.json"), found)
-        write_training_report(run)
-    return found
-
-
-def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
-    """Open the test split of a trained model; writes `evaluation.json`, and `report.html` again.
-
-    Args:
-        run: A folder of `noisycorr train`.
-        test_data: Another source or run to test on, or None.
-
-    Returns:
-        JSON: `test` as `noisycorr.learn.scoreboard.retrieval` gives it, and `detection` of wrong training pairs by the
-        final p_clean of the strategy, if both are known; `test_data` if it is given.
-
-    Raises:
-        UsageError: If there is no finished model, or nothing to test on.
-    """
-    networks = load_networks(run.folder, dist.device())
-    stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    if stored.get("region", "none") != "none":
-        return _evaluate_regions(run, stored, test_data)
-    choice, tune = _stored(Train, stored), _stored(Tune, stored)
-    trainable = networks[0].trainable if isinstance(networks[0], TunedNetwork) else None
-    source_run = test_run = Run(read_json(run.folder / "provenance.json")["pairs"])
-    name = "data" if test_data is None else "test"
-    if test_data is None:
-        corpus, table = read_corpus(source_run), pq.read_table(run.folder / "split.parquet")
-        if table.column("key").to_pylist() != corpus.keys:
-            raise UsageError(f"{source_run.folder} holds other pairs than {run.folder} was trained on: train it again.")
-        rows = np.flatnonzero(table.column("split").to_numpy(zero_copy_only=False) == "test")
-        if len(rows) < 2:
-            raise UsageError(f"{run.folder} has a test split of {len(rows)} pairs: name other pairs by --test_data.")
-    else:
-        source_fields = {field.name for field in dataclasses.fields(Source)} - {"path"}
-        source = Source(path=test_data, **{name: stored[name] for name in source_fields})
-        plan = Plan(
-            source=source, clip_model=stored["clip_model"], train=choice, split=Split(), strategy=("", Strategy())
-        )
-        test_run = _pairs(plan, run, test_data, "test", score=False)
-        if trainable is None:
-            _same_encoder(source_run, test_run, "--test_data")
-        corpus = read_corpus(test_run)
-        rows = np.flatnonzero(corpus.usable)
-    towers = run_towers(run, corpus, choice, tune, trainable, source_run=test_run, name=name)
-    found: dict[str, Any] = {"test": retrieval(networks, towers, rows, corpus.shown[rows])}
-    detected = _detection(run, truth_of_source(source_run))
-    if detected is not None:
-        found["detection"] = detected
-    return _store(run, found, test_data)
-
-
-def _stored(choice: type, stored: dict[str, Any]) -> Any:
-    """A choice from config.yaml."""
-    return choice(**{field.name: stored[field.name] for field in dataclasses.fields(choice) if field.name in stored})
-
-
-def say(message: str) -> None:
-    """One line, from the main process."""
-    if dist.is_main():
-        console.say(message)
-
-
-def _pairs(plan: Plan, run: Run, path: str, name: str, *, score: bool, overwrite: bool = False) -> Run:
-    """The run folder that a path is, or the one that its pairs are embedded into, inside the model's folder."""
-    if (Path(path) / "stages" / "embed.json").is_file():
-        if Path(path).resolve() == run.folder.resolve():
-            raise UsageError(f"{path} is the run of the pairs: choose another --output_folder for the model.")
-        return Run(path)
-    inner = Run(run.folder / name)
-    embed = Embed(clip_model=embedding_model(plan.clip_model))
-    cleaning = CleanPlan(source=dataclasses.replace(plan.source, path=path), embed=embed)
-    stages = ("embed", "score", "decide") if score else ("embed",)
-    clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
-    dist.wait()
-    return inner
-
-
-def _text_encoder(source_run: Run) -> Callable[[list[str]], np.ndarray]:
-    """The text side of the encoder that a run was embedded with."""
-    from noisycorr.encoders import load_encoder
-
-    stored = yaml.safe_load((source_run.folder / "config.yaml").read_text(encoding="utf-8"))
-    embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
-    if embedded.startswith("precomputed"):
-        raise UsageError(
-            f"{source_run.folder} has repaired texts, but its embeddings came without an encoder: use --texts given."
-        )
-    encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
-    if encoder.name != embedded:
-        raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
-
-    def encode(texts: list[str]) -> np.ndarray:
-        parts = [encoder.text(encoder.tokenize(texts[start : start + 64])) for start in range(0, len(texts), 64)]
-        return np.concatenate([part.float().cpu().numpy() for part in parts])
-
-    return encode
-
-
-def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
-    """True if the folder holds the pairs of another source or encoder, as far as its config tells."""
-    if not (inner.folder / "config.yaml").is_file():
-        return False
-    stored = yaml.safe_load((inner.folder / "config.yaml").read_text(encoding="utf-8"))
-    wanted = dataclasses.asdict(cleaning.source) | {"clip_model": cleaning.embed.clip_model}
-    return any(stored.get(name) != value for name, value in wanted.items())
-
-
 def _validation(plan: Plan, run: Run, source_run: Run, trainable: Trainable | None, *,
                 overwrite: bool) -> Validation | None:  # fmt: skip
     if plan.split.val_data is None:
         return None
-    other = _pairs(plan, run, plan.split.val_data, "valid", score=False, overwrite=overwrite)
+    other = pairs_run(plan, run, plan.split.val_data, "valid", score=False, overwrite=overwrite)
     if trainable is None:
-        _same_encoder(source_run, other, "--val_data")
+        same_encoder(source_run, other, "--val_data")
     found = read_corpus(other)
     rows = np.flatnonzero(found.usable)
     if len(rows) < 2:
         raise UsageError(f"--val_data {plan.split.val_data} holds {len(rows)} usable pairs, expected at least 2.")
     towers = run_towers(run, found, plan.train, plan.tune, trainable, source_run=other, name="valid")
     return Validation(towers=towers, rows=rows, shown=found.shown[rows])
-
-
-def _same_encoder(one: Run, two: Run, flag: str) -> None:
-    names = [(run.stage("embed") or {})["facts"]["encoder"] for run in (one, two)]
-    if names[0] != names[1]:
-        raise UsageError(f"{flag} was embedded by {names[1]}, but the training pairs by {names[0]}: use one encoder.")
 
 
 def _clear(run: Run) -> None:
@@ -346,21 +177,6 @@ def _start(plan: Plan, run: Run, facts: dict[str, str], corpus: Corpus, split: n
         pq.write_table(pa.table({"key": corpus.keys, "split": words}), path, compression="zstd")
 
 
-def _detection(run: Run, wrong: np.ndarray) -> dict[str, Any] | None:
-    table = pq.read_table(run.folder / "trust.parquet")
-    if "p_clean" not in table.column_names:
-        return None
-    wrong = wrong[table.column("row").to_numpy()]
-    known = wrong != UNKNOWN
-    if not known.any():
-        return None
-    found = dataclasses.asdict(
-        detection(table.column("p_clean").to_numpy()[known].astype(np.float64), wrong[known] == 1)
-    )
-    found["calibration"].pop("table")
-    return found
-
-
 def _summary(plan: Plan, run: Run, report: dict[str, Any], split: np.ndarray) -> None:
     """Say what came out, open the test split if there is one, and write the page."""
     if "validation" in report:
@@ -371,7 +187,7 @@ def _summary(plan: Plan, run: Run, report: dict[str, Any], split: np.ndarray) ->
         say(f"train: best epoch {report['best_epoch'] + 1}; {pairs}")
     held = int((split == TEST).sum())
     if plan.evaluate and held >= 2:
-        evaluate_model(run, None)
+        evaluate_model(run, Evaluation())
     elif dist.is_main():
         write_training_report(run)
     dist.wait()

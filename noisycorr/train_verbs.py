@@ -66,7 +66,8 @@ class Train:
         choice, split = make_choice(given, "train", Choice), make_choice(given, "split", Split)
         source = Source(**pick(given, Source))
         run = new_run(given.output_folder)
-        from noisycorr.train_stage import Plan, check_trackers, named_strategy, train
+        from noisycorr.train_pairs import Plan
+        from noisycorr.train_stage import check_trackers, named_strategy, train
 
         check_trackers(given.report_to)
 

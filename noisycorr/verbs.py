@@ -194,7 +194,7 @@ class Decide:
 
 
 class Report:
-    """Write report.html and report.json of a decided run again."""
+    """Write report.html and report.json of a decided run again, or report.html of a training."""
 
     name, usage, parallel = "report", "--output_folder FOLDER", False
 
@@ -207,6 +207,13 @@ class Report:
     def run(given: Namespace) -> None:
         """Report."""
         run = open_run(given.output_folder)
+        if (run.folder / "stages" / "train_started.json").is_file():
+            if not (run.folder / "report.json").is_file():
+                raise UsageError(f"{run.folder} holds no finished training: run the same `noisycorr train` to its end.")
+            from noisycorr.report.training import write_training_report
+
+            console.say(f"report: {write_training_report(run)}")
+            return
         from noisycorr.stages import report_stage
 
         report_stage(run)
@@ -299,27 +306,35 @@ class Evaluate:
     recall at 1, 5 and 10 in both directions, of each network and of all together, and detection if truth is known.
     """
 
-    name, usage, parallel = "evaluate", "--output_folder FOLDER", False
+    name, usage, parallel = "evaluate", "--output_folder FOLDER", True
 
     @staticmethod
     def flags(parser: Parser) -> None:
-        """The run, and where the truth is."""
+        """The run, where the truth is, and what to ask of a trained model."""
+        from noisycorr.learn.eval_choice import Evaluation
+
         parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
         parser.add("truth", str | None, None, "csv, tsv, jsonl or parquet with key and truth_wrong; by default the "
                    "column truth_wrong of the source, as `noisycorr inject` writes it")  # fmt: skip
-        parser.add("test_data", str | None, None, "For a trained model: a source or run of `clean` to test on; by "
-                   "default the test split that training left alone")  # fmt: skip
+        add_choice(parser, Evaluation)
 
     @staticmethod
     def run(given: Namespace) -> None:
         """Print JSON to stdout."""
-        if (Path(given.output_folder) / "stages" / "train_started.json").is_file():
-            from noisycorr.train_stage import evaluate_model
+        from noisycorr.learn.eval_choice import Evaluation
 
-            print(json.dumps(evaluate_model(open_run(given.output_folder), given.test_data), indent=2, sort_keys=True))
+        asked = make_choice(given, "evaluation", Evaluation)
+        if (Path(given.output_folder) / "stages" / "train_started.json").is_file():
+            from noisycorr.train_evaluate import evaluate_model
+
+            found = evaluate_model(open_run(given.output_folder), asked)
+            if dist.is_main():
+                print(json.dumps(found, indent=2, sort_keys=True))
             return
-        if given.test_data:
-            raise UsageError(f"--test_data is for trained models, but {given.output_folder} holds none.")
+        if not dist.is_main():
+            return
+        if given_names := [name for name, value in vars(asked).items() if value != getattr(Evaluation(), name)]:
+            raise UsageError(f"--{given_names[0]} is for trained models, but {given.output_folder} holds none.")
         from noisycorr.evaluate_run import evaluate_run
         from noisycorr.stages import decided
 

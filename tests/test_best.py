@@ -97,8 +97,17 @@ def test_it_finds_and_ignores_wrong_pairs():
     assert it.trusts[0] is not None and auroc(it.trusts[0].p_clean, wrong) == 1.0
 
 
-def test_without_probabilities_it_says_what_to_do():
+def test_without_probabilities_its_own_twins_judge():
+    it = learner("best", train_set(60, wrong=20), epochs=8, lr=5e-3)
+    assert it.strategy.step(it.look(0, torch.arange(8)), it.memories[0], None, None).per_pair.shape == (8,)
+    fit(it)
+    assert it.trusts[0] is not None and auroc(it.trusts[0].p_clean, np.arange(60) < 20) > 0.8
+    assert "no p_clean" in it.cursor.history[-1]["note_0"]
+    assert "note_0" not in it.cursor.history[0]
+
+
+def test_a_column_that_was_asked_for_must_be_there():
     with pytest.raises(UsageError, match="noisycorr clean"):
-        Best().step(learner("plain").look(0, torch.arange(8)), Memory(50), None, None)
+        Best(column="sample_weight").step(learner("plain").look(0, torch.arange(8)), Memory(50), None, None)
     with pytest.raises(UsageError, match="least"):
         load_strategy("best", {"least": 1.0})

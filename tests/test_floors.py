@@ -19,6 +19,7 @@ FLOORS = (
      "export", "inject", "recall", "partition", "posterior"),
     ("losses", "learn", "strategies"),
     ("report", "cli", "flags", "plan_flags", "verbs", "stages", "train_verbs", "train_stage",
+     "train_pairs", "train_evaluate",
      "train_towers", "train_regions",
      "bench", "testing", "__main__"),
 )  # fmt: skip

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from learning import learner as stored
+from learning import train_set
 from region_data import NOUNS, REGIONS, SIZES, WIDTH, write_regions, write_vocabulary
 from safetensors.numpy import load_file
 
@@ -198,6 +200,20 @@ def test_it_learns(tmp_path: Path):
     fit(one)
     assert one.cursor.history[-1]["loss"][0] < 0.8 * one.cursor.history[0]["loss"][0]
     assert len(NOUNS) == 8
+
+
+def test_a_restart_forgets_running_statistics_and_keeps_those_of_the_data(tmp_path: Path):
+    one = learner(write_regions(tmp_path / "x"), "saf")
+    norms = [module for module in one.networks[0].modules() if hasattr(module, "running_mean")]
+    for norm in norms:
+        norm.running_mean.fill_(5.0)
+    one.restart()
+    fresh = [module for module in one.networks[0].modules() if hasattr(module, "running_mean")]
+    assert len(fresh) == len(norms) > 1 and all((norm.running_mean == 0).all() for norm in fresh)
+    heads = stored("plain", train_set(20))
+    heads.networks[0].image_mean.fill_(2.0)  # type: ignore[union-attr,operator]
+    heads.restart()
+    assert (heads.networks[0].image_mean == 2).all()  # type: ignore[union-attr,operator]
 
 
 @pytest.mark.parametrize("region", ["sgr", "saf"])

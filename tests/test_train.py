@@ -354,6 +354,8 @@ def test_killed_anywhere_and_continued_is_bitwise_the_same(work: Path, tmp_path:
         expected[name] = expected[name].replace(b"/alone", b"/killed")
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
+    lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(line["epoch"] for line in lines if line["event"] == "epoch") == [0, 1, 2]
 
 
 def _steps(folder: Path) -> int:

@@ -100,6 +100,8 @@ def load_checkpoint(learner: Learner, path: Path) -> None:
         one.restore(memory, f"memory.{number}.")
     learner.trusts = [_trust(memory, number, body["notes"][number]) for number in range(len(learner.networks))]
     _load_optimizer(learner.optimizer, load_file(path / "optimizer.safetensors"))
+    if learner.scaler.is_enabled():
+        learner.scaler.load_state_dict(body["scaler"])
     learner.cursor = Cursor(**body["cursor"])
 
 
@@ -124,9 +126,10 @@ def _write(learner: Learner, place: Path) -> None:
         ("memory", memory),
         ("optimizer", _optimizer_tensors(learner.optimizer)),
     ):
-        body = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        _store(place / f"{name}.safetensors", save(body))
-    write_json(place / "cursor.json", {"cursor": dataclasses.asdict(learner.cursor), "notes": notes})
+        whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        _store(place / f"{name}.safetensors", save(whole))
+    body = {"cursor": dataclasses.asdict(learner.cursor), "notes": notes, "scaler": learner.scaler.state_dict()}
+    write_json(place / "cursor.json", body)
     _store(place / COMPLETE, b"")
 
 

@@ -26,7 +26,7 @@ class Train:
         eps: Epsilon of AdamW.
         grad_clip_norm: Longest gradient of each network; 0 = any.
         accum_freq: Parts in which a batch is encoded, to save memory; the result is that of the whole batch.
-        precision: fp32, bf16 (matrix products only) or fp64.
+        precision: fp32, bf16 or fp16 (matrix products only), or fp64.
         embed_dim: Width of the common space.
         hidden: Width of the hidden layer of each head; 0 = linear heads.
         dropout: Share of hidden units dropped while training, in [0, 1).
@@ -50,7 +50,7 @@ class Train:
     eps: float = 1e-6
     grad_clip_norm: float = 2.0
     accum_freq: int = 1
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     embed_dim: int = 256
     hidden: int = 512
     dropout: float = 0.5
@@ -69,7 +69,7 @@ class Train:
         for name in ("beta1", "beta2", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}, expected 0 or more, and below 1.")
-        for name, words in (("precision", ("fp32", "bf16", "fp64")), ("resume", ("latest", "never"))):
+        for name, words in (("precision", ("fp32", "bf16", "fp16", "fp64")), ("resume", ("latest", "never"))):
             if getattr(self, name) not in words:
                 raise UsageError(f"--{name} is {getattr(self, name)!r}, expected one of {', '.join(words)}.")
 

@@ -44,6 +44,7 @@ class Encoded:
         columns: What `noisycorr clean` says about each pair, (b,) each: `p_clean`, `sample_weight`, `score_*`; empty
             if it was not asked. Never the truth.
         aux: For each module of `Strategy.heads`, what it makes of the image rows and of the text rows.
+        modules: Those of `Strategy.modules`, for `step` to call.
         epoch: Number of this epoch, from 0.
         epochs: Number of epochs in all.
     """
@@ -57,6 +58,7 @@ class Encoded:
     text_group: Int[Tensor, " b"]
     columns: Mapping[str, Tensor] = field(default_factory=lambda: NOTHING)
     aux: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
     epoch: int = 0
     epochs: int = 1
 
@@ -155,6 +157,13 @@ class Strategy:
 
     def heads(self, dim: int) -> dict[str, nn.Module]:
         """Modules that are trained along: each gets image rows (b, dim) and text rows (b, dim) in turn."""
+        return {}
+
+    def modules(self, dim: int) -> dict[str, nn.Module]:
+        """Modules that are trained along and that `step` calls itself, as `enc.modules[name]`; names unlike `heads`.
+
+        They work on the global batch, which is the same on every process.
+        """
         return {}
 
     def memory(self, n: int) -> Memory:

@@ -99,6 +99,9 @@ class RetrievalNetwork(nn.Module):
             if isinstance(module, RowDropout):
                 module.window = (size, rows)
 
+    def inherit(self, old: RetrievalNetwork) -> None:
+        """Take over what describes the data and not what was learned, when a restart makes fresh networks."""
+
     def fixed(self) -> set[str]:
         """Names of weights that are never trained and that whoever builds the network has already."""
         return set()
@@ -213,6 +216,11 @@ class Network(RetrievalNetwork):
             std[std < 1e-6 * max(std.max(), 1e-12)] = 1.0  # a feature that never changes says nothing
             getattr(self, f"{side}_mean").copy_(torch.from_numpy(wide.mean(0)))
             getattr(self, f"{side}_std").copy_(torch.from_numpy(std))
+
+    def inherit(self, old: RetrievalNetwork) -> None:
+        """Mean and standard deviation of the features."""
+        for name in ("image_mean", "image_std", "text_mean", "text_std"):
+            getattr(self, name).copy_(getattr(old, name))
 
     def image(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b d"]:
         """Unit rows of images."""

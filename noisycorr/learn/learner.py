@@ -99,7 +99,7 @@ class Learner:
         if strategy.peer == "ema":
             first.append(copy.deepcopy(first[0]).requires_grad_(False))
         self.networks: list[RetrievalNetwork] = first
-        self.optimizer = self._optimizer()
+        self.optimizer, self.scaler = self._optimizer(), dist.grad_scaler(choice.precision)
         self.memories = [self._memory() for _ in self.networks]
         self.trusts: list[Trust | None] = [None] * len(self.networks)
         self.cursor = Cursor(loss=[[0.0, 0.0] for _ in self.trained])
@@ -120,7 +120,9 @@ class Learner:
     def _heads(self, dim: int) -> dict[str, nn.Module]:
         """The modules of the strategy; the towers know how wide their vectors are, and banks must be as wide."""
         self.width = dim
-        return self.strategy.heads(dim)
+        rows, own = self.strategy.heads(dim), self.strategy.modules(dim)
+        self.row_heads = tuple(rows)
+        return rows | own
 
     def _memory(self) -> Memory:
         memory = self.strategy.memory(len(self.data.rows))
@@ -169,7 +171,8 @@ class Learner:
             image_group=self.groups[0][rows].to(self.device),
             text_group=self.groups[1][rows].to(self.device),
             columns={name: column[rows].to(self.device, self.dtype) for name, column in self.columns.items()},
-            aux={name: (head(vectors[0]), head(vectors[1])) for name, head in network.heads.items()},
+            aux={name: (network.heads[name](vectors[0]), network.heads[name](vectors[1])) for name in self.row_heads},
+            modules={name: module for name, module in network.heads.items() if name not in self.row_heads},
             epoch=self.cursor.epoch,
             epochs=self.choice.epochs,
         )
@@ -222,7 +225,7 @@ class Learner:
         for number, old in enumerate(self.networks):
             place = number if number in self.trained else 0
             fresh = self._network(place, self.cursor.epoch)
-            fresh.load_state_dict(dict(old.named_buffers()), strict=False)  # mean and std of the features
+            fresh.inherit(old)
             self.networks[number] = fresh if number in self.trained else fresh.requires_grad_(False)
         self.optimizer = self._optimizer()
         self.cursor.begun = self.cursor.steps

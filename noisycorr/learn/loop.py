@@ -167,12 +167,14 @@ def take_step(learner: Learner, plan: list[tuple[list[np.ndarray], bool]], steps
             )
         cursor.loss[number][0] += value
         cursor.loss[number][1] += 1
-        parameters = [p for p in learner.networks[number].parameters() if p.requires_grad]
-        dist.average_gradients(parameters)
-        if learner.choice.grad_clip_norm:
-            clip_grad_norm_(parameters, learner.choice.grad_clip_norm)
+        dist.average_gradients(_parameters(learner, number))
         pairs += len(rows)
-    learner.optimizer.step()
+    learner.scaler.unscale_(learner.optimizer)
+    for number, *_ in turns:
+        if learner.choice.grad_clip_norm:
+            clip_grad_norm_(_parameters(learner, number), learner.choice.grad_clip_norm)
+    learner.scaler.step(learner.optimizer)  # left out where fp16 overflowed
+    learner.scaler.update()
     if learner.strategy.peer == "ema":
         _follow(learner)
     cursor.step += 1
@@ -225,8 +227,13 @@ def _loss(learner: Learner, number: int, rows: Tensor, image: Tensor, text: Tens
     loss = learner.strategy.step(enc, learner.memories[number], trust, peer)
     _check(loss, len(rows))
     total = loss.total()
-    total.backward()
+    learner.scaler.scale(total).backward()
     return float(total.detach())
+
+
+def _parameters(learner: Learner, number: int) -> list[torch.nn.Parameter]:
+    """What is trained of one network."""
+    return [parameter for parameter in learner.networks[number].parameters() if parameter.requires_grad]
 
 
 def _check(loss: Loss, b: int) -> None:

@@ -149,6 +149,8 @@ class Attention(nn.Module):
         dim: Width.
         dropout: Share of units dropped.
         places: Members of every set, which have batch norms then (images); None = none (texts).
+
+    Source: the self-attention of SGRAF (Diao et al., AAAI 2021).
     """
 
     def __init__(self, dim: int, dropout: float, *, places: int | None = None) -> None:

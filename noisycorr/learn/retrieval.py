@@ -31,6 +31,7 @@ from noisycorr.learn.corpus import TRAIN, VALID, Corpus
 from noisycorr.learn.heads import Network, RetrievalNetwork, StoredTowers, Towers, load_trained
 from noisycorr.learn.learner import Learner, TrainSet
 from noisycorr.learn.loop import Hooks, fit
+from noisycorr.learn.metrics_log import align_log, epoch_values
 from noisycorr.learn.regions import RegionNetwork
 from noisycorr.learn.scoreboard import retrieval, short
 from noisycorr.learn.tune_choice import Regions, Tune
@@ -145,6 +146,8 @@ def train_run(run: Run, corpus: Corpus, split: np.ndarray, strategy: tuple[str, 
     dist.wait()
     if choice.resume == "latest" and (found := load_latest(learner, folder)) is not None:
         _say(f"train: goes on after epoch {learner.cursor.epoch}, step {learner.cursor.step} ({found.name})")
+    if dist.is_main():
+        align_log(run, learner.cursor.history)
     facts = {"pairs": len(rows), **{f"strategy.{k}": v for k, v in describe(*strategy).items()}, **choice.settings()}
     with (
         dist.tracking(trackers, run.folder / "trackers", _plain(facts)) as log,
@@ -228,10 +231,9 @@ def _tell(run: Run, record: Mapping[str, Any], times: Mapping[str, float], choic
     """Log an epoch and show its line; what must be known is said once. Returns its numbers, for trackers."""
     speed = times["pairs"] / max(times["train"], 1e-9)
     share = times["loading"] / max(times["train"] + times["judge"], 1e-9)
-    values = {name: value for name, value in record.items() if isinstance(value, (int, float, str))}
-    values |= {"loss": float(np.mean(record["loss"])), "samples_per_second": round(speed, 1),
-               "seconds_train": round(times["train"], 3), "seconds_judge": round(times["judge"], 3),
-               "loading_share": round(share, 4)}  # fmt: skip
+    values = epoch_values(record)
+    values |= {"samples_per_second": round(speed, 1), "seconds_train": round(times["train"], 3),
+               "seconds_judge": round(times["judge"], 3), "loading_share": round(share, 4)}  # fmt: skip
     run.log("epoch", **values)
     parts = [f"epoch {record['epoch'] + 1}/{choice.epochs}: loss {np.mean(record['loss']):.4f}"]
     parts += [f"valid rSum {record['valid_rSum']:.1f}"] if "valid_rSum" in record else []

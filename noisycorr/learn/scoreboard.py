@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,14 @@ from torch import Tensor
 
 from noisycorr import dist
 from noisycorr.learn.heads import RetrievalNetwork, Towers
-from noisycorr.recall import KS, Blocks, feature_blocks, mean_blocks, retrieval_metrics
+from noisycorr.recall import (
+    KS,
+    Blocks,
+    classification_metrics,
+    feature_blocks,
+    fold_metrics,
+    mean_blocks,
+)
 
 TOLERANCE = 1e-6  # embeddings are single precision
 SET_TOLERANCE = 1e-5  # similarities of sets go through more of it
@@ -80,29 +87,64 @@ def evaluating(network: torch.nn.Module) -> Iterator[None]:
         network.train(mode)
 
 
-def retrieval(networks: Sequence[RetrievalNetwork], towers: Towers, rows: np.ndarray,
-              shown: np.ndarray) -> dict[str, object]:  # fmt: skip
+def retrieval(networks: Sequence[RetrievalNetwork], towers: Towers, rows: np.ndarray, shown: np.ndarray, *,
+              folds: int = 1) -> dict[str, object]:  # fmt: skip
     """Retrieval among the pairs of some rows: texts of the same image are all right for it.
 
     Args:
         networks: One, or several that are averaged.
         towers: What they encode, by row.
         rows: int64 (m,), m >= 1.
-        shown: int64 (m,): equal for the same image.
+        shown: int64 (m,): equal for the same image; parts are cut in this order.
+        folds: Above 1, also the mean over so many parts of the images.
 
     Returns:
-        `pairs`, `images`; `ensemble` with the metrics of `noisycorr.recall`, and `singles`, a list with those of each.
+        `pairs`, `images`; `ensemble` with the metrics of `noisycorr.recall`, and `singles`, a list with those of each;
+        with several `folds`, that: `count`, and `ensemble` and `singles` again.
     """
     _, first, image_of = np.unique(shown, return_index=True, return_inverse=True)
     tolerance = SET_TOLERANCE if any(network.sets for network in networks) else TOLERANCE
-    blocks, singles = [], []
+    blocks = [network_blocks(network, towers, rows[first], rows) for network in networks]
+
+    def measure(parts: int) -> dict[str, Any]:
+        return _each(blocks, lambda one: fold_metrics(one, image_of, len(first), folds=parts, tolerance=tolerance))
+
+    found = {"pairs": len(rows), "images": len(first), **measure(1)}
+    return found if folds == 1 else found | {"folds": {"count": folds, **measure(folds)}}
+
+
+def classification(networks: Sequence[RetrievalNetwork], towers: Towers, rows: np.ndarray, label: np.ndarray,
+                   class_towers: Towers, sizes: Sequence[int]) -> dict[str, object]:  # fmt: skip
+    """Zero-shot classification of images by the texts of classes; a class of several texts has their mean vector.
+
+    Args:
+        networks: One, or several that are averaged; not of sets.
+        towers: What they encode, by row.
+        rows: int64 (m,) rows of which the images take part.
+        label: int64 (m,): their classes.
+        class_towers: Its texts are those of the classes, one class after the other.
+        sizes: How many texts each class has, >= 1.
+
+    Returns:
+        `images`, `classes`; `ensemble` with the metrics of `noisycorr.recall.classification_metrics`, and `singles`, a
+        list with those of each.
+    """
+    owner, blocks = np.repeat(np.arange(len(sizes)), sizes), []
     for network in networks:
-        blocks.append(network_blocks(network, towers, rows[first], rows))
-        singles.append(retrieval_metrics(blocks[-1], image_of, len(first), tolerance=tolerance))
-    together = singles[0]
-    if len(blocks) > 1:
-        together = retrieval_metrics(mean_blocks(blocks), image_of, len(first), tolerance=tolerance)
-    return {"pairs": len(rows), "images": len(first), "ensemble": together, "singles": singles}
+        with evaluating(network):
+            image = encode_rows(network, towers, rows, "image").cpu().numpy()
+            text = encode_rows(network, class_towers, np.arange(len(owner)), "text").cpu().numpy()
+        means = np.zeros((len(sizes), text.shape[1]))
+        np.add.at(means, owner, text)
+        blocks.append(feature_blocks(image, means))
+    measured = _each(blocks, lambda one: classification_metrics(one, label, len(sizes), tolerance=TOLERANCE))
+    return {"images": len(rows), "classes": len(sizes), **measured}
+
+
+def _each(blocks: Sequence[Blocks], measure: Callable[[Blocks], dict[str, float]]) -> dict[str, Any]:
+    """Metrics of all networks together, and of each alone."""
+    singles = [measure(one) for one in blocks]
+    return {"ensemble": measure(mean_blocks(blocks)) if len(blocks) > 1 else singles[0], "singles": singles}
 
 
 def short(found: Mapping[str, object], prefix: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ from noisycorr.losses.contrastive import (
 )
 from noisycorr.losses.evidential import dirichlet_divergence, evidence, evidential, is_evident, vacuity
 from noisycorr.losses.flip import flip_aware, flip_logits
+from noisycorr.losses.prototype import NeighbourRefiner, mean_prototype
 from noisycorr.losses.pseudo_class import (
     apart,
     balanced_targets,
@@ -31,6 +32,7 @@ from noisycorr.losses.pseudo_class import (
 )
 from noisycorr.losses.rematch import rematch_divergence
 from noisycorr.losses.structure import asymmetry, structure_agreement, structure_contrast, structure_gap
+from noisycorr.losses.transport_cost import PairCost, PlaceCost, cost_contrast, known_cost
 from noisycorr.losses.triplet import (
     exponential_margin,
     hard_count,
@@ -43,6 +45,9 @@ from noisycorr.losses.triplet import (
 )
 
 __all__ = [
+    "NeighbourRefiner",
+    "PairCost",
+    "PlaceCost",
     "abs_penalty",
     "active_complementary",
     "apart",
@@ -52,6 +57,7 @@ __all__ = [
     "choose_partner",
     "class_cosine",
     "complementary",
+    "cost_contrast",
     "dirichlet_divergence",
     "evidence",
     "evidential",
@@ -65,9 +71,11 @@ __all__ = [
     "hardest_triplet",
     "info_nce",
     "is_evident",
+    "known_cost",
     "linear_margin",
     "log_penalty",
     "match_posterior",
+    "mean_prototype",
     "mean_triplet",
     "pseudo_class_cross_entropy",
     "rematch_divergence",

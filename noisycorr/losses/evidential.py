@@ -84,6 +84,8 @@ def dirichlet_divergence(alpha: Float[Tensor, "b k"], inside: Bool[Tensor, "b k"
     Returns:
         Divergence in nats, >= 0 up to rounding, 0 at alpha = 1. In single precision a large one is rounded by
         about 1e-7 times A ln A; its gradient is not.
+
+    Source: evidential deep learning (Sensoy et al., NeurIPS 2018), as DECL (Qin et al., ACM MM 2022) has it.
     """
     inside = torch.ones_like(alpha, dtype=torch.bool) if inside is None else inside
     return _divergence(alpha, _own_part(alpha), inside)

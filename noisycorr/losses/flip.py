@@ -75,6 +75,8 @@ def flip_logits(image: Float[Tensor, "b d"], text: Float[Tensor, "b e"], *, imag
 
     Returns:
         Symmetric log-odds for ``flip_aware``.
+
+    Source: ours; NBPO (Yu and Qin, SIGIR 2020) has such log-odds of users and items by their own factors.
     """
     images, texts = F.normalize(image, dim=1), F.normalize(text, dim=1)
     return text_weight * (texts @ texts.T) + image_weight * (images @ images.T) + bias

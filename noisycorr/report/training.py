@@ -16,6 +16,7 @@ from noisycorr.run import Run, atomic_path, read_json
 
 STYLES = {"0": "clean", "1": "noise", "": "total"}
 KS = (1, 5, 10)
+ACCURACY = ("acc1", "acc5", "mean_per_class_recall")
 CURVES = (
     ("loss", "Loss", "Mean over the pairs that were trained on; a strategy may change what it measures after warm-up.",
      "no epoch was finished"),
@@ -45,6 +46,7 @@ def write_training_report(run: Run) -> Path:
     config, sources = read_config(run)
     folder = config.get("output_folder")
     history = report["history"]
+    found = evaluation.get("test") or {}
     page = fill(
         "training.html",
         source=config["path"] if isinstance(config.get("path"), str) else "",
@@ -56,6 +58,9 @@ def write_training_report(run: Run) -> Path:
             for title, found in (("Test", evaluation.get("test")), ("Validation", report.get("validation")))
             if found
         ],
+        folds=(found["folds"]["count"], recall_rows(found["folds"])) if "folds" in found else None,
+        classification=evaluation.get("classification"),
+        accuracy=accuracy_rows(evaluation["classification"]) if "classification" in evaluation else [],
         curves=[curve(history, *facts, report["best_epoch"]) for facts in CURVES],
         epochs=epoch_table(history),
         detection=evaluation.get("detection"),
@@ -89,13 +94,21 @@ def verdict(report: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
 
 def recall_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A row for each network, and one for all together."""
-    named = [(f"network {place + 1}", one) for place, one in enumerate(found["singles"])]
-    if len(named) > 1:
-        named.append(("together", found["ensemble"]))
     return [
         (name, *(_recall(one, side, k) for side in ("text", "image") for k in KS), _fixed(one["rSum"]))
-        for name, one in named
+        for name, one in _named(found)
     ]
+
+
+def accuracy_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The same for classification."""
+    return [(name, *(_fixed(one[key]) for key in ACCURACY)) for name, one in _named(found)]
+
+
+def _named(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Metrics of each network, and of all together if there are several."""
+    named = [(f"network {place + 1}", one) for place, one in enumerate(found["singles"])]
+    return [*named, ("together", found["ensemble"])] if len(named) > 1 else named
 
 
 def curve(history: Sequence[Mapping[str, Any]], key: str, title: str, about: str, missing: str,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy import special
 from sklearn.isotonic import IsotonicRegression
@@ -15,9 +16,11 @@ from torch import Tensor
 from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
 from noisycorr.learn.memory import Memory
 from noisycorr.losses import generalised_cross_entropy, info_nce
+from noisycorr.posterior import gaussian_posterior
 from noisycorr.strategies.weights import ledger_column, per_weight
 
 SURE = 1e-3  # probabilities are kept this far from 0 and 1 when odds are multiplied
+ALONE = "there is no p_clean of `noisycorr clean`: the losses of the networks alone say which pairs are right"
 FEW = 0.005  # below this expected share of wrong pairs there is nothing to refine
 
 
@@ -33,6 +36,9 @@ class Best(Strategy):
     m(l) the mean of p at that loss (isotonic, so that lower losses are never worse), pi the mean of p: the bracket is
     a likelihood ratio learned from soft labels, and 1 where clean says that nothing is wrong. So the refinement cannot
     invent noise, which mixtures of losses do on clean data.
+
+    Where `clean` said nothing, as for region features, p is 1 in the warm-up and then co-taught: the lower of two
+    Gaussians on the peer's loss.
 
     Attributes:
         peer: twin, or none for one network that follows itself.
@@ -59,15 +65,19 @@ class Best(Strategy):
             raise ValueError("share must be >= 0, least in [0, 1), and q in [0, 1]")
 
     def signals(self, enc: Encoded, memory: Memory) -> dict[str, Tensor]:
-        """The loss of each pair, and what is known before."""
-        loss = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives)
-        return {"loss": loss, "prior": self._prior(enc)}
+        """The loss of each pair, and what is known before, if anything is."""
+        found = {"loss": info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives)}
+        return found if self._is_alone(enc) else found | {"prior": self._prior(enc)}
 
     def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
-        """Prior odds times what the losses say."""
-        p = refine(np.clip(signals["prior"], 0, 1), signals["loss"], share=self.share)
+        """Prior odds times what the losses say, or what these say alone."""
+        if "prior" in signals:
+            p, note = refine(np.clip(signals["prior"], 0, 1), signals["loss"], share=self.share), None
+        else:
+            found = gaussian_posterior(signals["loss"], seed=0)
+            p, note = found.p_clean, found.warning or ALONE
         clean = p >= self.least
-        return Trust(p_clean=p, clean=clean, note=None if clean.any() else "no pair is believed: all are used")
+        return Trust(p_clean=p, clean=clean, note=note if clean.any() else "no pair is believed: all are used")
 
     def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
         """Weighted loss; every image and text of the batch stays a negative, however doubtful its own pair."""
@@ -79,7 +89,13 @@ class Best(Strategy):
             loss = info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives, weight=weight)
         return Loss(per_pair=per_weight(loss, weight))
 
+    def _is_alone(self, enc: Encoded) -> bool:
+        """True if nobody judged the pairs before; another column than the default must be there."""
+        return self.column == "p_clean" and self.column not in enc.columns
+
     def _prior(self, enc: Encoded) -> Tensor:
+        if self._is_alone(enc):
+            return torch.ones_like(enc.sims.diagonal())
         return ledger_column(enc, self.column).nan_to_num(0.0).clamp(0, 1)
 
 

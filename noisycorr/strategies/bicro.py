@@ -15,7 +15,7 @@ from noisycorr.learn.memory import Memory
 from noisycorr.losses import exponential_margin, hardest_triplet, mean_triplet, small_losses
 from noisycorr.rectify import anchor_ratio, rectify_ratio, top_opinions
 from noisycorr.strategies.arrays import on_arrays
-from noisycorr.strategies.ncr import later, opinion, split_pairs
+from noisycorr.strategies.ncr import clean_then_noisy, mean_loss, opinion, split_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,11 @@ class BiCro(Strategy):
 
     def opens(self, epochs: int) -> Mapping[str, int]:
         """Clean pairs at once, noisy ones later."""
-        return {"clean": 0, "noisy": later(self.noisy_from, self.warm_up, epochs)}
+        return clean_then_noisy(self.noisy_from, self.warm_up, epochs)
 
     def signals(self, enc: Encoded, memory: Memory) -> dict[str, Tensor]:
         """The mean triplet loss of each pair in its batch."""
-        return {"loss": self._mean(enc)}
+        return {"loss": mean_loss(enc, self.margin, faithful=self.faithful)}
 
     def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
         """Clean = the Beta of lower loss."""
@@ -83,7 +83,7 @@ class BiCro(Strategy):
     def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
         """Soft-margin triplet loss; without trust the mean triplet loss of the pairs that fit best."""
         if trust is None:
-            loss = self._mean(enc)
+            loss = mean_loss(enc, self.margin, faithful=self.faithful)
             chosen = small_losses(loss, share=self.warm_share)
             return Loss(per_pair=loss * chosen * (len(loss) / chosen.sum()))
         clean = trust.holds("clean", enc)
@@ -99,9 +99,6 @@ class BiCro(Strategy):
             if len(at) > 1:
                 released = released.index_put((at,), hardest_triplet(sims, margin=margin[at].expand_as(sims)))
         return Loss(per_pair=released)
-
-    def _mean(self, enc: Encoded) -> Tensor:
-        return mean_triplet(enc.sims, margin=self.margin, negatives=None if self.faithful else enc.negatives)
 
     def _labels(self, look: Encoded, clean: Tensor) -> Tensor:
         """Soft correspondence of each pair of the batch; 0 where the batch has no clean pair."""

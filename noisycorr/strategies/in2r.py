@@ -8,33 +8,33 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
 from noisycorr.learn.memory import Memory
-from noisycorr.losses import hardest_triplet, info_nce, symmetric_cross_entropy
+from noisycorr.losses import NeighbourRefiner, hardest_triplet, info_nce, mean_prototype, symmetric_cross_entropy
 from noisycorr.partition import above_clean_mean, split_two
 from noisycorr.posterior import gaussian_posterior
-from noisycorr.strategies.ncr import later
+from noisycorr.strategies.ncr import clean_then_noisy
 
 TEMPERATURE = 0.05  # of the released code
 
 
 @dataclass(frozen=True, kw_only=True)
 class IN2R(Strategy):
-    """Clean pairs learn as they are; images of noisy pairs learn to see texts as a prototype of neighbours does.
+    """Clean pairs learn as they are; images of noisy pairs learn to find a prototype made of neighbours' texts.
 
         bank          clean pairs of which the peer is surer than of the mean clean pair
-        prototype_i   mean text of the k bank pairs whose images are nearest to image i, of length 1
+        prototype_i   refined from the texts of the k bank pairs whose images are nearest to image i, of length 1
         clean pair    l(image i, text i)
         warm-up       1/2 (cross-entropy + reverse cross-entropy)
-        noisy pair    the same, of softmax_j s_ij / tau to softmax_j prototype_i . text_j / tau
+        noisy pair    the same of image i . prototype_j / tau, over the noisy pairs j of the batch, tau = 0.05
 
-    over the texts j of the noisy pairs of the batch, tau = 0.05; l is InfoNCE or the hardest triplet.
+    l is InfoNCE or the hardest triplet. The refiner is `losses.NeighbourRefiner`, trained by the loss of noisy pairs.
 
     Attributes:
-        faithful: As the released code does, without its refiner.
+        faithful: As the released code does.
+        refine: Refine the texts of neighbours by attention; without, the prototype is their mean.
         warm_up: First epochs on all pairs, with cross-entropy and its reverse.
         loss: l: infonce or triplet; None = triplet if `faithful`, else infonce.
         margin: Of the triplet, in units of similarity.
@@ -45,16 +45,17 @@ class IN2R(Strategy):
         threshold: Pairs above this probability are clean.
         peer: twin, or none for one network that follows itself.
 
-    Source: IN2R (ICML 2026).
-    Differs: the prototype is the mean of the neighbours, an ablation of the paper that lies between the nearest
-    neighbour and its refiner of four attention heads, of which no formula is at hand. The bank holds all pairs as they
-    were before the epoch, instead of the last 65,536. InfoNCE by default; pairs of the same picture or text are no
-    negatives, and prototypes leave out the same picture. The posterior is monotone. A warm-up of 5 epochs is 3 here.
-    Differs if faithful: no refiner; no triplet between two dropout views of the same input (weight 0.1), of which the
-    contract has one; clean and noisy pairs share one step.
+    Source: IN2R (ICML 2026), images asking for texts.
+    Differs: the refiner starts as a mean. The bank holds all pairs as they were before the epoch, instead of the last
+    65,536. InfoNCE by default; pairs of the same picture or text are no negatives, and prototypes leave out the same
+    picture. The posterior is monotone. A warm-up of 5 epochs is 3 here.
+    Differs if faithful: no losses between two dropout views of the same input, of which the contract has one; clean and
+    noisy pairs share one step; losses are averaged, not summed; the bank is the network's own, since twins that start
+    differently cannot read each other's. Released, the split is by the mean triplet loss; the paper's by the warm-up's.
     """
 
     faithful: bool = False
+    refine: bool = True
     warm_up: int = 3
     loss: Literal["infonce", "triplet"] | None = None
     margin: float = 0.2
@@ -75,7 +76,11 @@ class IN2R(Strategy):
 
     def opens(self, epochs: int) -> Mapping[str, int]:
         """Clean pairs at once, noisy ones later."""
-        return {"clean": 0, "noisy": later(self.noisy_from, self.warm_up, epochs)}
+        return clean_then_noisy(self.noisy_from, self.warm_up, epochs)
+
+    def modules(self, dim: int) -> dict[str, nn.Module]:
+        """The refiner."""
+        return {"refiner": NeighbourRefiner(dim, plain_start=not self.faithful)} if self.refine else {}
 
     def memory(self, n: int) -> Memory:
         """The group of each image; embeddings stand beside it."""
@@ -113,21 +118,22 @@ class IN2R(Strategy):
         if len(rows):
             strength = (1.0 if self.faithful else 0.1) if strength is None else strength
             prototype, found = self._prototypes(enc, rows, memory, trust)
-            goal = (prototype @ enc.text[rows].detach().T / TEMPERATURE).softmax(1)
-            borrowed = symmetric_cross_entropy(enc.sims[rows][:, rows], temperature=TEMPERATURE, target=goal)
+            inner = enc.image[rows] @ prototype.T
+            borrowed = symmetric_cross_entropy(inner, temperature=TEMPERATURE,
+                                               negatives=negatives[rows][:, rows] & found)  # fmt: skip
             loss = loss.index_put((rows,), strength * borrowed * found)
         return Loss(per_pair=loss)
 
     def _prototypes(self, enc: Encoded, rows: Tensor, memory: Memory, trust: Trust) -> tuple[Tensor, Tensor]:
-        """Unit vectors for some pairs of the batch, and 1 where there was any neighbour, else 0."""
+        """Unit vectors for some pairs of the batch, and whether there was any neighbour."""
         bank = torch.from_numpy(np.flatnonzero(trust.all()["strict"])).to(enc.rows.device)
         near = enc.image[rows].detach() @ memory.read("image", bank).to(enc.image).T
         if not (self.faithful if self.same_image is None else self.same_image):
             near = near.masked_fill(enc.image_group[rows][:, None] == memory.read("group", bank), float("-inf"))
         best, index = near.topk(min(self.k, len(bank)), dim=1)
-        text = memory.read("text", bank).to(enc.text)[index]
-        mean = (text * torch.isfinite(best)[:, :, None]).sum(1)
-        return F.normalize(mean, dim=1), torch.isfinite(best).any(1).to(mean.dtype)
+        text, there = memory.read("text", bank).to(enc.text)[index], torch.isfinite(best)
+        make = enc.modules["refiner"] if self.refine else mean_prototype
+        return make(text, there), there.any(1)
 
     def _start(self, enc: Encoded) -> Tensor:
         temperature = TEMPERATURE if self.faithful else enc.temperature

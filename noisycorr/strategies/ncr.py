@@ -67,11 +67,11 @@ class NCR(Strategy):
 
     def opens(self, epochs: int) -> Mapping[str, int]:
         """Clean pairs at once, noisy ones later."""
-        return {"clean": 0, "noisy": later(self.noisy_from, self.warm_up, epochs)}
+        return clean_then_noisy(self.noisy_from, self.warm_up, epochs)
 
     def signals(self, enc: Encoded, memory: Memory) -> dict[str, Tensor]:
         """The mean triplet loss of each pair in its batch."""
-        return {"loss": self._mean(enc)}
+        return {"loss": mean_loss(enc, self.margin, faithful=self.faithful)}
 
     def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
         """Clean = the Gaussian of lower loss."""
@@ -80,19 +80,16 @@ class NCR(Strategy):
     def step(self, enc: Encoded, memory: Memory, trust: Trust | None, peer: Encoded | None) -> Loss:
         """Soft-margin triplet loss; mean triplet loss without trust."""
         if trust is None:
-            return Loss(per_pair=self._mean(enc))
+            return Loss(per_pair=mean_loss(enc, self.margin, faithful=self.faithful))
         clean, chance = trust.holds("clean", enc), trust.chance(enc)
         if self.faithful:
             return Loss(per_pair=self._released(enc, peer or enc, clean, chance))
-        own = opinion(self._mean(enc), self.margin)
-        other = opinion(self._mean(peer), self.margin) if peer is not None else own
+        own = opinion(mean_loss(enc, self.margin), self.margin)
+        other = opinion(mean_loss(peer, self.margin), self.margin) if peer is not None else own
         label = torch.where(clean, on_arrays(rectify, chance, own), 0.5 * (own + other))
         margin = exponential_margin(label, margin=self.margin, base=self.base)
         return Loss(per_pair=hardest_triplet(enc.sims, margin=margin, weight=label if self.weighted else None,
                                              negatives=enc.negatives))  # fmt: skip
-
-    def _mean(self, enc: Encoded) -> Tensor:
-        return mean_triplet(enc.sims, margin=self.margin, negatives=None if self.faithful else enc.negatives)
 
     def _released(self, enc: Encoded, peer: Encoded, clean: Tensor, chance: Tensor) -> Tensor:
         loss = 0.0 * enc.sims.diagonal()
@@ -111,6 +108,11 @@ class NCR(Strategy):
         return loss
 
 
+def mean_loss(enc: Encoded, margin: float, *, faithful: bool = False) -> Tensor:
+    """The mean triplet loss of each pair in its batch; if `faithful`, the same picture or text is a negative, too."""
+    return mean_triplet(enc.sims, margin=margin, negatives=None if faithful else enc.negatives)
+
+
 def opinion(mean_hinge: Tensor, margin: float) -> Tensor:
     """What a network thinks of each pair of a batch, in [0, 1], from its mean triplet loss; no gradient."""
     return on_arrays(hinge_prediction, mean_hinge, margin=margin)
@@ -119,6 +121,11 @@ def opinion(mean_hinge: Tensor, margin: float) -> Tensor:
 def later(share: float, warm_up: int, epochs: int) -> int:
     """The epoch at a share of those after the warm-up; 1 = none of them."""
     return warm_up + int(np.ceil(share * max(epochs - warm_up, 0) - 1e-9))
+
+
+def clean_then_noisy(share: float, warm_up: int, epochs: int) -> Mapping[str, int]:
+    """Curriculum of two sets: clean pairs at once, noisy ones at a share of the epochs after the warm-up."""
+    return {"clean": 0, "noisy": later(share, warm_up, epochs)}
 
 
 def split_pairs(loss: np.ndarray, *, split: str, threshold: float, faithful: bool = False) -> Trust:

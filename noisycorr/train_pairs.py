@@ -1,0 +1,118 @@
+"""What a training works on: its plan, and the run folder that its pairs are in or are embedded into."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from noisycorr import console, dist
+from noisycorr.embed import Embed
+from noisycorr.formats import Source
+from noisycorr.learn.choice import Split, Train
+from noisycorr.learn.contract import Strategy
+from noisycorr.learn.tune_choice import Regions, Tune
+from noisycorr.pairs import UsageError
+from noisycorr.run import Run
+from noisycorr.stages import Plan as CleanPlan
+from noisycorr.stages import clean
+from noisycorr.train_towers import embedding_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All choices of a training.
+
+    Attributes:
+        source: Where the pairs come from; its path may be a run folder.
+        clip_model: Encoder of a source that is not embedded yet.
+        train: How to train.
+        split: Which pairs do what.
+        strategy: Name and method.
+        tune: Which part of the encoder is trained.
+        regions: Network on region features.
+        evaluate: Open the test split after training.
+        report_to: Trackers: none, all, or names with commas between them.
+    """
+
+    source: Source
+    clip_model: str
+    train: Train
+    split: Split
+    strategy: tuple[str, Strategy]
+    tune: Tune = field(default_factory=Tune)
+    regions: Regions = field(default_factory=Regions)
+    evaluate: bool = True
+    report_to: str = "none"
+
+
+def say(message: str) -> None:
+    """One line, from the main process."""
+    if dist.is_main():
+        console.say(message)
+
+
+def pairs_run(plan: Plan, run: Run, path: str, name: str, *, score: bool, overwrite: bool = False) -> Run:
+    """The run folder that a path is, or the one that its pairs are embedded into, inside the model's folder."""
+    if (Path(path) / "stages" / "embed.json").is_file():
+        if Path(path).resolve() == run.folder.resolve():
+            raise UsageError(f"{path} is the run of the pairs: choose another --output_folder for the model.")
+        return Run(path)
+    inner = Run(run.folder / name)
+    embed = Embed(clip_model=embedding_model(plan.clip_model))
+    cleaning = CleanPlan(source=dataclasses.replace(plan.source, path=path), embed=embed)
+    stages = ("embed", "score", "decide") if score else ("embed",)
+    clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
+    dist.wait()
+    return inner
+
+
+def text_encoder(source_run: Run, need: str) -> Callable[[list[str]], np.ndarray]:
+    """The text side of the encoder that a run was embedded with: texts to features (k, e).
+
+    Args:
+        source_run: The run.
+        need: What it is needed for, as the begin of a sentence.
+
+    Raises:
+        UsageError: If the embeddings came without an encoder, or it is another one by now.
+    """
+    from noisycorr.encoders import load_encoder
+
+    stored = yaml.safe_load((source_run.folder / "config.yaml").read_text(encoding="utf-8"))
+    embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
+    if embedded.startswith("precomputed"):
+        raise UsageError(f"{need}, but the embeddings of {source_run.folder} came without an encoder.")
+    encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
+    if encoder.name != embedded:
+        raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+
+    def encode(texts: list[str]) -> np.ndarray:
+        parts = [encoder.text(encoder.tokenize(texts[start : start + 64])) for start in range(0, len(texts), 64)]
+        return np.concatenate([part.float().cpu().numpy() for part in parts])
+
+    return encode
+
+
+def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
+    """True if the folder holds the pairs of another source or encoder, as far as its config tells."""
+    if not (inner.folder / "config.yaml").is_file():
+        return False
+    stored = yaml.safe_load((inner.folder / "config.yaml").read_text(encoding="utf-8"))
+    wanted = dataclasses.asdict(cleaning.source) | {"clip_model": cleaning.embed.clip_model}
+    return any(stored.get(name) != value for name, value in wanted.items())
+
+
+def same_encoder(one: Run, two: Run, flag: str) -> None:
+    """Refuse pairs that another encoder embedded.
+
+    Raises:
+        UsageError: With both names.
+    """
+    names = [(run.stage("embed") or {})["facts"]["encoder"] for run in (one, two)]
+    if names[0] != names[1]:
+        raise UsageError(f"{flag} was embedded by {names[1]}, but the training pairs by {names[0]}: use one encoder.")
