@@ -1,0 +1,136 @@
+"""The stage between decide and report: new texts for pairs whose own does not fit.
+
+It lays itself over the ledger. Whoever decides anew takes it back; the same command does it again, and a captioner is
+not asked twice for the same picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from noisycorr import dist
+from noisycorr.encoders import DualEncoder, load_encoder
+from noisycorr.flags import Parser, add_choice
+from noisycorr.pairs import UsageError
+from noisycorr.recaption.ledger import recaption_run, touched
+from noisycorr.recaption.repair import Encode, Joint, Write
+from noisycorr.recaption.rule import Recaption
+from noisycorr.run import Run, fingerprint_file
+from noisycorr.score.view import View
+from noisycorr.scoring import joint_features, load_pairs
+from noisycorr.stages import Plan, decide_stage, each_part, need, tell, timed, write_config
+
+NONE, RETRIEVAL = "none", "retrieval"
+
+
+def recaption_stage(plan: Plan, run: Run) -> None:
+    """New texts into the ledger, as `plan.recaption` says.
+
+    Raises:
+        UsageError: If the run is not decided, or the captioner cannot be loaded.
+    """
+    choice = named_recaption(plan.recaption, plan.recaption_options)
+    if plan.recaption == NONE:
+        return
+    if touched(run) and run.stage("recaption") is None:  # interrupted: start from the ledger as it was decided
+        decide_stage(dataclasses.replace(plan, recaption=NONE), run)
+    decided = need(run, "decide")["fingerprint"]
+    inputs = {"decide": decided, "recaption": dataclasses.asdict(choice), "model": _identity(plan.recaption)}
+    if touched(run) and not run.is_done("recaption", inputs):
+        decide_stage(dataclasses.replace(plan, recaption=NONE), run)
+    write_config(run, plan)
+    timed(run, "recaption", inputs, lambda: _work(plan, run, choice, inputs), each_part(run, "ledger"))
+    (run.folder / "stages" / "recaption_started.json").unlink(missing_ok=True)
+    tell((run.stage("recaption") or {})["facts"]["summary"])
+
+
+def _work(plan: Plan, run: Run, choice: Recaption, inputs: dict[str, Any]) -> dict[str, Any]:
+    found = load_pairs(plan, run)
+    embedded = need(run, "embed")["facts"]
+    encoder = None
+    if not embedded["encoder"].startswith("precomputed"):
+        encoder = load_encoder(plan.embed.clip_model, device=dist.device(), precision=plan.embed.model_precision)
+    write = None if plan.recaption == RETRIEVAL else load_captioner(Path(plan.recaption), run)
+    run.finish("recaption_started", inputs)
+    return recaption_run(choice, run, found, joint=_joint(plan, embedded, found.view, encoder), write=write,
+                         encode=None if encoder is None else _text_encoder(encoder))  # fmt: skip
+
+
+def load_captioner(folder: Path, run: Run) -> Write:
+    """The captioner in a folder of `noisycorr caption train`, as rows of this run to texts.
+
+    It may have attributes: `name` (identity of its weights), `level` (asked of it), `disturbed(rows, turn)` (texts for
+    pictures with noise on them).
+
+    Raises:
+        UsageError: If there is none, or this installation cannot load one.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder: give retrieval, or a folder of `noisycorr caption train`.")
+    try:
+        import importlib
+
+        module = importlib.import_module("noisycorr.learn.captioner")
+        load: Callable[[Path, Run], Write] = module.load_captioner
+    except (ImportError, AttributeError):
+        raise UsageError(f"{folder} cannot be loaded, because this installation has no captioner: use retrieval.") from None  # fmt: skip
+    return load(folder, run)
+
+
+def named_recaption(name: str, options: str | None) -> Recaption:
+    """The rule with options from a YAML mapping, checked by the types of its fields.
+
+    Raises:
+        UsageError: If an option is unknown or of another type, or there are options but nothing to do.
+    """
+    values = yaml.safe_load(options) if options else {}
+    if not isinstance(values, dict):
+        raise UsageError(f"--recaption_options is {options!r}, expected a YAML mapping such as '{{gain: 0.2}}'.")
+    if values and name == NONE:
+        raise UsageError("--recaption_options are given, but --recaption is none: give retrieval or a folder.")
+    parser = Parser("recaption", "", "")
+    add_choice(parser, Recaption)
+    try:
+        checked = parser.parse_object(values)
+    except UsageError as error:
+        raise UsageError(f"--recaption.{str(error).removeprefix('--')}") from error
+    return Recaption(**{key: checked[key] for key in values})
+
+
+def stored_options(choice: Recaption) -> str | None:
+    """The fields of a rule that are not the defaults, as `--recaption_options` takes them."""
+    values = {name: value for name, value in dataclasses.asdict(choice).items() if value != getattr(Recaption(), name)}
+    return json.dumps(values) if values else None
+
+
+def _identity(model: str) -> Any:
+    """What a captioner is, for the fingerprint of the stage."""
+    folder = Path(model)
+    if model == RETRIEVAL or not folder.is_dir():
+        return model
+    return [model, *(fingerprint_file(path) for path in sorted(folder.iterdir()) if path.is_file())]
+
+
+def _joint(plan: Plan, embedded: dict[str, Any], view: View, encoder: DualEncoder | None) -> Joint | None:
+    space = joint_features(plan, embedded, view)
+    if space is None:
+        return None
+    if embedded["joint"] or encoder is None:
+        return space[0], space[1], lambda text: text
+    blank = np.zeros((1, view.image[0].shape[1]), np.float32)
+    return space[0], space[1], lambda text: encoder.joint_space(blank, np.asarray(text, np.float32))[1]
+
+
+def _text_encoder(encoder: DualEncoder, size: int = 256) -> Encode:
+    def encode(texts: list[str]) -> np.ndarray:
+        some = (texts[start : start + size] for start in range(0, len(texts), size))
+        return np.concatenate([encoder.text(encoder.tokenize(part)).float().cpu().numpy() for part in some])
+
+    return encode
