@@ -79,4 +79,7 @@ def read_config(run: Run) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _brief(card: Card) -> dict[str, Any]:
-    return {"key": card.key, "row": card.row, "p_clean": card.p_clean, "verdict": card.verdict, "label": card.label}
+    brief = {"key": card.key, "row": card.row, "p_clean": card.p_clean, "verdict": card.verdict, "label": card.label}
+    if card.proposed is not None:
+        brief |= {"text_given": card.text, "text_new": card.proposed, "p_given": card.p_given, "p_new": card.p_new}
+    return brief
