@@ -19,15 +19,22 @@ import torch
 from bench_features import Features, load_features
 
 from noisycorr.encoders.embedded import EmbeddedEncoder
+from noisycorr.learn.choice import Train
+from noisycorr.learn.corpus import Corpus, read_corpus
+from noisycorr.learn.learner import Learner
+from noisycorr.learn.loop import Hooks, fit
+from noisycorr.learn.retrieval import make_learner, make_towers
+from noisycorr.learn.scoreboard import retrieval, short
 from noisycorr.noise import RandomSwap
 from noisycorr.noise_swaps import text_ids
 from noisycorr.recaption.judge import Asked, fold_scorer, judging_folds
 from noisycorr.recaption.propose import trusted_rows
 from noisycorr.recaption.repair import Repairs, repair
 from noisycorr.recaption.rule import Recaption
-from noisycorr.run import write_json
+from noisycorr.run import Run, write_json
 from noisycorr.score.pipeline import Score, score_pairs
 from noisycorr.score.view import View, unit
+from noisycorr.strategies import load_strategy
 
 
 def view_of(data: Features, source: np.ndarray) -> tuple[View, list[str]]:
@@ -81,6 +88,46 @@ def measure(data: Features, source: np.ndarray, wrong: np.ndarray, view: View, f
     }  # fmt: skip
 
 
+def train(data: Features, source: np.ndarray, wrong: np.ndarray, p_clean: np.ndarray, found: Repairs,
+          places: tuple[Path, Path], choice: Train) -> dict[str, float]:  # fmt: skip
+    """Recall on clean test pairs of models trained on the raw, the filtered, the repaired and the right pairs."""
+    valid, test = (read_corpus(Run(place)) for place in places)
+    taken = np.isin(found.action, ("replace", "merge"))
+    repaired_source = source.copy()
+    repaired_source[found.rows[taken]] = source[found.lender[taken]]
+    everything, kept = np.arange(len(source)), p_clean >= 0.5
+    mended = kept.copy()
+    mended[found.rows[taken]] = True
+    arms = {"raw": (source, everything), "filtered": (source, np.flatnonzero(kept)),
+            "repaired": (repaired_source, np.flatnonzero(mended)), "right pairs": (source, np.flatnonzero(~wrong)),
+            "no noise": (everything, everything)}  # fmt: skip
+    out = {}
+    for name, (texts, rows) in arms.items():
+        corpus = corpus_of(data, texts)
+        learner = make_learner(corpus, rows, load_strategy("plain"), choice)
+        towers = [make_towers(one, choice) for one in (valid, test)]
+        chosen = [np.flatnonzero(one.usable) for one in (valid, test)]
+
+        def validate(it: Learner, towers: Any = towers, chosen: Any = chosen) -> dict[str, Any]:
+            line = short(retrieval(it.networks, towers[0], chosen[0], valid.shown[chosen[0]]), "valid")
+            return line | {"select": line["valid_rSum"]}
+
+        fit(learner, Hooks(validate=validate))
+        learner.load_weights(learner.best)
+        result = retrieval(learner.networks, towers[1], chosen[1], test.shown[chosen[1]])
+        assert isinstance(result["ensemble"], dict)
+        out[name] = round(result["ensemble"]["rSum"], 1)
+    return out
+
+
+def corpus_of(data: Features, source: np.ndarray) -> Corpus:
+    """A set as something to train on, with the texts of other rows."""
+    n, text = len(source), data.text[source]
+    return Corpus(keys=[str(i) for i in range(n)], image=data.image, text=text, usable=np.ones(n, bool),
+                  kept=np.ones(n, bool), shown=data.shown, image_group=data.group,
+                  text_group=text_ids([data.texts[row] for row in source]))  # fmt: skip
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -92,6 +139,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--limit", type=int, default=6000)
     parser.add_argument("--options", default="{}", help="several dictionaries of fields of Recaption, joined by ';'")
+    parser.add_argument("--train", help="runs of `clean` on the validation and test pairs of fashion, with a comma")
+    parser.add_argument("--epochs", type=int, default=10)
     given = parser.parse_args()
     torch.set_num_threads(1)
     encoder = EmbeddedEncoder()
@@ -103,9 +152,13 @@ def main() -> None:
             started = time.process_time()
             choice = Recaption(**json.loads(options))
             noise = RandomSwap(ratio=float(ratio), unit="caption", seed=int(seed))(data.texts, image_ids=data.shown)
-            _, found, view = repaired_set(data, noise.source_row, choice, encoder)
+            p_clean, found, view = repaired_set(data, noise.source_row, choice, encoder)
             row = {"set": name, "ratio": float(ratio), "seed": int(seed), "options": json.loads(options)}
             row |= measure(data, noise.source_row, noise.wrong, view, found)
+            if given.train and name == "fashion":
+                places = given.train.split(",")
+                row["rSum"] = train(data, noise.source_row, noise.wrong, p_clean, found, (Path(places[0]), Path(places[1])),
+                                    Train(epochs=given.epochs, seed=int(seed)))  # fmt: skip
             done.append(row | {"seconds": round(time.process_time() - started, 1)})
             print(json.dumps(done[-1]), flush=True)
             write_json(given.output, done)
