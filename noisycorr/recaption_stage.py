@@ -30,13 +30,30 @@ from noisycorr.stages import Plan, decide_stage, each_part, need, tell, timed, w
 NONE, RETRIEVAL = "none", "retrieval"
 
 
+def check_recaption(plan: Plan) -> Recaption:
+    """The rule, before any work is done.
+
+    Raises:
+        UsageError: If an option is unknown or bad, or the folder of the captioner is none.
+    """
+    choice = named_recaption(plan.recaption, plan.recaption_options)
+    if plan.recaption not in (NONE, RETRIEVAL):
+        _check_folder(Path(plan.recaption))
+    return choice
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder: give retrieval, or a folder of `noisycorr caption train`.")
+
+
 def recaption_stage(plan: Plan, run: Run) -> None:
     """New texts into the ledger, as `plan.recaption` says.
 
     Raises:
         UsageError: If the run is not decided, or the captioner cannot be loaded.
     """
-    choice = named_recaption(plan.recaption, plan.recaption_options)
+    choice = check_recaption(plan)
     if plan.recaption == NONE:
         return
     if touched(run) and run.stage("recaption") is None:  # interrupted: start from the ledger as it was decided
@@ -72,8 +89,7 @@ def load_captioner(folder: Path, run: Run) -> Write:
     Raises:
         UsageError: If there is none, or this installation cannot load one.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder: give retrieval, or a folder of `noisycorr caption train`.")
+    _check_folder(folder)
     try:
         import importlib
 

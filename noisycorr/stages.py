@@ -85,6 +85,10 @@ def clean(plan: Plan, run: Run, *, stages: Sequence[str] = STAGES, overwrite: bo
     unknown = [name for name in stages if name not in STAGES]
     if unknown or not stages:
         raise UsageError(f"--stages names {(unknown or [''])[0]!r}, expected some of {', '.join(STAGES)}.")
+    if plan.recaption != "none" or plan.recaption_options:
+        from noisycorr.recaption_stage import check_recaption
+
+        check_recaption(plan)
     if overwrite and "embed" not in stages:
         raise UsageError("--overwrite starts anew, but --stages leaves out embed: leave out one of the two.")
     if "embed" in stages:

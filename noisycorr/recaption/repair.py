@@ -37,7 +37,7 @@ class Repairs:
         lender: int (m,): whose text it is; -1 where a model wrote it, or nothing was proposed.
         texts: New texts; None = nothing was proposed.
         source: Who made each, as `retrieval:agreement`.
-        p_old: Probability that the given text fits, by the jury; NaN without one.
+        p_old: Probability that the given text fits, by the jury or by p_clean, whichever is higher; NaN without a jury.
         p_new: The same of the new text.
         overlap: Guard `noun_overlap`.
         pmi: Guard `lowest_pmi`.
@@ -196,5 +196,6 @@ def _judge(view: View, texts: Sequence[str | None], rows: np.ndarray, new: list[
     taught = np.where(lender >= 0, fold[np.maximum(lender, 0)], fold[rows])
     given = take(view.text, rows).astype(np.float32)
     p_old = jury(Asked(rows, given, view.text_id[rows], taught))
+    p_old = np.fmax(p_old, np.where(np.isfinite(p_old), p_clean[rows], np.nan))  # it gets the benefit of the doubt
     p_new[known] = jury(Asked(rows[known], feature[known], new_id[known], taught[known]))
     return p_old, p_new, facts
