@@ -25,7 +25,7 @@ CIDER_SIGMA = 6.0
 TINY, SMALL = 1e-15, 1e-9  # of coco-caption: no match is a score near 0, not an error
 _CONTRACTION = re.compile(r"(?<=\w)(n't|'s|'m|'d|'ll|'re|'ve)\b")
 _TOKEN = re.compile(r"n't\b|'(?:s|m|d|ll|re|ve)\b|\w+(?:[-.,:/'&]\w+)*|[^\w\s]", re.UNICODE)
-_DROPPED = frozenset("''|'|``|`|\"|“|”|‘|’|(|)|[|]|{|}|.|?|!|,|:|-|--|...|…|;".split("|"))
+_DROPPED = frozenset({*"'`\"“”‘’()[]{}.?!,:-…;", "''", "``", "--", "..."})
 _JAVA = {"meteor": ("meteor.meteor", "Meteor"), "spice": ("spice.spice", "Spice")}
 
 Captions = Sequence[str]

@@ -54,7 +54,7 @@ def score_captions(captions: Path, references: Path | None, run: Run | None, ext
         raise UsageError(f"--metrics names {unknown[0]!r}, expected {' or '.join(JAVA)}.")
     if extra and references is None:
         raise UsageError(f"--metrics {extra[0]} needs --references.")
-    found = {key: texts for key, texts in _read(captions, "captions").items()}
+    found = _read(captions, "captions")
     if twice := [key for key, texts in found.items() if len(texts) > 1]:
         raise UsageError(f"{captions} has {len(found[twice[0]])} captions of key {twice[0]!r}, expected one of each.")
     mine = {key: texts[0] for key, texts in found.items()}
@@ -97,7 +97,9 @@ def _pictured(mine: dict[str, str], run: Run) -> dict[str, Any]:
     if not encoder.joint or "embedded" in encoder.name:
         image, text = encoder.joint_space(image, text)
     shown = image.any(1)
-    scores: dict[str, Any] = {"clip_score": float(clip_score(image[shown], text[shown]).mean()) if shown.any() else None}
+    scores: dict[str, Any] = {
+        "clip_score": float(clip_score(image[shown], text[shown]).mean()) if shown.any() else None
+    }
     return scores | self_retrieval(image[shown], text[shown]) | {
         "without_picture": len(mine) - int(shown.sum()), "scorer": encoder.name,
     }  # fmt: skip
@@ -122,9 +124,13 @@ def _read(path: Path, what: str) -> dict[str, list[str]]:
         raise UsageError(f"The {what} {path} hold no rows with the columns key and caption.")
     name = next((name for name in NAMES if name in rows[0]), None)
     if "key" not in rows[0] or name is None:
-        raise UsageError(f"The {what} {path} have the columns {', '.join(map(str, rows[0]))}; expected key and caption.")
+        raise UsageError(
+            f"The {what} {path} have the columns {', '.join(map(str, rows[0]))}; expected key and caption."
+        )
     out: dict[str, list[str]] = {}
     for row in rows:
         cell = row.get(name)
-        out.setdefault(str(row.get("key")), []).extend(str(t or "") for t in (cell if isinstance(cell, list) else [cell]))
+        out.setdefault(str(row.get("key")), []).extend(
+            str(t or "") for t in (cell if isinstance(cell, list) else [cell])
+        )
     return out

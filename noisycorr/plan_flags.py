@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 # Fields without a flag: one name must not mean two things. Both choices get the same seed.
 SHARED = {"duplicates": frozenset({"neighbors", "seed"})}
-RECAPTION = ("Give new texts to pairs whose own does not fit: none, retrieval (borrow those of trusted pictures), or a folder "
-             "of `noisycorr caption train`; options are those of `noisycorr recaption`")  # fmt: skip
+RECAPTION = ("Give new texts to pairs whose own does not fit: none, retrieval (borrow those of trusted pictures), or a "
+             "folder of `noisycorr caption train`; options are those of `noisycorr recaption`")  # fmt: skip
 FOLDER = "Run folder"
 NEED_FOLDER = "--output_folder is missing: name the run folder"
 NEED_SOURCE = "the source is missing: name a file, a folder, a pattern, hf://NAME or 'sample'"

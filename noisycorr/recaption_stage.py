@@ -96,7 +96,8 @@ def load_captioner(folder: Path, run: Run) -> Write:
         module = importlib.import_module("noisycorr.learn.captioner")
         load: Callable[[Path, Run], Write] = module.load_captioner
     except (ImportError, AttributeError):
-        raise UsageError(f"{folder} cannot be loaded, because this installation has no captioner: use retrieval.") from None  # fmt: skip
+        told = f"{folder} cannot be loaded, because this installation has no captioner: use retrieval."
+        raise UsageError(told) from None
     return load(folder, run)
 
 

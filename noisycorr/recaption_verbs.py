@@ -61,8 +61,8 @@ class CaptionScore:
         parser.add_word("captions", "CAPTIONS", "File of captions", need="the captions are missing: name a file")
         parser.add("references", str | None, None, "File of references; without it only what needs none is measured")
         parser.add("output_folder", str | None, None, "Run folder whose pictures have these keys")
-        parser.add("metrics", str, "none", "Metrics of the package pycocoevalcap, in Java: meteor, spice, or both joined "
-                   "by commas")  # fmt: skip
+        parser.add("metrics", str, "none", "Metrics of the package pycocoevalcap, in Java: meteor, spice, or both with "
+                   "a comma")  # fmt: skip
 
     @staticmethod
     def run(given: Namespace) -> None:

@@ -273,8 +273,8 @@ def decided(run: Run) -> dict[str, Any]:
     if record["inputs"]["score"] != need(run, "score")["fingerprint"]:
         raise UsageError(f"{run.folder} was scored anew after its verdicts: run `noisycorr decide` on it first.")
     if (run.folder / "stages" / "recaption_started.json").exists() and run.stage("recaption") is None:
-        raise UsageError(f"{run.folder} was being given new texts when that was interrupted: run the same command again, "
-                         "or `noisycorr decide` to do without.")  # fmt: skip
+        raise UsageError(f"{run.folder} was being given new texts when that was interrupted: run the same command "
+                         "again, or `noisycorr decide` to do without.")  # fmt: skip
     return record
 
 

@@ -99,8 +99,8 @@ def train(data: Features, source: np.ndarray, wrong: np.ndarray, p_clean: np.nda
     mended = kept.copy()
     mended[found.rows[taken]] = True
     arms = {"raw": (source, everything), "filtered": (source, np.flatnonzero(kept)),
-            "repaired": (repaired_source, np.flatnonzero(mended)), "right pairs": (source, np.flatnonzero(~wrong)),
-            "no noise": (everything, everything)}  # fmt: skip
+            "repaired": (repaired_source, np.flatnonzero(mended)),
+            "right pairs": (source, np.flatnonzero(~wrong))}  # fmt: skip
     out = {}
     for name, (texts, rows) in arms.items():
         corpus = corpus_of(data, texts)
@@ -156,9 +156,9 @@ def main() -> None:
             row = {"set": name, "ratio": float(ratio), "seed": int(seed), "options": json.loads(options)}
             row |= measure(data, noise.source_row, noise.wrong, view, found)
             if given.train and name == "fashion":
-                places = given.train.split(",")
-                row["rSum"] = train(data, noise.source_row, noise.wrong, p_clean, found, (Path(places[0]), Path(places[1])),
-                                    Train(epochs=given.epochs, seed=int(seed)))  # fmt: skip
+                valid, test = map(Path, given.train.split(","))
+                budget = Train(epochs=given.epochs, seed=int(seed))
+                row["rSum"] = train(data, noise.source_row, noise.wrong, p_clean, found, (valid, test), budget)
             done.append(row | {"seconds": round(time.process_time() - started, 1)})
             print(json.dumps(done[-1]), flush=True)
             write_json(given.output, done)

@@ -13,7 +13,15 @@ from recaption_run import concept_pairs
 from reference import caption_reference as slow
 
 from noisycorr.pairs import UsageError
-from noisycorr.recaption.guards import WordRates, content_words, disturb, lowest_pmi, noun_overlap, steadiness, word_rates
+from noisycorr.recaption.guards import (
+    WordRates,
+    content_words,
+    disturb,
+    lowest_pmi,
+    noun_overlap,
+    steadiness,
+    word_rates,
+)
 from noisycorr.recaption.judge import Asked, call_jury, conservative, fold_scorer, joint_scorer, judging_folds
 from noisycorr.recaption.propose import (
     Lenders,
@@ -125,7 +133,7 @@ def test_heads_that_judge_saw_neither_the_image_nor_the_text() -> None:
 
 
 def test_the_jury_tells_right_from_wrong_texts_and_leaves_blind_scorers_out() -> None:
-    view, _, source, wrong = concept_pairs(360, 0.3)
+    view, _, _, wrong = concept_pairs(360, 0.3)
     fold = judging_folds(view, 5)
 
     def blind(asked: Asked) -> np.ndarray:

@@ -222,7 +222,7 @@ def test_a_captioner_is_asked_once_and_its_texts_are_kept(run: Run) -> None:
     plan = stored_plan(run)
     found = load_pairs(plan, run)
     writer = Writer()
-    vectors = {text: vector for text, vector in zip(found.texts, np.concatenate(found.view.text))}
+    vectors = dict(zip(found.texts, np.concatenate(found.view.text)))
     first = next(iter(vectors.values()))
 
     def encode(texts: list[str]) -> np.ndarray:

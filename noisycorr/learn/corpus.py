@@ -184,7 +184,9 @@ def rectify_texts(corpus: Corpus, encode: Callable[[list[str]], np.ndarray]) -> 
     identity = {**corpus.identity, "rectified": len(rows)}
     columns = {name: values.copy() for name, values in corpus.columns.items()}
     if "p_clean" in columns and NEW in columns:  # what was known is about the given text
-        columns["p_clean"][rows] = np.where(np.isfinite(columns[NEW][rows]), columns[NEW][rows], columns["p_clean"][rows])
+        columns["p_clean"][rows] = np.where(
+            np.isfinite(columns[NEW][rows]), columns[NEW][rows], columns["p_clean"][rows]
+        )
     return dataclasses.replace(corpus, text=text, text_group=group, usable=usable, columns=columns, identity=identity)
 
 

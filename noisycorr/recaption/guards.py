@@ -17,10 +17,12 @@ from jaxtyping import Float
 from noisycorr.caption_metrics import tokenize
 from noisycorr.score.view import unit
 
-STOP = frozenset(
-    "a an the this that these those of in on at by for from to with without and or but not is are was were be been it "
-    "its as into onto over under up down out off there here his her their our your my one some any each very".split()
-)
+STOP = frozenset({
+    "a", "an", "the", "this", "that", "these", "those", "of", "in", "on", "at", "by", "for", "from", "to", "with",
+    "without", "and", "or", "but", "not", "is", "are", "was", "were", "be", "been", "it", "its", "as", "into",
+    "onto", "over", "under", "up", "down", "out", "off", "there", "here", "his", "her", "their", "our", "your",
+    "my", "one", "some", "any", "each", "very",
+})  # fmt: skip
 LOWEST = 0.2  # share of the words that decide
 
 
@@ -67,8 +69,8 @@ def lowest_pmi(text: str, neighbours: Sequence[str], rates: WordRates) -> float:
 
         PMI_w = log((neighbours with w + r_w) / (k + 1)) - log r_w,   r_w = (texts with w + 1) / (texts + 1)
 
-    One neighbour's worth of the common rate is added, so that a word that stands in no neighbour's text gets -log(k + 1),
-    and a word as frequent among neighbours as elsewhere 0.
+    One neighbour's worth of the common rate is added: a word that stands in no neighbour's text gets -log(k + 1), and a
+    word as frequent among neighbours as elsewhere 0.
 
     Args:
         text: Proposed.

@@ -28,7 +28,7 @@ class Recaption:
             neighbours that says what they all say, class that of the trusted pair of the most similar pseudo-class.
         lenders: Trusted neighbours that are asked, 1 to 200.
         trust: Only kept pairs with p_clean at or above this lend their text.
-        same_image: Also take texts of pairs with the same picture. They are right, but the pair then stands there twice.
+        same_image: Also take texts of pairs with the same picture. They are right, but the pair is then there twice.
         classes: Pseudo-classes of `--propose class`.
         least: Take a text only if the probability that it fits is at least this.
         gain: And if that is this much above the probability that the given text fits.

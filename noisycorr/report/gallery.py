@@ -163,7 +163,7 @@ class Galleries:
                 best.add(first, np.zeros(len(first)), batch.row, lambda i: card(i, kind))
 
     def chosen(self) -> dict[str, list[Card]]:
-        """At most `SHOWN` cards by gallery: wrong, right, borderline, image, text; and of new texts if there are any."""
+        """At most `SHOWN` cards by gallery: wrong, right, borderline, image, text; and new texts if there are."""
         out = {name: cards for name, best in self.new.items() if (cards := _varied(best.cards()))}
         out |= {name: _varied(best.cards()) for name, best in self.ranked.items()}
         for kind, by_code in self.coded.items():
