@@ -101,8 +101,9 @@ def _new_text(ledger: dict[str, Any]) -> list[str]:
     made = f"by {_short(ledger['text_source'])}"
     made += f", from {_short(ledger['text_lender'])}" if ledger["text_lender"] else ""
     made += f", level {ledger['text_level']}" if ledger["text_level"] is not None else ""
+    new, given = _number(ledger["score_text_new"]), _number(ledger["score_text_given"])
     lines = [f"new text  {_short(ledger['text_proposed'])}", f"  {words.get(action, action)}; {made}",
-             f"  fits with {_number(ledger['score_text_new'])}, given: {_number(ledger['score_text_given'])}"]  # fmt: skip
+             f"  fits with {new}, the given with {given}"]  # fmt: skip
     return [*lines, f"  guard: {ledger['recaption_note']}"] if ledger["recaption_note"] else lines
 
 

@@ -7,8 +7,8 @@ not asked twice for the same picture.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ import numpy as np
 import yaml
 
 from noisycorr import dist
+from noisycorr.embed import open_features
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.flags import Parser, add_choice
 from noisycorr.pairs import UsageError
+from noisycorr.recaption.guards import disturb
 from noisycorr.recaption.ledger import recaption_run, touched
 from noisycorr.recaption.repair import Encode, Joint, Write
 from noisycorr.recaption.rule import Recaption
-from noisycorr.run import Run, fingerprint_file
-from noisycorr.score.view import View
+from noisycorr.run import Run, fingerprint, fingerprint_file
+from noisycorr.score.view import View, take
 from noisycorr.scoring import joint_features, load_pairs
 from noisycorr.stages import Plan, decide_stage, each_part, need, tell, timed, write_config
 
@@ -74,31 +76,56 @@ def _work(plan: Plan, run: Run, choice: Recaption, inputs: dict[str, Any]) -> di
     encoder = None
     if not embedded["encoder"].startswith("precomputed"):
         encoder = load_encoder(plan.embed.clip_model, device=dist.device(), precision=plan.embed.model_precision)
-    write = None if plan.recaption == RETRIEVAL else load_captioner(Path(plan.recaption), run)
+    write = None if plan.recaption == RETRIEVAL else load_captioner(Path(plan.recaption), run, choice)
     run.finish("recaption_started", inputs)
     return recaption_run(choice, run, found, joint=_joint(plan, embedded, found.view, encoder), write=write,
                          encode=None if encoder is None else _text_encoder(encoder))  # fmt: skip
 
 
-def load_captioner(folder: Path, run: Run) -> Write:
-    """The captioner in a folder of `noisycorr caption train`, as rows of this run to texts.
+class Captioner:
+    """A captioner of `noisycorr caption train` on the pictures of a run.
 
-    It may have attributes: `name` (identity of its weights), `level` (asked of it), `disturbed(rows, turn)` (texts for
-    pictures with noise on them).
+    Attributes:
+        name: Its kind and the identity of its weights.
+        level: The level of alignment that is asked of it; None without levels.
+    """
+
+    def __init__(self, trained: Any, run: Run, identity: str, choice: Recaption) -> None:
+        self.trained, self.image, self.choice = trained, open_features(run, "image"), choice
+        self.name = f"captioner:{identity}"
+        self.level: int | None = trained.level
+
+    def __call__(self, rows: np.ndarray) -> list[str]:
+        """One text for each row; the same rows give the same texts, in whatever company they come."""
+        return self._write(take(self.image, rows), rows)
+
+    def disturbed(self, rows: np.ndarray, turn: int) -> list[str]:
+        """Texts for the pictures with noise on their features."""
+        image = take(self.image, rows)
+        return self._write(
+            disturb(image, noise=self.choice.disturbance, seed=self.choice.recaption_seed, turn=turn), rows
+        )
+
+    def _write(self, image: np.ndarray, rows: np.ndarray) -> list[str]:
+        return list(self.trained.write(image, seed=self.choice.recaption_seed, names=rows.tolist()).texts)
+
+
+def load_captioner(folder: Path, run: Run, choice: Recaption) -> Write:
+    """The captioner in a folder of `noisycorr caption train`, as a way from rows of this run to texts.
 
     Raises:
-        UsageError: If there is none, or this installation cannot load one.
+        UsageError: If there is none, it reads pictures by another encoder, or this installation cannot load one.
     """
     _check_folder(folder)
     try:
-        import importlib
-
-        module = importlib.import_module("noisycorr.learn.captioner")
-        load: Callable[[Path, Run], Write] = module.load_captioner
+        load = importlib.import_module("noisycorr.captioner.stored").load_captioner
     except (ImportError, AttributeError):
         told = f"{folder} cannot be loaded, because this installation has no captioner: use retrieval."
         raise UsageError(told) from None
-    return load(folder, run)
+    trained, encoder = load(folder), need(run, "embed")["facts"]["encoder"]
+    if trained.encoder != encoder:
+        raise UsageError(f"{folder} reads pictures by {trained.encoder}, but {run.folder} was embedded by {encoder}.")
+    return Captioner(trained, run, fingerprint(_identity(str(folder))), choice)
 
 
 def named_recaption(name: str, options: str | None) -> Recaption:
@@ -132,7 +159,14 @@ def _identity(model: str) -> Any:
     folder = Path(model)
     if model == RETRIEVAL or not folder.is_dir():
         return model
-    return [model, *(fingerprint_file(path) for path in sorted(folder.iterdir()) if path.is_file())]
+    return [
+        model,
+        *(
+            fingerprint_file(path)
+            for path in sorted(folder.iterdir())
+            if path.is_file() and path.suffix in (".json", ".safetensors")
+        ),
+    ]
 
 
 def _joint(plan: Plan, embedded: dict[str, Any], view: View, encoder: DualEncoder | None) -> Joint | None:

@@ -128,12 +128,38 @@ def corpus_of(data: Features, source: np.ndarray) -> Corpus:
                   text_group=text_ids([data.texts[row] for row in source]))  # fmt: skip
 
 
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Markdown: what was repaired, and recall after training; means over seeds."""
+    columns = {
+        "wrong": "wrong pairs", "replaced_of_wrong": "% of them replaced", "better_by_truth": "% better by truth",
+        "better_by_heads": "% better by clean heads", "same_text": "% the very text", "cosine_old": "cosine before",
+        "cosine_new": "cosine after", "right_replaced": "% right pairs replaced", "flagged": "flagged",
+    }  # fmt: skip
+    lines = [
+        "| set | noise | options | seeds | " + " | ".join(columns.values()) + " |",
+        "|" + "---|" * (len(columns) + 4),
+    ]
+    trained = ["| set | noise | seeds | raw | filtered | repaired | right pairs |", "|" + "---|" * 7]
+    cells: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["set"], row["ratio"], json.dumps(row["options"])), []).append(row)
+    for (name, ratio, options), some in cells.items():
+        means = [np.mean([row[column] for row in some if row[column] is not None]) for column in columns]
+        told = " | ".join(f"{value:.4g}" for value in means)
+        lines.append(f"| {name} | {ratio:g} | {options} | {len(some)} | {told} |")
+        if all("rSum" in row for row in some):
+            arms = [np.mean([row["rSum"][arm] for row in some]) for arm in some[0]["rSum"]]
+            told = " | ".join(f"{value:.1f}" for value in arms)
+            trained.append(f"| {name} | {ratio:g} | {len(some)} | {told} |")
+    return "\n".join(lines + ([""] + trained if len(trained) > 2 else []))
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--sets", default="fashion,emoji,caltech101,coco_mini")
     parser.add_argument("--ratios", default="0.4")
     parser.add_argument("--seeds", default="0,1,2")
@@ -141,7 +167,11 @@ def main() -> None:
     parser.add_argument("--options", default="{}", help="several dictionaries of fields of Recaption, joined by ';'")
     parser.add_argument("--train", help="runs of `clean` on the validation and test pairs of fashion, with a comma")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--tables", nargs="*", type=Path, help="only print the tables of these results")
     given = parser.parse_args()
+    if given.tables:
+        print(tables([row for path in given.tables for row in json.loads(path.read_text(encoding="utf-8"))]))
+        return
     torch.set_num_threads(1)
     encoder = EmbeddedEncoder()
     done = []
@@ -162,6 +192,7 @@ def main() -> None:
             done.append(row | {"seconds": round(time.process_time() - started, 1)})
             print(json.dumps(done[-1]), flush=True)
             write_json(given.output, done)
+    print(tables(done))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -243,19 +243,42 @@ def test_a_captioner_is_asked_once_and_its_texts_are_kept(run: Run) -> None:
         recaption_run(Recaption(), run, found, joint=None, write=lambda rows: [], encode=encode)
 
 
-def test_models_that_cannot_be_loaded_are_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Trained:
+    """Stands for a captioner of `noisycorr caption train`: says how long the picture's vector is."""
+
+    level = 2
+
+    def __init__(self, encoder: str) -> None:
+        self.encoder = encoder
+
+    def write(self, image: np.ndarray, *, seed: int, names: list[int]) -> Any:
+        return SimpleNamespace(texts=[f"{name} {np.linalg.norm(row):.3f}" for name, row in zip(names, image)])
+
+
+def test_a_captioner_of_a_folder_writes_for_rows(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no folder"):
-        stage.load_captioner(tmp_path / "none", run)
-    module = ModuleType("noisycorr.learn.captioner")
+        stage.load_captioner(tmp_path / "none", run, Recaption())
+    module = ModuleType("noisycorr.captioner.stored")
+    monkeypatch.setitem(sys.modules, "noisycorr.captioner", ModuleType("noisycorr.captioner"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     with pytest.raises(UsageError, match="no captioner"):
-        stage.load_captioner(tmp_path, run)
-    module.load_captioner = lambda folder, it: Writer()  # type: ignore[attr-defined]
-    assert stage.load_captioner(tmp_path, run)(np.array([1])) == ["a red dog 1"]
+        stage.load_captioner(tmp_path, run, Recaption())
+    module.load_captioner = lambda folder: Trained("other@1")  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match=r"by other@1, but .* by precomputed"):
+        stage.load_captioner(tmp_path, run, Recaption())
+    module.load_captioner = lambda folder: Trained("precomputed")  # type: ignore[attr-defined]
+    write = stage.load_captioner(tmp_path, run, Recaption(disturbance=0.5))
+    image = np.concatenate(load_pairs(stored_plan(run), run).view.image)
+    assert write(np.array([7, 300])) == [f"{row} {np.linalg.norm(image[row]):.3f}" for row in (7, 300)]
+    shaken = write.disturbed(np.array([7]), 0)  # type: ignore[attr-defined]
+    assert shaken != write(np.array([7])) and write.level == 2  # type: ignore[attr-defined]
     assert recaption(run, "--model", str(tmp_path)) == 2  # embeddings without a model cannot be judged
-    assert recaption(run, "--policy", "merge") == 2
-    assert recaption(run, "--trust", "1.5") == 2
-    assert main(["recaption", "--output_folder", str(tmp_path / "nothing")]) == 2
+
+
+@pytest.mark.parametrize("words", [["--policy", "merge"], ["--trust", "1.5"], ["--model", "nowhere"]])
+def test_what_cannot_be_done_is_bad_usage(run: Run, words: list[str]) -> None:
+    assert recaption(run, *words) == 2
+    decided(run)
 
 
 def test_nothing_to_do_is_no_error(made: Path, run: Run) -> None:
