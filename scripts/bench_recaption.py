@@ -151,7 +151,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
             arms = [np.mean([row["rSum"][arm] for row in some]) for arm in some[0]["rSum"]]
             told = " | ".join(f"{value:.1f}" for value in arms)
             trained.append(f"| {name} | {ratio:g} | {len(some)} | {told} |")
-    return "\n".join(lines + ([""] + trained if len(trained) > 2 else []))
+    return "\n".join([*lines, *(["", *trained] if len(trained) > 2 else [])])
 
 
 def main() -> None:
