@@ -22,7 +22,17 @@ from noisycorr.flags import Parser, add_choice
 from noisycorr.formats import Source
 from noisycorr.learn.choice import Split, Train
 from noisycorr.learn.contract import Strategy
-from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, read_corpus, rectify_texts, split_corpus
+from noisycorr.learn.corpus import (
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALID,
+    Corpus,
+    read_corpus,
+    rectify_texts,
+    split_corpus,
+    without_new_texts,
+)
 from noisycorr.learn.retrieval import (
     UNKNOWN,
     Validation,
@@ -129,6 +139,8 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     if plan.split.texts == "rectified" and corpus.rectified:
         say(f"train: {len(corpus.rectified):,} texts are those that the ledger repaired")
         corpus = rectify_texts(corpus, _text_encoder(source_run))
+    elif plan.split.texts == "given":
+        corpus = without_new_texts(corpus)
     split = split_corpus(
         corpus, val_fraction=0.0 if plan.split.val_data else plan.split.val_fraction,
         test_fraction=plan.split.test_fraction, seed=plan.train.seed,

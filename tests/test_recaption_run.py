@@ -20,7 +20,7 @@ from noisycorr import recaption_stage as stage
 from noisycorr.cli import main
 from noisycorr.export import Export, export
 from noisycorr.formats import open_source
-from noisycorr.learn.corpus import read_corpus, rectify_texts
+from noisycorr.learn.corpus import TEST, VALID, read_corpus, rectify_texts, split_corpus, without_new_texts
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import stored_plan
 from noisycorr.recaption import ledger as overlay
@@ -173,6 +173,14 @@ def test_exports_training_report_and_explain_read_it(run: Run, capsys: pytest.Ca
     mended = rectify_texts(corpus, lambda texts: np.ones((len(texts), 16), np.float32))
     assert mended.columns["p_clean"][row] == np.float32(ledger[row]["score_text_new"])
     assert corpus.columns["p_clean"][row] < 0.5 and (mended.text[row] == 1).all()
+    split = split_corpus(corpus, val_fraction=0.3, test_fraction=0.3, seed=0)
+    assert not (set(np.flatnonzero((split == VALID) | (split == TEST))) & set(corpus.rectified))
+    old = without_new_texts(corpus)
+    assert (
+        not old.rectified
+        and not old.kept[row]
+        and old.kept.sum() == sum(r["verdict"] != "drop" for r in ledger) - len(corpus.rectified)
+    )
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
     shown = report["galleries"]["replaced"]

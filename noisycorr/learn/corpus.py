@@ -116,8 +116,8 @@ def split_corpus(corpus: Corpus, *, val_fraction: float, test_fraction: float, s
     """Which pairs are for training, validation and test.
 
     Follows the source's column `split` if every pair has one. Else whole image groups are drawn at random, so that no
-    image and no near-duplicate stands on both sides; of them only pairs that the ledger keeps validate and test, since
-    a wrong pair cannot tell a better model from a worse one, and the others are left out.
+    image and no near-duplicate stands on both sides; of them only pairs that the ledger keeps as they came validate and
+    test, since a wrong pair cannot tell a better model from a worse one, and the others are left out.
 
     Args:
         corpus: The pairs.
@@ -139,8 +139,17 @@ def split_corpus(corpus: Corpus, *, val_fraction: float, test_fraction: float, s
     kind[order[ends <= test_fraction]] = TEST
     split = np.full(len(corpus.keys), UNUSED, np.int8)
     split[usable] = kind[inverse]
-    split[(split != TRAIN) & ~corpus.kept] = UNUSED
+    doubted = ~corpus.kept
+    doubted[list(corpus.rectified)] = True
+    split[(split != TRAIN) & doubted] = UNUSED
     return split
+
+
+def without_new_texts(corpus: Corpus) -> Corpus:
+    """The corpus with its given texts: pairs whose text was found wrong and replaced count as dropped."""
+    kept = corpus.kept.copy()
+    kept[list(corpus.rectified)] = False
+    return dataclasses.replace(corpus, kept=kept, rectified={})
 
 
 def _ledger(run: Run, keys: list[str]) -> tuple[pa.Table | None, str | None]:

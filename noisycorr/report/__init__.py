@@ -37,7 +37,7 @@ def write_report(run: Run) -> Path:
     decision = read_decision(run)
     numbers, galleries = gather(run, decision.threshold)
     config, sources = read_config(run)
-    stages = {name: run.stage(name) or {} for name in ("embed", "score", "decide")}
+    stages = {name: run.stage(name) or {} for name in ("embed", "score", "decide", "recaption")}
     embed = {**(stages["embed"].get("inputs") or {}), **(stages["embed"].get("facts") or {})}
     chosen, groups = galleries.chosen(), galleries.chosen_groups()
     report = plain(
