@@ -39,7 +39,7 @@ def evaluate_run(run: Run, truth: Path | None) -> dict[str, Any]:
     Returns:
         JSON, undefined numbers as None: `pairs` evaluated, `excluded` (p_clean unknown), `without_truth`; `noise_rate`,
         `noise_rate_estimated` and `noise_rate_error`; `ranking` by score_pair, `calibration` of p_clean, `verdicts`
-        (what was dropped, for whatever reason, or got a new text: truth is about the given one) and `mismatch` (what was
+        (dropped, for whatever reason, or given a new text: truth is about the old one) and `mismatch` (what was
         marked as mismatched); and `signals`: the AUROC of each score column, higher = better.
 
     Raises:

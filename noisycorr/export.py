@@ -49,7 +49,7 @@ from noisycorr.formats.writers.folder import (
     take_folder,
 )
 from noisycorr.formats.writers.names import image_suffix
-from noisycorr.formats.writers.shards import PARTS, parquet_rows, remove
+from noisycorr.formats.writers.shards import PARTS, first_of_each, parquet_rows, picture_key, remove
 from noisycorr.formats.writers.values import final_type, json_type, merge_types
 from noisycorr.pairs import Pair, UsageError, content_hash
 from noisycorr.run import Run, fingerprint, read_json, write_json
@@ -217,7 +217,7 @@ def _plan(run: Run, reader: Reader, choice: Export, folder: Path) -> _Plan:
             if ledger["verdict"] in verdicts:
                 counts[index] += 1
                 if format_.same_picture:
-                    pictures += _picture(facts, columns, len(pictures))
+                    pictures += picture_key(facts, columns, len(pictures))
     schema = pa.unify_schemas([pq.read_schema(_ledger_path(run, index)) for index in counts]).remove_metadata()
     renamed = _renamed(types, {*schema.names, *format_.takes})
     inputs = [pa.field(new, final_type(types[old])) for old, new in renamed.items() if new is not None]
@@ -232,7 +232,7 @@ def _plan(run: Run, reader: Reader, choice: Export, folder: Path) -> _Plan:
     if unknown := sorted((layout.fields or frozenset()) - set(layout.schema.names)):
         names = ", ".join(sorted(layout.schema.names))
         raise UsageError(f"json_fields names {unknown[0]!r}, but the fields are: {names}.")
-    first = _first_of_each(pictures) if format_.same_picture else None
+    first = first_of_each(pictures) if format_.same_picture else None
     return _Plan(counts=counts, layout=layout, renamed=renamed, first=first)
 
 
@@ -349,19 +349,6 @@ def _renamed(types: Mapping[str, Any], taken: set[str]) -> dict[str, str | None]
             used.add(new)
         renamed[name] = None if name == "uid" else new  # the ledger's uid is the one that came in
     return renamed
-
-
-def _picture(facts: Mapping[str, Any], columns: Mapping[str, Any], place: int) -> bytes:
-    """16 bytes, equal for rows that show one picture. A row without text is never exported as one: it stands alone."""
-    name = facts["image_hash"] or columns.get("image_key")
-    alone = facts["text"] is None or name is None
-    return xxhash.xxh3_128_digest((f"row {place}" if alone else f"picture {name}").encode())
-
-
-def _first_of_each(pictures: bytearray) -> np.ndarray:
-    """For each row (n,) the first row with equal 16 bytes."""
-    _, first, inverse = np.unique(np.frombuffer(pictures, "S16"), return_index=True, return_inverse=True)
-    return first[inverse]
 
 
 def _kept_suffixes(reader: Reader) -> tuple[str, ...]:
