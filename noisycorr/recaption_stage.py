@@ -65,19 +65,18 @@ def recaption_stage(plan: Plan, run: Run) -> None:
     if touched(run) and not run.is_done("recaption", inputs):
         decide_stage(dataclasses.replace(plan, recaption=NONE), run)
     write_config(run, plan)
-    timed(run, "recaption", inputs, lambda: _work(plan, run, choice, inputs), each_part(run, "ledger"))
+    timed(run, "recaption", inputs, lambda: _work(plan, run, choice), each_part(run, "ledger"))
     (run.folder / "stages" / "recaption_started.json").unlink(missing_ok=True)
     tell((run.stage("recaption") or {})["facts"]["summary"])
 
 
-def _work(plan: Plan, run: Run, choice: Recaption, inputs: dict[str, Any]) -> dict[str, Any]:
+def _work(plan: Plan, run: Run, choice: Recaption) -> dict[str, Any]:
     found = load_pairs(plan, run)
     embedded = need(run, "embed")["facts"]
     encoder = None
     if not embedded["encoder"].startswith("precomputed"):
         encoder = load_encoder(plan.embed.clip_model, device=dist.device(), precision=plan.embed.model_precision)
     write = None if plan.recaption == RETRIEVAL else load_captioner(Path(plan.recaption), run, choice)
-    run.finish("recaption_started", inputs)
     return recaption_run(choice, run, found, joint=_joint(plan, embedded, found.view, encoder), write=write,
                          encode=None if encoder is None else _text_encoder(encoder))  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ def recaption_run(choice: Recaption, run: Run, found: Loaded, *, joint: Joint | 
     if len(rows):
         repairs = repair(found.view, found.texts, rows, trust, p_clean, choice, joint=joint, write=kept, encode=encode)
     level = getattr(write, "level", None)
+    run.finish("recaption_started", {"recaption": dataclasses.asdict(choice)})  # from here on the ledger is changed
     _apply(run, repairs, ledger.column("key").to_pylist(), choice, level)
     return _facts(repairs, len(ledger), int((trust > 0).sum()), level)
 

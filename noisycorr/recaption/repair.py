@@ -104,7 +104,7 @@ def repair(view: View, texts: Sequence[str | None], rows: Int[np.ndarray, " m"],
     feature, known = _features(view, new, lender, encode if write is not None or choice.policy == "merge" else None)
     steady = _steady(view, rows, lender, feature, trust, choice, mean, write, encode)
     p_old, p_new, facts = _judge(view, texts, rows, new, feature, known, lender, trust, p_clean, choice, joint)
-    rates = word_rates([texts[j] or "" for j in np.flatnonzero(trust > 0)])
+    rates = word_rates([texts[j] or "" for j in np.flatnonzero(trust > 0).tolist()])
     overlap = np.array([noun_overlap(t, near) if t else np.nan for t, near in zip(new, heard)])
     pmi = np.array([lowest_pmi(t, near, rates) if t else np.nan for t, near in zip(new, heard)])
     guard = fired(choice, overlap, pmi, steady)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -133,7 +134,9 @@ def reduce_width(parts: Sequence[np.ndarray], width: int) -> np.ndarray:
 
 def principal(parts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean (d,) and scaled leading directions (d, min(d, width)) of the rows that are not zero."""
-    total, square, count = 0.0, 0.0, 0
+    total: Any = 0.0
+    square: Any = 0.0
+    count = 0
     for _, block in blocks(parts):
         block = block[np.any(block != 0, axis=1)]
         total, count = total + block.sum(0, dtype=np.float64), count + len(block)
