@@ -64,8 +64,8 @@ def recaption_stage(plan: Plan, run: Run) -> None:
     inputs = {"decide": decided, "recaption": dataclasses.asdict(choice), "model": _identity(plan.recaption)}
     if touched(run) and not run.is_done("recaption", inputs):
         decide_stage(dataclasses.replace(plan, recaption=NONE), run)
-    write_config(run, plan)
     timed(run, "recaption", inputs, lambda: _work(plan, run, choice), each_part(run, "ledger"))
+    write_config(run, plan)  # not before: what cannot be done is no part of the run
     (run.folder / "stages" / "recaption_started.json").unlink(missing_ok=True)
     tell((run.stage("recaption") or {})["facts"]["summary"])
 
