@@ -39,8 +39,8 @@ def evaluate_run(run: Run, truth: Path | None) -> dict[str, Any]:
     Returns:
         JSON, undefined numbers as None: `pairs` evaluated, `excluded` (p_clean unknown), `without_truth`; `noise_rate`,
         `noise_rate_estimated` and `noise_rate_error`; `ranking` by score_pair, `calibration` of p_clean, `verdicts`
-        (what was dropped, for whatever reason) and `mismatch` (what was marked as mismatched); and `signals`: the AUROC
-        of each score column, higher = better.
+        (dropped, for whatever reason, or given a new text: truth is about the old one) and `mismatch` (what was
+        marked as mismatched); and `signals`: the AUROC of each score column, higher = better.
 
     Raises:
         UsageError: If there is no ledger, no truth, or a file of truth that does not fit.
@@ -60,7 +60,7 @@ def evaluate_run(run: Run, truth: Path | None) -> dict[str, Any]:
         p_clean,
         wrong,
         score=scores.get("score_pair"),
-        dropped=ledger.column("verdict").to_numpy(zero_copy_only=False)[rows] == "drop",
+        dropped=np.isin(ledger.column("verdict").to_numpy(zero_copy_only=False)[rows], ("drop", "recaption")),
         noise_rate=((run.stage("decide") or {}).get("facts") or {}).get("noise_rate"),
     )
     marked = ledger.column("is_mismatch_issue").to_numpy()[rows]

@@ -73,6 +73,7 @@ def _explain_row(run: Run, row: int, count: int) -> str:
     lines = [f"key      {_short(ledger['key'])}", f"text     {_short(ledger['text'])}", f"image    {size.rstrip()}",
              f"verdict  {ledger['verdict']}: {ledger['reason']}",
              f"rule     {ledger['rule']}", f"p_clean  {_number(ledger['p_clean'])}"]  # fmt: skip
+    lines += _new_text(ledger)
     if facts["problem"]:
         lines.append(f"problem  {facts['problem']}: {_short(facts['problem_detail'] or '')}")
     lines.append("scores (higher = better matched)")
@@ -86,6 +87,24 @@ def _explain_row(run: Run, row: int, count: int) -> str:
     if count:
         lines += _neighbors(run, row, "image", "text", count) + _neighbors(run, row, "text", "image", count)
     return "\n".join(lines)
+
+
+def _new_text(ledger: dict[str, Any]) -> list[str]:
+    """What `noisycorr recaption` did with the pair; nothing if it was not asked."""
+    action = ledger.get("recaption")
+    if action is None:
+        return []
+    if action == "none":
+        return ["new text  none could be proposed"]
+    words = {"keep": "proposed, not clearly better", "flag": "proposed, for a person to look at",
+             "replace": "taken in place of the given one", "merge": "merged with the given one"}  # fmt: skip
+    made = f"by {_short(ledger['text_source'])}"
+    made += f", from {_short(ledger['text_lender'])}" if ledger["text_lender"] else ""
+    made += f", level {ledger['text_level']}" if ledger["text_level"] is not None else ""
+    new, given = _number(ledger["score_text_new"]), _number(ledger["score_text_given"])
+    lines = [f"new text  {_short(ledger['text_proposed'])}", f"  {words.get(action, action)}; {made}",
+             f"  fits with {new}, the given with {given}"]  # fmt: skip
+    return [*lines, f"  guard: {ledger['recaption_note']}"] if ledger["recaption_note"] else lines
 
 
 def _neighbors(run: Run, row: int, side: str, other: str, count: int) -> list[str]:

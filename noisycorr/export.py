@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +49,7 @@ from noisycorr.formats.writers.folder import (
     take_folder,
 )
 from noisycorr.formats.writers.names import image_suffix
-from noisycorr.formats.writers.shards import PARTS, parquet_rows, remove
+from noisycorr.formats.writers.shards import PARTS, first_of_each, parquet_rows, picture_key, remove
 from noisycorr.formats.writers.values import final_type, json_type, merge_types
 from noisycorr.pairs import Pair, UsageError, content_hash
 from noisycorr.run import Run, fingerprint, read_json, write_json
@@ -65,7 +65,7 @@ FORMATS: dict[str, Format] = {
     "clip-retrieval": clip_retrieval.FORMAT,
     "issues": issues.FORMAT,
 }
-VERDICTS = ("keep", "drop", "review")
+VERDICTS = ("keep", "recaption", "drop", "review")
 _LAYOUT = 1  # raise it when a writer changes what it writes
 _FACTS = ["key", "text", "columns", "image_hash", "image_format", "width", "height"]
 _CHANGED = "the source changed since it was embedded: run clean again, then export"
@@ -78,7 +78,9 @@ class Export:
     Attributes:
         output_format: webdataset, parquet, hf (a saved dataset), csv (open_clip's, with tabs), jsonl, coco (captions),
             uids (DataComp's sorted npy), clip-retrieval (embeddings and metadata) or issues (cleanlab's table).
-        only: Verdicts to write: keep, drop, review, joined by commas; or all.
+        only: Verdicts to write: keep, recaption (kept with a new text), drop, review, joined by commas; or all.
+        texts: Captions that are written: rectified takes text_rectified of the ledger where there is one, given leaves
+            them as they came. The columns text and text_rectified hold both, whatever this says.
         output_path: Folder to write to; by default export/FORMAT in the run folder.
         number_sample_per_shard: Pairs in one output shard, >= 1.
         json_fields: Fields of KEY.json and of JSON lines besides key and text, joined by commas; all if None.
@@ -88,7 +90,8 @@ class Export:
     """
 
     output_format: str = "webdataset"
-    only: str = "keep"
+    only: str = "keep,recaption"
+    texts: Literal["rectified", "given"] = "rectified"
     output_path: str | None = None
     number_sample_per_shard: int = 10000
     json_fields: str | None = None
@@ -96,6 +99,8 @@ class Export:
     def __post_init__(self) -> None:
         if self.output_format not in FORMATS:
             raise UsageError(f"output_format is {self.output_format!r}, but must be one of: {', '.join(FORMATS)}.")
+        if self.texts not in ("rectified", "given"):
+            raise UsageError(f"texts is {self.texts!r}, but must be rectified or given.")
         if self.number_sample_per_shard < 1:
             raise UsageError(f"number_sample_per_shard is {self.number_sample_per_shard}, but must be at least 1.")
         if self.json_fields is not None and self.output_format not in ("webdataset", "jsonl"):
@@ -212,7 +217,7 @@ def _plan(run: Run, reader: Reader, choice: Export, folder: Path) -> _Plan:
             if ledger["verdict"] in verdicts:
                 counts[index] += 1
                 if format_.same_picture:
-                    pictures += _picture(facts, columns, len(pictures))
+                    pictures += picture_key(facts, columns, len(pictures))
     schema = pa.unify_schemas([pq.read_schema(_ledger_path(run, index)) for index in counts]).remove_metadata()
     renamed = _renamed(types, {*schema.names, *format_.takes})
     inputs = [pa.field(new, final_type(types[old])) for old, new in renamed.items() if new is not None]
@@ -227,7 +232,7 @@ def _plan(run: Run, reader: Reader, choice: Export, folder: Path) -> _Plan:
     if unknown := sorted((layout.fields or frozenset()) - set(layout.schema.names)):
         names = ", ".join(sorted(layout.schema.names))
         raise UsageError(f"json_fields names {unknown[0]!r}, but the fields are: {names}.")
-    first = _first_of_each(pictures) if format_.same_picture else None
+    first = first_of_each(pictures) if format_.same_picture else None
     return _Plan(counts=counts, layout=layout, renamed=renamed, first=first)
 
 
@@ -238,6 +243,7 @@ def _settings(reader: Reader, choice: Export, folder: Path) -> dict[str, Any]:
         "format": choice.output_format,
         "only": sorted(choice.verdicts()),
         "number_sample_per_shard": choice.number_sample_per_shard,
+        "texts": choice.texts,
         "fields": None if choice.json_fields is None else sorted(choice.fields() or []),
         "suffixes": _kept_suffixes(reader),
     }
@@ -268,7 +274,7 @@ def _rows(run: Run, reader: Reader, choice: Export, plan: _Plan, todo: frozenset
                 yield Row(
                     position=position,
                     key=facts["key"],
-                    text=facts["text"],
+                    text=_caption(facts, ledger, choice, format_),
                     image=image,
                     suffix=image_suffix(named, facts["image_format"], kept),
                     values={**ledger, **_inputs(facts, plan.renamed)},
@@ -277,6 +283,13 @@ def _rows(run: Run, reader: Reader, choice: Export, plan: _Plan, todo: frozenset
                     first=int(plan.first[position]) if plan.first is not None else position,
                 )
             position += 1
+
+
+def _caption(facts: Mapping[str, Any], ledger: Mapping[str, Any], choice: Export, format_: Format) -> str | None:
+    """The new text of a pair where it has one and is wanted. Stored embeddings are those of the given one."""
+    new = ledger.get("text_rectified") if choice.texts == "rectified" and not format_.embeddings else None
+    text: str | None = new or facts["text"]
+    return text
 
 
 def _joined(
@@ -336,19 +349,6 @@ def _renamed(types: Mapping[str, Any], taken: set[str]) -> dict[str, str | None]
             used.add(new)
         renamed[name] = None if name == "uid" else new  # the ledger's uid is the one that came in
     return renamed
-
-
-def _picture(facts: Mapping[str, Any], columns: Mapping[str, Any], place: int) -> bytes:
-    """16 bytes, equal for rows that show one picture. A row without text is never exported as one: it stands alone."""
-    name = facts["image_hash"] or columns.get("image_key")
-    alone = facts["text"] is None or name is None
-    return xxhash.xxh3_128_digest((f"row {place}" if alone else f"picture {name}").encode())
-
-
-def _first_of_each(pictures: bytearray) -> np.ndarray:
-    """For each row (n,) the first row with equal 16 bytes."""
-    _, first, inverse = np.unique(np.frombuffer(pictures, "S16"), return_index=True, return_inverse=True)
-    return first[inverse]
 
 
 def _kept_suffixes(reader: Reader) -> tuple[str, ...]:

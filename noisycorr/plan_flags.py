@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Fields without a flag: one name must not mean two things. Both choices get the same seed.
 SHARED = {"duplicates": frozenset({"neighbors", "seed"})}
+RECAPTION = ("Give new texts to pairs whose own does not fit: none, retrieval (borrow those of trusted pictures), or a "
+             "folder of `noisycorr caption train`; options are those of `noisycorr recaption`")  # fmt: skip
 FOLDER = "Run folder"
 NEED_FOLDER = "--output_folder is missing: name the run folder"
 NEED_SOURCE = "the source is missing: name a file, a folder, a pattern, hf://NAME or 'sample'"
@@ -48,6 +50,7 @@ def plan_flags(parser: Parser) -> None:
     parser.add("config", str | None, None, "YAML file with any of these keys, `path` among them; flags win over it")
     parser.add_switch("overwrite", "Delete what an earlier run left in the folder")
     labels_flag(parser)
+    parser.add_object("recaption", "none", RECAPTION)
     for part, choice in plan_choices().items():
         add_choice(parser, choice, skip=frozenset({"path"}) if part == "source" else SHARED.get(part, frozenset()))
 
@@ -57,7 +60,7 @@ def make_plan(given: Namespace) -> Plan:
     from noisycorr.stages import Plan
 
     parts = {part: make_choice(given, part, choice) for part, choice in plan_choices().items()}
-    return Plan(**parts, labels=given.labels)
+    return Plan(**parts, labels=given.labels, recaption=given.recaption, recaption_options=given.recaption_options)
 
 
 def stored_plan(run: Run) -> Plan:

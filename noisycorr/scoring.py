@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,44 @@ def score_run(plan: Plan, run: Run, heads_of: Heads | None = None) -> dict[str, 
         UsageError: If there is not a single pair.
     """
     embedded = (run.stage("embed") or {})["facts"]
+    found = load_pairs(plan, run)
+    facts, texts, groups, view = found.facts, found.texts, found.groups, found.view
+    learn = plan.score.align in ("cross-fit", "trained") or (plan.score.align == "auto" and not embedded["joint"])
+    scored = score_pairs(view, joint_features(plan, embedded, view), plan.score, learn=learn, heads_of=heads_of)
+    table = _columns(plan, facts, texts, groups, view, scored, embedded, found.has_image, found.has_text)
+    _write(run, table)
+    write_json(run.path("scores", "fit.json"), _fit_json(scored))
+    told = {"pairs": len(texts), "duplicates": groups.method, "noise_rate": _number(scored.fit.noise_rate)}
+    return scored.facts | told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """All n pairs of a run as scorers see them.
+
+    Attributes:
+        facts: `FACTS` of the pairs.
+        texts: Their texts.
+        has_image: bool (n,): there are features of an image.
+        has_text: bool (n,): of a text.
+        groups: Near-duplicates.
+        view: What scorers see.
+    """
+
+    facts: pa.Table
+    texts: list[str | None]
+    has_image: np.ndarray
+    has_text: np.ndarray
+    groups: DuplicateGroups
+    view: View
+
+
+def load_pairs(plan: Plan, run: Run) -> Loaded:
+    """Facts, features and near-duplicates of a run whose embed stage is done.
+
+    Raises:
+        UsageError: If there is not a single pair.
+    """
     facts = read_facts(run, FACTS)
     texts = facts.column("text").to_pylist()
     if not texts:
@@ -67,13 +106,7 @@ def score_run(plan: Plan, run: Run, heads_of: Heads | None = None) -> dict[str, 
         seed=plan.score.seed,
         picture=_own_row(copies),
     )
-    learn = plan.score.align in ("cross-fit", "trained") or (plan.score.align == "auto" and not embedded["joint"])
-    scored = score_pairs(view, _joint(plan, embedded, image, text, learn), plan.score, learn=learn, heads_of=heads_of)
-    table = _columns(plan, facts, texts, groups, view, scored, embedded, has_image, has_text)
-    _write(run, table)
-    write_json(run.path("scores", "fit.json"), _fit_json(scored))
-    found = {"pairs": len(texts), "duplicates": groups.method, "noise_rate": _number(scored.fit.noise_rate)}
-    return scored.facts | found
+    return Loaded(facts=facts, texts=texts, has_image=has_image, has_text=has_text, groups=groups, view=view)
 
 
 def _text_ids(texts: list[str | None]) -> np.ndarray:
@@ -121,8 +154,15 @@ def _own_row(group: np.ndarray) -> np.ndarray:
     return np.where(group >= 0, group, np.arange(len(group)))
 
 
-def _joint(plan: Plan, embedded: dict[str, Any], image: Features, text: Features, learn: bool):  # type: ignore[no-untyped-def]
-    """Features whose cosine means alignment without training; None where the encoder has none."""
+def joint_features(plan: Plan, embedded: dict[str, Any], view: View) -> tuple[Features, Features] | None:
+    """Features whose cosine means alignment without training; None where the encoder has none.
+
+    Args:
+        plan: Names the encoder.
+        embedded: Facts of the embed stage.
+        view: The pairs.
+    """
+    image, text = list(view.image), list(view.text)
     if embedded["joint"]:
         return image, text
     if embedded["encoder"].split("@")[0].startswith("embedded"):

@@ -48,6 +48,8 @@ class Plan:
         text_limits: What counts as a text issue.
         decide: Which are kept.
         labels: File of pairs that a person judged, or None.
+        recaption: Who gives new texts to pairs whose own does not fit: none, retrieval, or a folder of a captioner.
+        recaption_options: How, as a YAML mapping; None = all defaults.
     """
 
     source: Source
@@ -58,6 +60,8 @@ class Plan:
     text_limits: TextLimits = field(default_factory=TextLimits)
     decide: Decide = field(default_factory=Decide)
     labels: str | None = None
+    recaption: str = "none"
+    recaption_options: str | None = None
 
 
 def say(message: str) -> None:
@@ -81,6 +85,10 @@ def clean(plan: Plan, run: Run, *, stages: Sequence[str] = STAGES, overwrite: bo
     unknown = [name for name in stages if name not in STAGES]
     if unknown or not stages:
         raise UsageError(f"--stages names {(unknown or [''])[0]!r}, expected some of {', '.join(STAGES)}.")
+    if plan.recaption != "none" or plan.recaption_options:
+        from noisycorr.recaption_stage import check_recaption
+
+        check_recaption(plan)
     if overwrite and "embed" not in stages:
         raise UsageError("--overwrite starts anew, but --stages leaves out embed: leave out one of the two.")
     if "embed" in stages:
@@ -93,6 +101,10 @@ def clean(plan: Plan, run: Run, *, stages: Sequence[str] = STAGES, overwrite: bo
         score_stage(plan, run)
     if "decide" in stages:
         decide_stage(plan, run)
+        if plan.recaption != "none":
+            from noisycorr.recaption_stage import recaption_stage
+
+            recaption_stage(plan, run)
     if "report" in stages:
         report_stage(run)
 
@@ -179,43 +191,64 @@ def score_stage(plan: Plan, run: Run) -> None:
     """Signals, near-duplicates and issues of every pair, from what is stored."""
     from noisycorr.scoring import score_run
 
-    inputs = {"embed": _need(run, "embed")["fingerprint"]}
+    inputs = {"embed": need(run, "embed")["fingerprint"]}
     write_config(run, plan)
     for name in ("score", "duplicates", "image_limits", "text_limits"):
         inputs[name] = dataclasses.asdict(getattr(plan, name))
-    files = [*_each_part(run, "scores"), "scores/fit.json"]
+    files = [*each_part(run, "scores"), "scores/fit.json"]
     if plan.score.align == "trained":  # the scorer itself knows of no training
         from noisycorr.learn.trained_heads import trained_heads
 
-        _timed(run, "score", inputs, lambda: score_run(plan, run, trained_heads), files)
+        timed(run, "score", inputs, lambda: score_run(plan, run, trained_heads), files)
     else:
-        _timed(run, "score", inputs, lambda: score_run(plan, run), files)
+        timed(run, "score", inputs, lambda: score_run(plan, run), files)
 
 
 def decide_stage(plan: Plan, run: Run) -> None:
     """Verdicts into the ledger, from stored scores."""
     from noisycorr.ledger import decide_run
+    from noisycorr.recaption.ledger import touched
 
     labels = Path(plan.labels) if plan.labels else None
     if labels is not None and not labels.is_file():
         raise UsageError(f"--labels {labels} is not a file; expected a csv, tsv or jsonl with columns key and label.")
-    score = _need(run, "score")["fingerprint"]
+    score = need(run, "score")["fingerprint"]
     write_config(run, plan)
     inputs = {
         "score": score,
         "decide": dataclasses.asdict(plan.decide),
         "labels": fingerprint_file(labels) if labels else None,
     }
-    _timed(run, "decide", inputs, lambda: decide_run(plan.decide, run, labels), _each_part(run, "ledger"))
-    first, *others = _need(run, "decide")["facts"]["summary"]
-    for line in (first, *_drop_reasons(run), *others):
+    if plan.recaption == "none" and touched(run):
+        say("decide: new texts of an earlier `recaption` are taken back")
+        forget(run, "decide")
+
+    def work() -> dict[str, Any]:
+        forget(run, "recaption")
+        found = decide_run(plan.decide, run, labels)
+        forget(run, "recaption_started")
+        return found
+
+    timed(run, "decide", inputs, work, each_part(run, "ledger"))
+    first, *others = need(run, "decide")["facts"]["summary"]
+    tell([first, *_drop_reasons(run), *others])
+
+
+def tell(lines: Sequence[str]) -> None:
+    """Lines of a summary, warnings as such."""
+    for line in lines:
         (console.warn if line.startswith("warning:") else console.say)(line)
+
+
+def forget(run: Run, name: str) -> None:
+    """Take back the record of a stage."""
+    (run.folder / "stages" / f"{name}.json").unlink(missing_ok=True)
 
 
 def _drop_reasons(run: Run) -> list[str]:
     """One line on why pairs were dropped, the commonest reason first; none if nothing was."""
     reasons: collections.Counter[str] = collections.Counter()
-    for name in _each_part(run, "ledger"):
+    for name in each_part(run, "ledger"):
         table = pq.read_table(run.folder / name, columns=["verdict", "reason"])
         why = table.filter(pc.equal(table.column("verdict"), "drop")).column("reason")
         for found in pc.value_counts(pc.replace_substring_regex(why, r"(: p_clean| of group) .*$", "")).to_pylist():
@@ -230,7 +263,9 @@ def report_stage(run: Run) -> None:
 
     shown = (run.folder / "config.yaml").read_text(encoding="utf-8")  # the page holds it
     inputs = {"decide": decided(run)["fingerprint"], "config": fingerprint(shown)}
-    _timed(run, "report", inputs, lambda: {"file": write_report(run).name}, ["report.html", "report.json"])
+    if (repaired := run.stage("recaption")) is not None:
+        inputs["recaption"] = repaired["fingerprint"]
+    timed(run, "report", inputs, lambda: {"file": write_report(run).name}, ["report.html", "report.json"])
     say(f"report: {run.folder / 'report.html'}")
 
 
@@ -240,9 +275,12 @@ def decided(run: Run) -> dict[str, Any]:
     Raises:
         UsageError: If the run was not decided, or was scored anew since.
     """
-    record = _need(run, "decide")
-    if record["inputs"]["score"] != _need(run, "score")["fingerprint"]:
+    record = need(run, "decide")
+    if record["inputs"]["score"] != need(run, "score")["fingerprint"]:
         raise UsageError(f"{run.folder} was scored anew after its verdicts: run `noisycorr decide` on it first.")
+    if (run.folder / "stages" / "recaption_started.json").exists() and run.stage("recaption") is None:
+        raise UsageError(f"{run.folder} was being given new texts when that was interrupted: run the same command "
+                         "again, or `noisycorr decide` to do without.")  # fmt: skip
     return record
 
 
@@ -257,8 +295,9 @@ def write_config(run: Run, plan: Plan) -> None:
 
 def _flat(plan: Plan) -> dict[str, Any]:
     """All fields of all choices by the names of their flags."""
-    values: dict[str, Any] = {"labels": plan.labels}
-    for part in (item.name for item in dataclasses.fields(plan) if item.name != "labels"):
+    alone = ("labels", "recaption", "recaption_options")
+    values: dict[str, Any] = {name: getattr(plan, name) for name in alone}
+    for part in (item.name for item in dataclasses.fields(plan) if item.name not in alone):
         fields = dataclasses.asdict(getattr(plan, part))
         values |= {name: value for name, value in fields.items() if name not in SHARED.get(part, ())}
     return values
@@ -266,7 +305,7 @@ def _flat(plan: Plan) -> dict[str, Any]:
 
 def _refuse_other(plan: Plan, run: Run) -> None:
     """A plan that does not embed must be about the pairs that were embedded."""
-    _need(run, "embed")
+    need(run, "embed")
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
     for name, value in (dataclasses.asdict(plan.source) | dataclasses.asdict(plan.embed)).items():
         if name != "workers" and stored.get(name) != value:
@@ -276,13 +315,13 @@ def _refuse_other(plan: Plan, run: Run) -> None:
             )
 
 
-def _timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any]], files: list[str]) -> None:
+def timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any]], files: list[str]) -> None:
     """Do the work of a stage that leaves these files, unless it was done with the same inputs by the same version."""
     inputs = {**inputs, "noisycorr": __version__}
     if run.is_done(name, inputs) and all((run.folder / file).exists() for file in files):
         say(f"{name}: nothing changed, skipped")
         return
-    (run.folder / "stages" / f"{name}.json").unlink(missing_ok=True)  # its files are about to change
+    forget(run, name)  # its files are about to change
     started = time.perf_counter()
     facts = work()
     run.finish(name, inputs, facts)
@@ -291,11 +330,13 @@ def _timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[
     say(f"{name}: {seconds:.1f} s")
 
 
-def _each_part(run: Run, folder: str) -> list[str]:
+def each_part(run: Run, folder: str) -> list[str]:
+    """Files of a stage, one for each piece, relative to the run."""
     return [f"{folder}/{index:05d}.parquet" for index in part_facts(run)]
 
 
-def _need(run: Run, name: str) -> dict[str, Any]:
+def need(run: Run, name: str) -> dict[str, Any]:
+    """The record of a finished stage; UsageError if it is not."""
     record = run.stage(name)
     if record is None:
         raise UsageError(f"{run.folder} holds no finished stage {name!r}: run `noisycorr clean` into it first.")

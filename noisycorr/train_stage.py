@@ -16,7 +16,17 @@ from noisycorr.encoders.trainable import Trainable
 from noisycorr.evaluate_run import truth_of_source
 from noisycorr.flags import Parser, add_choice
 from noisycorr.learn.contract import Strategy
-from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, read_corpus, rectify_texts, split_corpus
+from noisycorr.learn.corpus import (
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALID,
+    Corpus,
+    read_corpus,
+    rectify_texts,
+    split_corpus,
+    without_new_texts,
+)
 from noisycorr.learn.eval_choice import Evaluation
 from noisycorr.learn.retrieval import (
     Validation,
@@ -94,6 +104,8 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
         corpus = rectify_texts(
             corpus, text_encoder(source_run, "the ledger has repaired texts (--texts given does without)")
         )
+    elif plan.split.texts == "given":
+        corpus = without_new_texts(corpus)
     split = split_corpus(
         corpus, val_fraction=0.0 if plan.split.val_data else plan.split.val_fraction,
         test_fraction=plan.split.test_fraction, seed=plan.train.seed,

@@ -30,6 +30,7 @@ from noisycorr.plan_flags import (
     plan_flags,
     stored_plan,
 )
+from noisycorr.recaption_verbs import CaptionScore, Recaption
 from noisycorr.run import Run
 from noisycorr.train_verbs import BenchNoise, Train
 
@@ -161,7 +162,7 @@ class Score:
         run = open_run(given.output_folder)
         from noisycorr.stages import decide_stage, report_stage, score_stage
 
-        plan = dataclasses.replace(stored_plan(run), **parts)
+        plan = dataclasses.replace(stored_plan(run), **parts, recaption="none", recaption_options=None)
         score_stage(plan, run)
         decide_stage(plan, run)
         report_stage(run)
@@ -189,7 +190,9 @@ class Decide:
         run = open_run(given.output_folder)
         from noisycorr.stages import decide_stage, report_stage
 
-        decide_stage(dataclasses.replace(stored_plan(run), decide=rule, labels=given.labels), run)
+        plan = dataclasses.replace(stored_plan(run), decide=rule, labels=given.labels, recaption="none",
+                                   recaption_options=None)  # fmt: skip
+        decide_stage(plan, run)
         report_stage(run)
 
 
@@ -345,7 +348,7 @@ class Evaluate:
 
 
 VERBS: tuple[type[Verb], ...] = (
-    Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate,
+    Clean, RunConfig, Embed, Score, Decide, Recaption, Report, Explain, Export, Inject, Train, Evaluate, CaptionScore,
     BenchNoise,
 )  # fmt: skip
 

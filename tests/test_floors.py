@@ -16,12 +16,12 @@ FLOORS = (
     ("pairs", "formats", "noise", "noise_swaps"),
     ("encoders", "embed", "index"),
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
-     "export", "inject", "recall", "partition", "posterior"),
+     "export", "inject", "recall", "partition", "posterior", "caption_metrics", "caption_score", "recaption"),
     ("losses", "learn", "strategies"),
     ("report", "cli", "flags", "plan_flags", "verbs", "stages", "train_verbs", "train_stage",
      "train_pairs", "train_evaluate",
      "train_towers", "train_regions",
-     "bench", "testing", "__main__"),
+     "bench", "testing", "__main__", "recaption_stage", "recaption_verbs"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -23,6 +23,7 @@ TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1
 SPLITS = {"train": TRAIN, "training": TRAIN, "val": VALID, "valid": VALID, "validation": VALID, "dev": VALID,
           "test": TEST}  # fmt: skip
 TOLD = ("p_clean", "sample_weight")
+NEW = "score_text_new"  # probability that a repaired text fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,8 @@ def split_corpus(corpus: Corpus, *, val_fraction: float, test_fraction: float, s
     """Which pairs are for training, validation and test.
 
     Follows the source's column `split` if every pair has one. Else whole image groups are drawn at random, so that no
-    image and no near-duplicate stands on both sides; of them only pairs that the ledger keeps validate and test, since
-    a wrong pair cannot tell a better model from a worse one, and the others are left out.
+    image and no near-duplicate stands on both sides; of them only pairs that the ledger keeps as they came validate and
+    test, since a wrong pair cannot tell a better model from a worse one, and the others are left out.
 
     Args:
         corpus: The pairs.
@@ -138,8 +139,17 @@ def split_corpus(corpus: Corpus, *, val_fraction: float, test_fraction: float, s
     kind[order[ends <= test_fraction]] = TEST
     split = np.full(len(corpus.keys), UNUSED, np.int8)
     split[usable] = kind[inverse]
-    split[(split != TRAIN) & ~corpus.kept] = UNUSED
+    doubted = ~corpus.kept
+    doubted[list(corpus.rectified)] = True
+    split[(split != TRAIN) & doubted] = UNUSED
     return split
+
+
+def without_new_texts(corpus: Corpus) -> Corpus:
+    """The corpus with its given texts: pairs whose text was found wrong and replaced count as dropped."""
+    kept = corpus.kept.copy()
+    kept[list(corpus.rectified)] = False
+    return dataclasses.replace(corpus, kept=kept, rectified={})
 
 
 def _ledger(run: Run, keys: list[str]) -> tuple[pa.Table | None, str | None]:
@@ -159,7 +169,10 @@ def _ledger(run: Run, keys: list[str]) -> tuple[pa.Table | None, str | None]:
     table = pa.concat_tables(tables)
     if table.column("key").to_pylist() != keys:
         raise UsageError(f"{run.folder} has a ledger of other pairs: run `noisycorr clean` on it again.")
-    return table, decided["fingerprint"]
+    repaired = run.stage("recaption")
+    if repaired is None:
+        return table, decided["fingerprint"]
+    return table, f"{decided['fingerprint']} {repaired['fingerprint']}"
 
 
 def rectify_texts(corpus: Corpus, encode: Callable[[list[str]], np.ndarray]) -> Corpus:
@@ -178,7 +191,12 @@ def rectify_texts(corpus: Corpus, encode: Callable[[list[str]], np.ndarray]) -> 
     group[rows] = group.max() + 1 + np.where(words < 0, np.arange(len(rows)), words)
     usable = np.asarray(corpus.image.any(1) & text.any(1))
     identity = {**corpus.identity, "rectified": len(rows)}
-    return dataclasses.replace(corpus, text=text, text_group=group, usable=usable, identity=identity)
+    columns = {name: values.copy() for name, values in corpus.columns.items()}
+    if "p_clean" in columns and NEW in columns:  # what was known is about the given text
+        columns["p_clean"][rows] = np.where(
+            np.isfinite(columns[NEW][rows]), columns[NEW][rows], columns["p_clean"][rows]
+        )
+    return dataclasses.replace(corpus, text=text, text_group=group, usable=usable, columns=columns, identity=identity)
 
 
 def _rectified(ledger: pa.Table | None, texts: list[str | None]) -> dict[int, str]:

@@ -37,7 +37,7 @@ def write_report(run: Run) -> Path:
     decision = read_decision(run)
     numbers, galleries = gather(run, decision.threshold)
     config, sources = read_config(run)
-    stages = {name: run.stage(name) or {} for name in ("embed", "score", "decide")}
+    stages = {name: run.stage(name) or {} for name in ("embed", "score", "decide", "recaption")}
     embed = {**(stages["embed"].get("inputs") or {}), **(stages["embed"].get("facts") or {})}
     chosen, groups = galleries.chosen(), galleries.chosen_groups()
     report = plain(
@@ -79,4 +79,7 @@ def read_config(run: Run) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _brief(card: Card) -> dict[str, Any]:
-    return {"key": card.key, "row": card.row, "p_clean": card.p_clean, "verdict": card.verdict, "label": card.label}
+    brief = {"key": card.key, "row": card.row, "p_clean": card.p_clean, "verdict": card.verdict, "label": card.label}
+    if card.proposed is not None:
+        brief |= {"text_given": card.text, "text_new": card.proposed, "p_given": card.p_given, "p_new": card.p_new}
+    return brief

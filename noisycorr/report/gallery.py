@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image
 
 from noisycorr.pairs import PROBLEMS
-from noisycorr.report.batches import Batch, Survey, read_binary
+from noisycorr.report.batches import TEXT, Batch, Survey, read_binary
 from noisycorr.report.tally import clip
 from noisycorr.run import Run
 
 SHOWN = 24  # thumbnails of a gallery
 MEMBERS = 4  # of a near-duplicate group
 REACH = 0.2  # how far from the threshold a pair may be to count as borderline
+NEW = ("replaced", "flagged")  # galleries of new texts
 CODES = 16  # kinds of image or text issue that are told apart
 THUMBNAIL_BYTES = 192 * 1024
 ALL_THUMBNAIL_BYTES = 10 * 1024 * 1024
@@ -40,6 +41,10 @@ class Card:
     group: str | None
     group_kind: str | None
     keeper: bool
+    proposed: str | None = None  # a new text
+    p_given: float | None = None  # probability that the given text fits, by the scorers of `recaption`
+    p_new: float | None = None  # that the new one does
+    source: str = ""  # who made it
     jpeg: bytes | None = None
     size: tuple[int, int] = (0, 0)  # of the thumbnail, in pixels
 
@@ -86,6 +91,7 @@ class Galleries:
     def __init__(self, threshold: float, found: Survey) -> None:
         self.threshold = threshold
         self.ranked = {name: Best(SHOWN * 6) for name in ("wrong", "right", "borderline")}
+        self.new = {name: Best(SHOWN * 6) for name in NEW}
         self.coded: dict[str, dict[str, Best]] = {"image": {}, "text": {}}
         self.groups: dict[str, list[Card]] = {name: [] for name in found.groups}
         self.sizes = found.groups
@@ -111,6 +117,7 @@ class Galleries:
         self.ranked["wrong"].add(np.where(low, p_clean, np.nan), score, batch.row, card)
         self.ranked["right"].add(np.where(low, np.nan, -p_clean), -score, batch.row, card)
         self.ranked["borderline"].add(np.where(near <= REACH, near, np.nan), score, batch.row, card)
+        self._add_new(batch, card)
         for kind, by_code in self.coded.items():
             self._add_coded(kind, by_code, batch, lists, card)
         for i, group in enumerate(lists["near_duplicate_group"]):
@@ -121,6 +128,25 @@ class Galleries:
                 elif len(members) < MEMBERS:
                     members.append(card(i))
                 del members[MEMBERS:]
+
+    def _add_new(self, batch: Batch, card: Callable[[int], Card]) -> None:
+        """Pairs with a new text, those first that gain most."""
+        action = np.array(batch.strings("recaption"), dtype=object)
+        if not any(action):
+            return
+        texts, sources = batch.strings("text_proposed"), batch.strings("text_source")
+        old, new = batch.floats("score_text_given"), batch.floats("score_text_new")
+
+        def make(i: int) -> Card:
+            return replace(
+                card(i), proposed=clip(texts[i] or "", TEXT), source=clip(sources[i] or "", 60),
+                p_given=float(old[i]) if np.isfinite(old[i]) else None,
+                p_new=float(new[i]) if np.isfinite(new[i]) else None,
+            )  # fmt: skip
+
+        gain = np.nan_to_num(old) - new
+        for name, actions in (("replaced", ("replace", "merge")), ("flagged", ("flag",))):
+            self.new[name].add(np.where(np.isin(action, actions), gain, np.nan), -new, batch.row, make)
 
     def _add_coded(
         self, kind: str, by_code: dict[str, Best], batch: Batch, lists: dict[str, list[str | None]],
@@ -137,8 +163,9 @@ class Galleries:
                 best.add(first, np.zeros(len(first)), batch.row, lambda i: card(i, kind))
 
     def chosen(self) -> dict[str, list[Card]]:
-        """At most `SHOWN` cards by gallery: wrong, right, borderline, image, text."""
-        out = {name: _varied(best.cards()) for name, best in self.ranked.items()}
+        """At most `SHOWN` cards by gallery: wrong, right, borderline, image, text; and new texts if there are."""
+        out = {name: cards for name, best in self.new.items() if (cards := _varied(best.cards()))}
+        out |= {name: _varied(best.cards()) for name, best in self.ranked.items()}
         for kind, by_code in self.coded.items():
             out[kind] = _round_robin([by_code[code].cards() for code in sorted(by_code)])[:SHOWN]
         return out

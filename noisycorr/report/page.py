@@ -25,6 +25,8 @@ CONFIG = 60_000  # characters of configuration and provenance that are shown
 NUMERIC = re.compile(r"[-–\d.,]+(e[-+]\d+)?(\u00a0%)?")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 GALLERIES = {
+    "replaced": ("New texts", "The given text is struck out, the new one stands below it; largest gain first.", ""),
+    "flagged": ("Proposed texts", "Not taken: a person should look at these first.", ""),
     "wrong": ("Surest wrong", "Lowest p_clean first.", "No pair lies below the threshold of p_clean."),
     "right": ("Surest right", "Highest p_clean first.", "No pair lies at or above the threshold of p_clean."),
     "borderline": (

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -128,7 +129,14 @@ def reduce_width(parts: Sequence[np.ndarray], width: int) -> np.ndarray:
 
     Uses each side alone, never the pairing, so that held-out scores stay held out.
     """
-    total, square, count = 0.0, 0.0, 0
+    return project_parts(parts, *principal(parts, width))
+
+
+def principal(parts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (d,) and scaled leading directions (d, min(d, width)) of the rows that are not zero."""
+    total: Any = 0.0
+    square: Any = 0.0
+    count = 0
     for _, block in blocks(parts):
         block = block[np.any(block != 0, axis=1)]
         total, count = total + block.sum(0, dtype=np.float64), count + len(block)
@@ -137,7 +145,11 @@ def reduce_width(parts: Sequence[np.ndarray], width: int) -> np.ndarray:
     covariance = square / max(count, 1) - np.outer(mean, mean)
     values, vectors = np.linalg.eigh(covariance)
     keep = vectors[:, ::-1][:, :width] / np.sqrt(max(values[-width:].sum(), 1e-12))
-    keep *= np.where(np.abs(keep).max(0) == keep.max(0), 1, -1)  # a sign that does not depend on the solver's mood
+    return mean, keep * np.where(np.abs(keep).max(0) == keep.max(0), 1, -1)  # a sign that no solver's mood changes
+
+
+def project_parts(parts: Sequence[np.ndarray], mean: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """float32 (n, width): rows less the mean, along the directions; rows of zeros stay zeros."""
     out = []
     for _, block in blocks(parts):
         moved = ((block - mean) @ keep).astype(np.float32)

@@ -25,7 +25,7 @@ class Row:
     Attributes:
         position: Number among the exported rows, from 0.
         key: The source's own name of the pair; not necessarily unique, nor fit for a file name.
-        text: The caption as it came in, or None.
+        text: The caption, as it came in or repaired, or None.
         image: Encoded bytes exactly as they came in; a path where the format can point to a file; None if there is
             no image or the format needs none.
         suffix: Extension that fits the image, without a dot; "" where there is no image.

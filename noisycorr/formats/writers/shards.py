@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from noisycorr.formats.writers import Row
 from noisycorr.formats.writers.names import Names, safe_name
@@ -186,3 +187,16 @@ def _leaf_names(name: str, type_: pa.DataType) -> list[str]:
     if pa.types.is_list(type_):
         return _leaf_names(f"{name}.list.element", type_.value_type)
     return [name]
+
+
+def picture_key(facts: Mapping[str, Any], columns: Mapping[str, Any], place: int) -> bytes:
+    """16 bytes, equal for rows that show one picture. A row without text is never exported as one: it stands alone."""
+    name = facts["image_hash"] or columns.get("image_key")
+    alone = facts["text"] is None or name is None
+    return xxhash.xxh3_128_digest((f"row {place}" if alone else f"picture {name}").encode())
+
+
+def first_of_each(pictures: bytearray) -> np.ndarray:
+    """For each row (n,) the first row with equal 16 bytes."""
+    _, first, inverse = np.unique(np.frombuffer(pictures, "S16"), return_index=True, return_inverse=True)
+    return first[inverse]

@@ -1,0 +1,186 @@
+"""The stage between decide and report: new texts for pairs whose own does not fit.
+
+It lays itself over the ledger. Whoever decides anew takes it back; the same command does it again, and a captioner is
+not asked twice for the same picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from noisycorr import dist
+from noisycorr.embed import open_features
+from noisycorr.encoders import DualEncoder, load_encoder
+from noisycorr.flags import Parser, add_choice
+from noisycorr.pairs import UsageError
+from noisycorr.recaption.guards import disturb
+from noisycorr.recaption.ledger import recaption_run, touched
+from noisycorr.recaption.repair import Encode, Joint, Write
+from noisycorr.recaption.rule import Recaption
+from noisycorr.run import Run, fingerprint, fingerprint_file
+from noisycorr.score.view import View, take
+from noisycorr.scoring import joint_features, load_pairs
+from noisycorr.stages import Plan, decide_stage, each_part, need, tell, timed, write_config
+
+NONE, RETRIEVAL = "none", "retrieval"
+
+
+def check_recaption(plan: Plan) -> Recaption:
+    """The rule, before any work is done.
+
+    Raises:
+        UsageError: If an option is unknown or bad, or the folder of the captioner is none.
+    """
+    choice = named_recaption(plan.recaption, plan.recaption_options)
+    if plan.recaption not in (NONE, RETRIEVAL):
+        _check_folder(Path(plan.recaption))
+    return choice
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder: give retrieval, or a folder of `noisycorr caption train`.")
+
+
+def recaption_stage(plan: Plan, run: Run) -> None:
+    """New texts into the ledger, as `plan.recaption` says.
+
+    Raises:
+        UsageError: If the run is not decided, or the captioner cannot be loaded.
+    """
+    choice = check_recaption(plan)
+    if plan.recaption == NONE:
+        return
+    if touched(run) and run.stage("recaption") is None:  # interrupted: start from the ledger as it was decided
+        decide_stage(dataclasses.replace(plan, recaption=NONE), run)
+    decided = need(run, "decide")["fingerprint"]
+    inputs = {"decide": decided, "recaption": dataclasses.asdict(choice), "model": _identity(plan.recaption)}
+    if touched(run) and not run.is_done("recaption", inputs):
+        decide_stage(dataclasses.replace(plan, recaption=NONE), run)
+    timed(run, "recaption", inputs, lambda: _work(plan, run, choice), each_part(run, "ledger"))
+    write_config(run, plan)  # not before: what cannot be done is no part of the run
+    (run.folder / "stages" / "recaption_started.json").unlink(missing_ok=True)
+    tell((run.stage("recaption") or {})["facts"]["summary"])
+
+
+def _work(plan: Plan, run: Run, choice: Recaption) -> dict[str, Any]:
+    found = load_pairs(plan, run)
+    embedded = need(run, "embed")["facts"]
+    encoder = None
+    if not embedded["encoder"].startswith("precomputed"):
+        encoder = load_encoder(plan.embed.clip_model, device=dist.device(), precision=plan.embed.model_precision)
+    write = None if plan.recaption == RETRIEVAL else load_captioner(Path(plan.recaption), run, choice)
+    return recaption_run(choice, run, found, joint=_joint(plan, embedded, found.view, encoder), write=write,
+                         encode=None if encoder is None else _text_encoder(encoder))  # fmt: skip
+
+
+class Captioner:
+    """A captioner of `noisycorr caption train` on the pictures of a run.
+
+    Attributes:
+        name: Its kind and the identity of its weights.
+        level: The level of alignment that is asked of it; None without levels.
+    """
+
+    def __init__(self, trained: Any, run: Run, identity: str, choice: Recaption) -> None:
+        self.trained, self.image, self.choice = trained, open_features(run, "image"), choice
+        self.name = f"captioner:{identity}"
+        self.level: int | None = trained.level
+
+    def __call__(self, rows: np.ndarray) -> list[str]:
+        """One text for each row; the same rows give the same texts, in whatever company they come."""
+        return self._write(take(self.image, rows), rows)
+
+    def disturbed(self, rows: np.ndarray, turn: int) -> list[str]:
+        """Texts for the pictures with noise on their features."""
+        image = take(self.image, rows)
+        return self._write(
+            disturb(image, noise=self.choice.disturbance, seed=self.choice.recaption_seed, turn=turn), rows
+        )
+
+    def _write(self, image: np.ndarray, rows: np.ndarray) -> list[str]:
+        return list(self.trained.write(image, seed=self.choice.recaption_seed, names=rows.tolist()).texts)
+
+
+def load_captioner(folder: Path, run: Run, choice: Recaption) -> Write:
+    """The captioner in a folder of `noisycorr caption train`, as a way from rows of this run to texts.
+
+    Raises:
+        UsageError: If there is none, it reads pictures by another encoder, or this installation cannot load one.
+    """
+    _check_folder(folder)
+    try:
+        load = importlib.import_module("noisycorr.captioner.stored").load_captioner
+    except (ImportError, AttributeError):
+        told = f"{folder} cannot be loaded, because this installation has no captioner: use retrieval."
+        raise UsageError(told) from None
+    trained, encoder = load(folder), need(run, "embed")["facts"]["encoder"]
+    if trained.encoder != encoder:
+        raise UsageError(f"{folder} reads pictures by {trained.encoder}, but {run.folder} was embedded by {encoder}.")
+    return Captioner(trained, run, fingerprint(_identity(str(folder))), choice)
+
+
+def named_recaption(name: str, options: str | None) -> Recaption:
+    """The rule with options from a YAML mapping, checked by the types of its fields.
+
+    Raises:
+        UsageError: If an option is unknown or of another type, or there are options but nothing to do.
+    """
+    values = yaml.safe_load(options) if options else {}
+    if not isinstance(values, dict):
+        raise UsageError(f"--recaption_options is {options!r}, expected a YAML mapping such as '{{gain: 0.2}}'.")
+    if values and name == NONE:
+        raise UsageError("--recaption_options are given, but --recaption is none: give retrieval or a folder.")
+    parser = Parser("recaption", "", "")
+    add_choice(parser, Recaption)
+    try:
+        checked = parser.parse_object(values)
+    except UsageError as error:
+        raise UsageError(f"--recaption.{str(error).removeprefix('--')}") from error
+    return Recaption(**{key: checked[key] for key in values})
+
+
+def stored_options(choice: Recaption) -> str | None:
+    """The fields of a rule that are not the defaults, as `--recaption_options` takes them."""
+    values = {name: value for name, value in dataclasses.asdict(choice).items() if value != getattr(Recaption(), name)}
+    return json.dumps(values) if values else None
+
+
+def _identity(model: str) -> Any:
+    """What a captioner is, for the fingerprint of the stage."""
+    folder = Path(model)
+    if model == RETRIEVAL or not folder.is_dir():
+        return model
+    return [
+        model,
+        *(
+            fingerprint_file(path)
+            for path in sorted(folder.iterdir())
+            if path.is_file() and path.suffix in (".json", ".safetensors")
+        ),
+    ]
+
+
+def _joint(plan: Plan, embedded: dict[str, Any], view: View, encoder: DualEncoder | None) -> Joint | None:
+    space = joint_features(plan, embedded, view)
+    if space is None:
+        return None
+    if embedded["joint"] or encoder is None:
+        return space[0], space[1], lambda text: text
+    blank = np.zeros((1, view.image[0].shape[1]), np.float32)
+    return space[0], space[1], lambda text: encoder.joint_space(blank, np.asarray(text, np.float32))[1]
+
+
+def _text_encoder(encoder: DualEncoder, size: int = 256) -> Encode:
+    def encode(texts: list[str]) -> np.ndarray:
+        some = (texts[start : start + size] for start in range(0, len(texts), size))
+        return np.concatenate([encoder.text(encoder.tokenize(part)).float().cpu().numpy() for part in some])
+
+    return encode
