@@ -163,7 +163,7 @@ def test_continued_from_a_checkpoint_it_is_the_same(method: str, tmp_path: Path)
     assert np.array_equal(chances, apply_head(alone, data.features)[0])
     assert chances.shape == (90, 3) and tuned.shape == (90, 8)
     assert np.allclose(chances.sum(1), 1, atol=1e-6)
-    assert (chances.argmax(1) == data.labels).mean() > 0.9
+    assert (chances.argmax(1) == data.labels).mean() > 0.85
 
 
 def test_long_features_are_the_hazard_that_scaling_mends():
