@@ -32,7 +32,7 @@ from noisycorr.plan_flags import (
 )
 from noisycorr.run import Run
 from noisycorr.train_verbs import BenchNoise, Train
-from noisycorr.tune_verbs import Tune
+from noisycorr.tune_verbs import Annotate, Tune
 
 if TYPE_CHECKING:
     from noisycorr.export import Export as ExportChoice
@@ -332,7 +332,7 @@ class Evaluate:
 
 VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate,
-    BenchNoise, Tune,
+    BenchNoise, Tune, Annotate,
 )  # fmt: skip
 
 
