@@ -14,16 +14,17 @@ classifier (logistic regression on 128 principal components) says of the pool. t
 from __future__ import annotations
 
 import argparse
-import itertools
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from bench_features import BATCH, Features, load_features
+from bench_features import BATCH, LIMITED, load_features
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -38,6 +39,8 @@ from noisycorr.learn.nmtune import TuneData, apply_head, fit_head
 from noisycorr.learn.nmtune_choice import NMTune
 from noisycorr.learn.retrieval import make_learner
 from noisycorr.noise import RandomSwap
+from noisycorr.run import write_json
+from noisycorr.score.crossfit import reduce_width
 from noisycorr.score.acquire import balance_picks, class_balance, order_by_badge, order_by_coreset, order_by_entropy
 from noisycorr.score.spectrum import sampled_spectrum
 from noisycorr.score.transclip import transclip
@@ -49,7 +52,34 @@ RATES = (0.0, 0.1, 0.3)
 SHOTS, TESTED, TURNED = 500, 1000, 400
 STYLES = ("noto", "fluent-emoji-flat")
 SCALE = 30.0  # of the ConSE space, whose cosines spread wider than those of CLIP
-ACQUISITIONS = ("random", "entropy", "entropy+pcb", "coreset", "coreset+pcb", "badge", "badge+pcb")
+ACQUISITIONS = ("random", "random+pcb", "entropy", "entropy+pcb", "badge", "badge+pcb")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What the benchmark needs of a set of n pairs.
+
+    Attributes:
+        texts: The n texts.
+        image: float16 (n, 1280).
+        text: float16 (n, 384).
+    """
+
+    texts: list[str]
+    image: np.ndarray
+    text: np.ndarray
+
+
+Load = Callable[[str], Stored]
+
+
+def load_stored(name: str, data: Path, cache: Path, encoder: EmbeddedEncoder) -> Stored:
+    """A set from the cache, which is filled first if it lacks the set."""
+    path = cache / f"{name}{'-6000' if name in LIMITED else ''}-{encoder.weights_hash}.npz"
+    if not path.exists():
+        load_features(name, data, 6000, cache, encoder)
+    with np.load(path, allow_pickle=False) as file:
+        return Stored(texts=[str(text) for text in file["texts"]], image=file["image"][file["row"]], text=file["text"])
 
 
 def labels_of(texts: list[str]) -> np.ndarray:
@@ -59,7 +89,7 @@ def labels_of(texts: list[str]) -> np.ndarray:
 # ---- classifiers that train nothing
 
 
-def run_transductive(load: Callable[[str], Features]) -> dict[str, dict[str, float]]:
+def run_transductive(load: Load, encoder: EmbeddedEncoder) -> dict[str, dict[str, float]]:
     """Accuracy in percent by set and classifier."""
     out = {}
     for name in ("caltech101", "cifar10n"):
@@ -67,7 +97,8 @@ def run_transductive(load: Callable[[str], Features]) -> dict[str, dict[str, flo
         names = sorted(set(found.texts))
         label = labels_of(found.texts)
         first = np.array([found.texts.index(one) for one in names])
-        image, text = found.joint[0].astype(np.float32), found.joint[1][first].astype(np.float32)
+        image, text = encoder.joint_space(found.image.astype(np.float32), found.text[first].astype(np.float32))
+        narrow = reduce_width([found.image], 384)
         start = zero_shot(image, text, scale=SCALE)
         prior = np.bincount(label) / len(label)
         answers = {
@@ -77,10 +108,8 @@ def run_transductive(load: Callable[[str], Features]) -> dict[str, dict[str, flo
             "balanced, even": balanced(start),
             "balanced, true prior": balanced(start, prior=prior),
             "neighbours (joint)": neighbor_labels(start, image),
-            "neighbours (image features)": neighbor_labels(start, found.narrow),
-            "TransCLIP, then neighbours (image features)": neighbor_labels(
-                transclip(image, text, scale=SCALE), found.narrow
-            ),
+            "neighbours (image features)": neighbor_labels(start, narrow),
+            "TransCLIP, then neighbours (image features)": neighbor_labels(transclip(image, text, scale=SCALE), narrow),
         }
         out[name] = {how: 100 * float((p.argmax(1) == label).mean()) for how, p in answers.items()}
         print(name, json.dumps(out[name]), flush=True)
@@ -90,21 +119,18 @@ def run_transductive(load: Callable[[str], Features]) -> dict[str, dict[str, flo
 # ---- active labelling
 
 
-def run_active(load: Callable[[str], Features], data: Path, seeds: int, rounds: int) -> list[dict[str, object]]:
+def run_active(load: Load, data: Path, seed: int, rounds: int) -> list[Row]:
     """Accuracy on held-out rows after each round, of every acquisition."""
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for name in ("caltech101", "cifar10n", "emoji"):
         found = load(name)
         label = labels_of(emoji_column(data, "subgroup") if name == "emoji" else found.texts)
-        features = found.narrow[:, :128]
-        for seed in range(seeds):
-            rng = np.random.default_rng([seed, 5])
-            order = rng.permutation(np.flatnonzero(np.bincount(label)[label] >= 5))
-            pool, test = order[500:2500], order[:500]
-            for how in ACQUISITIONS:
-                rows += [{"set": name, "seed": seed, "how": how, **row}
-                         for row in active_rounds(features, label, pool, test, how, seed, rounds)]  # fmt: skip
-        print(name, active_line([row for row in rows if row["set"] == name]), flush=True)
+        order = np.random.default_rng([seed, 5]).permutation(np.flatnonzero(np.bincount(label)[label] >= 5))[:2000]
+        features, label = reduce_width([found.image[order]], 128), label[order]
+        pool, test = np.arange(500, len(order)), np.arange(500)
+        for how in ACQUISITIONS:
+            rows += [{"set": name, "seed": seed, "how": how, **row}
+                     for row in active_rounds(features, label, pool, test, how, seed, rounds)]  # fmt: skip
     return rows
 
 
@@ -126,7 +152,7 @@ def active_rounds(features: np.ndarray, label: np.ndarray, pool: np.ndarray, tes
         acquisition, _, pcb = how.partition("+")
         wanted = min(len(rest), max(budget, len(pool) // 10) if pcb else budget)
         if acquisition == "random":
-            picked = np.random.default_rng([seed, 9, step]).choice(rest, wanted, replace=False)
+            picked = np.random.default_rng([seed, 9, step]).choice(rest, len(rest) if pcb else budget, replace=False)
         elif acquisition == "entropy":
             picked = order_by_entropy(chances, rest, wanted)
         elif acquisition == "coreset":
@@ -140,7 +166,16 @@ def active_rounds(features: np.ndarray, label: np.ndarray, pool: np.ndarray, tes
     return out
 
 
-def active_line(rows: list[dict[str, object]]) -> str:
+def active_lines(rows: list[Row]) -> list[str]:
+    """Mean accuracy after each round, and mean balance of the labels after the last, by set and acquisition."""
+    return [
+        f"{name}: {active_line([r for r in rows if r['set'] == name])}"
+        for name in dict.fromkeys(r["set"] for r in rows)
+    ]
+
+
+def active_line(rows: list[Row]) -> str:
+    """One set."""
     mean = defaultdict(list)
     for row in rows:
         mean[row["how"], row["round"]].append(row["accuracy"])
@@ -149,13 +184,15 @@ def active_line(rows: list[dict[str, object]]) -> str:
 
 
 def emoji_column(data: Path, name: str) -> list[str]:
-    return [str(value) for value in pq.read_table(data / "emoji/emoji.parquet", columns=[name]).column(name).to_pylist()]
+    return [
+        str(value) for value in pq.read_table(data / "emoji/emoji.parquet", columns=[name]).column(name).to_pylist()
+    ]
 
 
 # ---- NMTune
 
 
-def tower(rate: float, load: Callable[[str], Features], cache: Path) -> Network:
+def tower(rate: float, load: Load, cache: Path) -> Network:
     """A dual encoder trained with this share of wrong texts; cached."""
     path = cache / f"bench-tune-tower-{rate:g}.safetensors"
     network = Network(1280, 384, dim=128, hidden=256)
@@ -178,7 +215,7 @@ def tower(rate: float, load: Callable[[str], Features], cache: Path) -> Network:
 
 
 @torch.no_grad()
-def through(features: np.ndarray, rate: float, load: Callable[[str], Features], cache: Path) -> np.ndarray:
+def through(features: np.ndarray, rate: float, load: Load, cache: Path) -> np.ndarray:
     """Image features of the tower, before they are brought to length 1."""
     wide = torch.from_numpy(np.asarray(features, np.float32))
     network = tower(rate, load, cache)
@@ -206,10 +243,11 @@ def turned(name: str, data: Path, rows: np.ndarray, cache: Path, encoder: Embedd
     return features
 
 
+Row = dict[str, object]
 Task = tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def tasks(load: Callable[[str], Features], data: Path, cache: Path, encoder: EmbeddedEncoder, seed: int) -> list[Task]:
+def tasks(load: Load, data: Path, cache: Path, encoder: EmbeddedEncoder, seed: int) -> list[Task]:
     """Name; features and labels to tune on, inside and outside of the domain."""
     rng = np.random.default_rng([seed, 11])
     out: list[Task] = []
@@ -232,15 +270,14 @@ def tasks(load: Callable[[str], Features], data: Path, cache: Path, encoder: Emb
     return out
 
 
-def run_tune(load: Callable[[str], Features], data: Path, cache: Path, encoder: EmbeddedEncoder,
-             seeds: int) -> list[dict[str, object]]:  # fmt: skip
+def run_tune(load: Load, data: Path, cache: Path, encoder: EmbeddedEncoder, seed: int) -> list[Row]:
     """Accuracy inside and outside of the domain of each method on each tower."""
-    rows: list[dict[str, object]] = []
-    for seed, rate in itertools.product(range(seeds), RATES):
-        for name, own, y, near, near_y, far, far_y in tasks(load, data, cache, encoder, seed):
-            seen, place = np.unique(y, return_inverse=True)
-            code = np.full(max(y.max(), near_y.max(), far_y.max()) + 1, -1)
-            code[seen] = np.arange(len(seen))
+    rows: list[Row] = []
+    for name, own, y, near, near_y, far, far_y in tasks(load, data, cache, encoder, seed):
+        seen, place = np.unique(y, return_inverse=True)
+        code = np.full(max(y.max(), near_y.max(), far_y.max()) + 1, -1)
+        code[seen] = np.arange(len(seen))
+        for rate in RATES:
             feats = [through(x, rate, load, cache) for x in (own, near, far)]
             row = {"set": name, "noise": rate, "seed": seed, "spectrum": sampled_spectrum(feats[0])}
             answers: dict[str, list[np.ndarray]] = {}
@@ -251,43 +288,62 @@ def run_tune(load: Callable[[str], Features], data: Path, cache: Path, encoder: 
             for method, (inside, outside) in answers.items():
                 right = [100 * float((p.argmax(1) == code[z]).mean()) for p, z in ((inside, near_y), (outside, far_y))]
                 rows.append(row | {"method": method, "inside": right[0], "outside": right[1]})
-        print(seed, rate, tune_line([r for r in rows if r["noise"] == rate]), flush=True)
     return rows
 
 
-def tune_line(rows: list[dict[str, object]]) -> str:
+def tune_lines(rows: list[Row]) -> list[str]:
+    """Mean accuracy inside / outside of the domain by noise and method, over all sets and for each."""
+    out = []
+    for rate in RATES:
+        some = [row for row in rows if row["noise"] == rate]
+        out.append(f"{rate:.0%} all: {tune_line(some)}")
+        for name in dict.fromkeys(str(row["set"]) for row in some):
+            out.append(f"{rate:.0%} {name}: {tune_line([row for row in some if row['set'] == name])}")
+    return out
+
+
+def tune_line(rows: list[Row]) -> str:
+    """Inside / outside of each method, and the spectrum of what they were given."""
     mean = defaultdict(list)
     for row in rows:
         mean[row["method"]].append((row["inside"], row["outside"]))
-    return "; ".join(f"{how} {np.mean(x, axis=0)[0]:.2f} / {np.mean(x, axis=0)[1]:.2f}" for how, x in mean.items())
+    shown = "; ".join(f"{how} {np.mean(x, axis=0)[0]:.2f} / {np.mean(x, axis=0)[1]:.2f}" for how, x in mean.items())
+    sve, lsvr = (np.mean([row["spectrum"][key] for row in rows]) for key in ("sve", "lsvr"))  # type: ignore[index]
+    return f"{shown}; SVE {sve:.3f}, LSVR {lsvr:.3f}"
 
 
 def main() -> None:
     """Run the parts and store their rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of features, as scripts/bench_detect.py fills")
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="folder of features, as scripts/bench_detect.py fills"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the numbers")
     parser.add_argument("--parts", default="transductive,active,tune")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    encoder, held = EmbeddedEncoder(), {}
-
-    def load(name: str) -> Features:
-        if name not in held:
-            held[name] = load_features(name, given.data, 6000, given.cache, encoder)
-        return held[name]
-
+    encoder = EmbeddedEncoder()
+    load = functools.cache(lambda name: load_stored(name, given.data, given.cache, encoder))
     given.output.mkdir(parents=True, exist_ok=True)
-    work: dict[str, Callable[[], object]] = {
-        "transductive": lambda: run_transductive(load),
-        "active": lambda: run_active(load, given.data, given.seeds, given.rounds),
-        "tune": lambda: run_tune(load, given.data, given.output, encoder, given.seeds),
+    parts = given.parts.split(",")
+    if "transductive" in parts:
+        write_json(given.output / "transductive.json", run_transductive(load, encoder))
+    work: dict[str, Callable[[int], list[Row]]] = {
+        "active": lambda seed: run_active(load, given.data, seed, given.rounds),
+        "tune": lambda seed: run_tune(load, given.data, given.output, encoder, seed),
     }
-    for part in given.parts.split(","):
-        (given.output / f"{part}.json").write_text(json.dumps(work[part](), indent=1) + "\n", encoding="utf-8")
+    for part in (name for name in parts if name in work):
+        path = given.output / f"{part}.json"
+        rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        for seed in range(given.seeds):
+            if not any(row["seed"] == seed for row in rows):  # what is done is not done again
+                rows += work[part](seed)
+                write_json(path, rows)
+                for line in active_lines(rows) if part == "active" else tune_lines(rows):
+                    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ sum to 1. `transclip` and `zlap` have files of their own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -129,7 +130,9 @@ def linear_probe(image: Float[np.ndarray, "m d"], labels: Int[np.ndarray, " m"],
     known = np.unique(labels)
     if len(known) < 2:
         raise ValueError(f"labels hold {len(known)} classes, a probe needs 2 or more")
-    model = LogisticRegression(C=strength, max_iter=500).fit(unit_rows(image), labels)
+    with warnings.catch_warnings():  # many classes on few rows are what probes are for
+        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
+        model = LogisticRegression(C=strength, max_iter=500).fit(unit_rows(image), labels)
     out = np.zeros((len(queries), classes))
     out[:, known] = model.predict_proba(unit_rows(queries))
     return out
