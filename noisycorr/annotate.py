@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 COLUMNS = ("rank", "key", "predicted", "p_predicted", "entropy", "reason")
 CLUSTERS = 20  # of an audit set
 BINS = 5
+WHY = {
+    "entropy": "the classifier is unsure",
+    "coreset": "far from all that is labelled",
+    "random": "drawn at random",
+    "badge": "the classifier would learn much, and differently from the others",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,9 @@ class Annotate:
         if not 0 < self.candidates <= 1:
             raise UsageError(f"--candidates is {self.candidates}, expected above 0 and at most 1.")
         if self.acquisition not in ("entropy", "coreset", "badge", "random", "audit"):
-            raise UsageError(f"--acquisition is {self.acquisition!r}, expected entropy, coreset, badge, random or audit.")
+            raise UsageError(
+                f"--acquisition is {self.acquisition!r}, expected entropy, coreset, badge, random or audit."
+            )
         if self.label_col is not None and self.label_col.lower().startswith("truth_"):
             raise UsageError(f"Column {self.label_col!r} is hidden truth: only evaluation may read it; name another.")
         if self.labels and self.label_col:
@@ -110,8 +118,10 @@ def annotate(path: str, choice: Annotate) -> list[dict[str, Any]]:
     if choice.acquisition == "audit":
         return _audit(path, choice, rows, pool, opinion)
     if opinion is None and choice.acquisition in ("entropy", "badge"):
-        raise UsageError(f"--acquisition {choice.acquisition} needs class probabilities: give --chances, or --labels of "
-                         "two classes or more; coreset, random and audit need none.")  # fmt: skip
+        raise UsageError(
+            f"--acquisition {choice.acquisition} needs class probabilities: give --chances, or --labels of two classes "
+            "or more; coreset, random and audit need none."
+        )
     labelled = np.flatnonzero(~free & rows.usable)
     return _ranked(choice, rows, pool, labelled, opinion)
 
@@ -141,8 +151,10 @@ def _opinion(choice: Annotate, rows: Labelled, words: list[str | None]) -> Opini
             raise UsageError(f"--class_names {choice.class_names} is not a file.")
         names = [line.strip() for line in Path(choice.class_names).read_text("utf-8-sig").splitlines() if line.strip()]
         if len(names) != chances.shape[1] or len(set(names)) != len(names):
-            raise UsageError(f"--class_names has {len(names)} lines, {len(set(names))} of them different, but --chances "
-                             f"has {chances.shape[1]} classes.")  # fmt: skip
+            raise UsageError(
+                f"--class_names has {len(names)} lines, {len(set(names))} of them different, but --chances has "
+                f"{chances.shape[1]} classes."
+            )
     place = {name: number for number, name in enumerate(names)}
     known = np.array([-1 if word is None else place.get(word, -1) for word in words])
     return Opinion(chances=chances, names=names, known=known)
@@ -183,8 +195,7 @@ def _ranked(choice: Annotate, rows: Labelled, pool: np.ndarray, labelled: np.nda
         assert opinion is not None
         order = (acquire.order_by_entropy(opinion.chances, pool, wanted) if choice.acquisition == "entropy" else
                  acquire.order_by_badge(features, opinion.chances, pool, wanted, seed=choice.seed))  # fmt: skip
-    why = {"entropy": "the classifier is unsure", "coreset": "far from all that is labelled", "random": "drawn at random",
-           "badge": "the classifier would learn much, and differently from the others"}[choice.acquisition]  # fmt: skip
+    why = WHY[choice.acquisition]
     if not balance:
         return _table(rows, order, opinion, [why] * len(order))
     assert opinion is not None

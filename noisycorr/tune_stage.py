@@ -1,8 +1,8 @@
 """`noisycorr tune`: from frozen features and labels to heads, and what they are worth inside and outside of the domain.
 
-    models/METHOD.safetensors   heads; models/heads.json says what their outputs mean
-    predictions.parquet         every row: key, split, label, and what the head that validates best says
-    report.json, report.html    accuracy of every method on every set, and the spectrum before and after
+models/METHOD.safetensors   heads; models/heads.json says what their outputs mean
+predictions.parquet         every row: key, split, label, and what the head that validates best says
+report.json, report.html    accuracy of every method on every set, and the spectrum before and after
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Verbs on frozen features: tune heads, and say what to label. Everything heavy is imported where it is used, so that the help comes at once."""
+"""Verbs on frozen features: tune heads, and say what to label.
+
+Everything heavy is imported where it is used, so that the help comes at once.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from noisycorr import console
 from noisycorr.flags import Parser, add_choice, pick
 from noisycorr.plan_flags import NEED_FOLDER, make_choice, new_run
 
-FEATURES = ("Run folder of `noisycorr clean` or `embed`, a .npy file of features, a folder with image.npy, or any source "
-            "that `clean` reads, which is then embedded first")  # fmt: skip
+FEATURES = ("Run folder of `noisycorr clean` or `embed`, a .npy file of features, a folder with image.npy, or any "
+            "source that `clean` reads, which is then embedded first")  # fmt: skip
 
 POOL = "Run folder of `noisycorr clean` or `embed`, a .npy file of features, or a folder with image.npy"
 

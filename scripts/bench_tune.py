@@ -28,7 +28,6 @@ from bench_features import BATCH, LIMITED, load_features
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from noisycorr.embed import Embed, prepare
 from noisycorr.encoders.embedded import EmbeddedEncoder
 from noisycorr.formats.images import decode_image
 from noisycorr.learn.choice import Train
@@ -40,8 +39,8 @@ from noisycorr.learn.nmtune_choice import NMTune
 from noisycorr.learn.retrieval import make_learner
 from noisycorr.noise import RandomSwap
 from noisycorr.run import write_json
-from noisycorr.score.crossfit import reduce_width
 from noisycorr.score.acquire import balance_picks, class_balance, order_by_badge, order_by_coreset, order_by_entropy
+from noisycorr.score.crossfit import reduce_width
 from noisycorr.score.spectrum import sampled_spectrum
 from noisycorr.score.transclip import transclip
 from noisycorr.score.transductive import balanced, linear_probe, neighbor_labels, zero_shot
@@ -49,7 +48,7 @@ from noisycorr.score.zlap import zlap
 from noisycorr.strategies import load_strategy
 
 RATES = (0.0, 0.1, 0.3)
-SHOTS, TESTED, TURNED = 500, 1000, 400
+SHOTS, TESTED, TURNED = 500, 1000, 200
 STYLES = ("noto", "fluent-emoji-flat")
 SCALE = 30.0  # of the ConSE space, whose cosines spread wider than those of CLIP
 ACQUISITIONS = ("random", "random+pcb", "entropy", "entropy+pcb", "badge", "badge+pcb")

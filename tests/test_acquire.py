@@ -63,7 +63,7 @@ def test_badge_never_makes_the_outer_product_but_equals_it():
     assert found[0] == pool[int(np.argmax(gradient))]
     assert np.array_equal(found, order_by_badge(features, chances, pool, 10, seed=0))
     assert len(order_by_badge(features, chances, pool, 99, seed=0)) == len(pool)
-    same = np.zeros((5, 4)) + [1, 0, 0, 0]  # sure of everything: no gradient at all
+    same = np.tile([1.0, 0, 0, 0], (5, 1))  # sure of everything: no gradient at all
     assert len(set(order_by_badge(features[:5], same, np.arange(5), 4, seed=0).tolist())) == 4
 
 
@@ -84,8 +84,10 @@ def test_a_class_without_candidates_does_not_make_the_rest_random():
     pseudo = np.repeat([0, 1, 2], [100, 8, 8])  # nobody is of class 3, which stays the rarest
     balance = {}
     for rule in ("next_rarest", "random_stall"):
-        counts = [np.bincount(pseudo[balance_picks(np.arange(116), pseudo, np.zeros(4, int), 20, seed=seed, on_empty=rule)],
-                              minlength=4) for seed in range(5)]  # fmt: skip
+        counts = []
+        for seed in range(5):
+            picked = balance_picks(np.arange(116), pseudo, np.zeros(4, int), 20, seed=seed, on_empty=rule)
+            counts.append(np.bincount(pseudo[picked], minlength=4))
         balance[rule] = float(np.mean([class_balance(count) for count in counts]))
     assert balance["next_rarest"] > balance["random_stall"] + 0.1
     assert len(balance_picks(np.arange(3), pseudo, np.zeros(4, int), 9, seed=0)) == 3
@@ -119,6 +121,7 @@ def slow_picks(properties: list[list[list[int]]], sizes: list[int], budget: int,
         return out
 
     for _ in range(budget):
+
         def cost(item: int) -> float:
             found = entropies([*chosen, item])
             if aim == "sum":

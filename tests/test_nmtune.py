@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,11 @@ def same(fast, reference, *tensors: torch.Tensor) -> None:
 def test_terms_equal_slow_loops(shape: tuple[int, int]):
     z, f = batch(*shape), batch(*shape, seed=1)
     for reduction in ("mean", "sum"):
-        same(lambda x: feature_consistency(x, f, reduction=reduction), lambda x: slow.consistency(x, f, reduction), z)
+        given = {"given": f, "reduction": reduction}
+        same(partial(feature_consistency, **given), partial(slow.consistency, **given), z)
     same(feature_covariance, slow.covariance, z)
     for topk in (1, 3, 50):
-        same(lambda x: dominant_values(x, topk=topk), lambda x: slow.dominance(x, topk), z)
+        same(partial(dominant_values, topk=topk), partial(slow.dominance, topk=topk), z)
 
 
 def test_terms_at_known_places():
@@ -70,8 +72,9 @@ def test_terms_at_known_places():
     target = batch(8, 3, 1).requires_grad_()
     feature_consistency(z.requires_grad_(), target).backward()
     assert target.grad is None and z.grad is not None
-    for wrong in (lambda: feature_covariance(z[:1]), lambda: dominant_values(z, topk=0),
-                  lambda: feature_consistency(z, z[:2]), lambda: feature_consistency(z, z, reduction="max")):  # fmt: skip
+    for wrong in (partial(feature_covariance, z[:1]), partial(dominant_values, z, topk=0),
+                  partial(feature_consistency, z, z[:2]),
+                  partial(feature_consistency, z, z, reduction="max")):  # fmt: skip
         with pytest.raises(ValueError):
             wrong()
 
@@ -267,6 +270,10 @@ def test_wrong_use(words: list[str], told: str, tmp_path: Path, capsys: pytest.C
 
 def test_choices_of_rows():
     assert Rows(out_of_domain="a=x, b=y|z").others() == {"a": "x", "b": "y|z"}
-    for wrong in ({"val_fraction": 0.6, "test_fraction": 0.5}, {"out_of_domain": "a=x,a=y"}, {"labels": "x", "label_col": "y"}):
+    for wrong in (
+        {"val_fraction": 0.6, "test_fraction": 0.5},
+        {"out_of_domain": "a=x,a=y"},
+        {"labels": "x", "label_col": "y"},
+    ):
         with pytest.raises(UsageError):
             Rows(**wrong)  # type: ignore[arg-type]

@@ -51,7 +51,9 @@ def test_plpd_and_the_rows_that_deyo_keeps():
     entropy = torch.tensor([0.1, 0.1])
     weight = deyo_weights(entropy, difference, 2, entropy_below=0.5, plpd_above=0.2)
     assert weight.tolist() == pytest.approx([math.exp(-(0.1 - 0.4 * math.log(2))) + math.exp(0.5), 0])
-    assert deyo_weights(torch.tensor([0.5 * math.log(2)] * 2), difference, 2, entropy_below=0.5, plpd_above=0).sum() == 0
+    assert (
+        deyo_weights(torch.tensor([0.5 * math.log(2)] * 2), difference, 2, entropy_below=0.5, plpd_above=0).sum() == 0
+    )
 
 
 def test_surer_than_source_asks_for_the_source_s_answer():
@@ -65,8 +67,12 @@ def test_patches_change_places_and_nothing_is_lost():
     mixed = shuffle_patches(images, 4, seeded())
     assert torch.equal(mixed[:, :, 8:], images[:, :, 8:])  # the ninth row fills no patch
     assert torch.equal(mixed.flatten(1).sort(1).values, images.flatten(1).sort(1).values)
-    patches = {tuple(images[0, :, i : i + 2, j : j + 2].flatten().tolist()) for i in range(0, 8, 2) for j in range(0, 8, 2)}
-    found = {tuple(mixed[0, :, i : i + 2, j : j + 2].flatten().tolist()) for i in range(0, 8, 2) for j in range(0, 8, 2)}
+    patches = {
+        tuple(images[0, :, i : i + 2, j : j + 2].flatten().tolist()) for i in range(0, 8, 2) for j in range(0, 8, 2)
+    }
+    found = {
+        tuple(mixed[0, :, i : i + 2, j : j + 2].flatten().tolist()) for i in range(0, 8, 2) for j in range(0, 8, 2)
+    }
     assert patches == found and not torch.equal(mixed, images)
     assert torch.equal(shuffle_patches(images, 1, seeded()), images)
     with pytest.raises(ValueError, match="cannot be cut"):
@@ -142,7 +148,9 @@ def test_adapting_with_diversity_helps_and_without_it_the_guard_fires():
 
 def test_cotta_with_everything_restored_is_the_source():
     model = Blobs().eval()
-    adapt = TestTime(model, lambda net, x: net(x), Adapt(method="cotta", lr=0.05, restore=1.0, teacher=1.0, guard=False))
+    adapt = TestTime(
+        model, lambda net, x: net(x), Adapt(method="cotta", lr=0.05, restore=1.0, teacher=1.0, guard=False)
+    )
     for x, _ in stream(4):
         assert torch.equal(adapt(x), Blobs()(x).softmax(1))
 

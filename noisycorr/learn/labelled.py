@@ -124,8 +124,10 @@ def _of_run(run: Run, side: str, label_col: str | None, need: bool) -> Labelled:
         words: list[str | None] = facts.column("text").to_pylist()
         known = [word for word in words if word]
         if need and len(known) < FEWEST * len(set(known)):
-            raise UsageError(f"{run.folder} has {len(set(known)):,} different texts on {len(known):,} pairs, so they "
-                             "are no classes: name the column of the labels by --label_col, or a file by --labels.")
+            raise UsageError(
+                f"{run.folder} has {len(set(known)):,} different texts on {len(known):,} pairs, so they "
+                "are no classes: name the column of the labels by --label_col, or a file by --labels."
+            )
         if not need and len(known) < FEWEST * len(set(known)):
             words = [None] * len(words)
     else:
@@ -190,5 +192,3 @@ def _table(path: Path) -> list[dict[str, Any]]:
     if not rows or not all(isinstance(row, dict) and {"key", "label"} <= set(row) for row in rows):
         raise UsageError(f"--labels {path} needs rows with the columns key and label.")
     return rows
-
-

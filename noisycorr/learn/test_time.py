@@ -90,7 +90,9 @@ def mean_entropy(logits: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
     return -torch.special.xlogy(mean, mean).sum()
 
 
-def shuffle_patches(images: Float[Tensor, "b k h w"], grid: int, generator: torch.Generator) -> Float[Tensor, "b k h w"]:
+def shuffle_patches(
+    images: Float[Tensor, "b k h w"], grid: int, generator: torch.Generator
+) -> Float[Tensor, "b k h w"]:
     """The images cut into grid x grid patches that change places, each image in its own way.
 
     Rows and columns that do not fill a patch stay where they are.
@@ -186,7 +188,9 @@ class TestTime:
         self.batches += 1
         with torch.no_grad():
             source = self._with(self.source, images)
-            answer = self._with(self.teacher, images) if self.choice.method == "cotta" else self.logits(self.model, images)
+            answer = (
+                self._with(self.teacher, images) if self.choice.method == "cotta" else self.logits(self.model, images)
+            )
         if self.choice.method != "none":
             self._learn(images, source, answer)
             self._watch(answer.argmax(1), source.argmax(1), answer.shape[1])
@@ -248,7 +252,9 @@ class TestTime:
             weight = surer_than_source(logits.detach(), source / choice.temperature).to(entropy)
         elif choice.method == "deyo":
             with torch.no_grad():
-                mixed = self.logits(self.model, shuffle_patches(images, choice.grid, self.generator)) / choice.temperature
+                mixed = (
+                    self.logits(self.model, shuffle_patches(images, choice.grid, self.generator)) / choice.temperature
+                )
             weight = deyo_weights(entropy.detach(), plpd(logits.detach(), mixed), logits.shape[1],
                                   entropy_below=choice.entropy_below, plpd_above=choice.plpd_above)  # fmt: skip
         kept = weight > 0

@@ -1,4 +1,4 @@
-"""Which images to label next: what a classifier is unsure of, what is unlike all that is known, and a balance of classes.
+"""Which images to label next: what a classifier is unsure of, what is unlike all that is known, and even classes.
 
 An acquisition orders a pool; `balance_picks` (PCB) takes from its first candidates so that classes come out even by the
 classifier's own opinion. All functions are stateless: the same arguments give the same rows.

@@ -28,7 +28,7 @@ def transclip(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "c d"], *
         y_i   = softmax(scale * cos(x_i, t_c)),  z = y;   mu_c from the 8 images with the largest z_c,  v_d = 1 / d
         g_ic  = -1/2 sum_d (x_id - mu_cd)^2 / v_d
         z_i  <- normalise( y_i^keep * exp( (g_i + 50/6 * (W'z + Wz)_i) / 50 ) )                   `sweeps` times
-        mu_c  = unit( sum_i z_ic x_i ),      v_d = sum_ic z_ic (x_id - mu_cd)^2 / sum z           then again, `blocks` times
+        mu_c  = unit( sum_i z_ic x_i ),   v_d = sum_ic z_ic (x_id - mu_cd)^2 / sum z              again, `blocks` times
 
     Args:
         image: Features of the images, of any length.
@@ -44,8 +44,7 @@ def transclip(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "c d"], *
         float64, rows sum to 1.
     """
     x = unit_rows(image).astype(np.float64)
-    n, d = x.shape
-    c = len(text)
+    d, c = x.shape[1], len(text)
     start = np.log(np.maximum(zero_shot(image, text, scale=scale), 1e-300))
     weights = _graph(image, k, seed)
     both = (weights + weights.T).tocsr()

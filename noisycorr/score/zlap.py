@@ -21,7 +21,7 @@ def zlap(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "c d"], *, k: 
     """Scores of all images together, without labels.
 
         A: each image has edges to its k nearest images and to its k nearest classes, weights cos (>= 0), the latter to
-           the power; W = A + A', zero diagonal, S = D^-1/2 W D^-1/2;   (I - alpha S) z_c = e_c;   row i of z, over its sum
+           the power;  W = A + A', zero diagonal, S = D^-1/2 W D^-1/2;  (I - alpha S) z_c = e_c;  rows over their sums
 
     Args:
         image: Features of the images, of any length.
