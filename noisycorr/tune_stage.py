@@ -64,6 +64,7 @@ class Sets:
         label: int (n,) of `own`, -1 where there is none.
         split: int8 (n,): what each row is for.
         second: (n, d) other views of `own`, or None.
+        second_identity: Changes when they do.
         others: Features and labels of sets to test on, by name.
         left_out: How many rows of each set have no place, and why.
     """
@@ -73,6 +74,7 @@ class Sets:
     label: np.ndarray
     split: np.ndarray
     second: np.ndarray | None
+    second_identity: dict[str, Any] | None
     others: dict[str, tuple[np.ndarray, np.ndarray]]
     left_out: dict[str, dict[str, int]]
 
@@ -94,8 +96,7 @@ def tune(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any] | N
         UsageError: If the folder holds something else, or rows or labels do not suffice.
     """
     places = _embedded(plan, run)
-    if not dist.is_main():
-        dist.wait()
+    if not dist.is_main():  # nobody waits: a barrier has a time limit, and tuning may take longer
         return None
     sets = _sets(plan, places)
     inputs = _inputs(plan, sets)
@@ -118,7 +119,6 @@ def tune(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any] | N
     run.finish("tune", inputs, {"best": report["best"]})
     for line in _lines(report):
         console.say(line)
-    dist.wait()
     return report
 
 
@@ -160,9 +160,10 @@ def _sets(plan: Plan, places: dict[str, str]) -> Sets:
     label = _labels(own, names)
     left_out = {"source": _left_out(own, label)}
     split[label < 0] = UNUSED  # classes without a row to train on
-    second = None
+    second, second_identity = None, None
     if "second" in places:
-        second = _read(plan, places["second"], need=False).features
+        views = _read(plan, places["second"], need=False)
+        second, second_identity = views.features, dict(views.identity)
         if second.shape != own.features.shape:
             raise UsageError(f"--second_view has features {second.shape}, the first view {own.features.shape}.")
         split[~np.isfinite(second).all(1)] = UNUSED
@@ -182,7 +183,8 @@ def _sets(plan: Plan, places: dict[str, str]) -> Sets:
         others[name.removeprefix("ood-")] = (rows.features[keep], theirs[keep])
     if np.sum(split == TRAIN) < 2:
         raise UsageError(f"{plan.source.path} leaves {np.sum(split == TRAIN)} rows to train on, expected 2 or more.")
-    return Sets(names=names, own=own, label=label, split=split, second=second, others=others, left_out=left_out)
+    return Sets(names=names, own=own, label=label, split=split, second=second,
+                second_identity=second_identity, others=others, left_out=left_out)  # fmt: skip
 
 
 def split_rows(own: Labelled, usable: np.ndarray, rows: Rows, seed: int) -> np.ndarray:
@@ -216,12 +218,11 @@ def _left_out(rows: Labelled, label: np.ndarray) -> dict[str, int]:
 
 
 def _inputs(plan: Plan, sets: Sets) -> dict[str, Any]:
-    """What the heads and the report depend on. Methods are not in it: one more can be tuned later."""
+    """What the heads depend on. Methods and sets to test on are not in it: one more can be asked about later."""
     return {
         "rows": dict(sets.own.identity), "settings": plan.tune.settings(), "side": plan.rows.side,
         "classes": fingerprint(sets.names), "split": fingerprint(sets.split.tolist()),
-        "labels": fingerprint(sets.label.tolist()), "second_view": plan.rows.second_view,
-        "sets": {name: fingerprint(label.tolist()) for name, (_, label) in sets.others.items()},
+        "labels": fingerprint(sets.label.tolist()), "second_view": sets.second_identity,
         "noisycorr": __version__,
     }  # fmt: skip
 

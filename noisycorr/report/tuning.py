@@ -80,6 +80,6 @@ def commands(folder: str) -> list[tuple[str, str]]:
     return [
         (f"noisycorr tune --config {config} --output_folder OTHER --seed 1",
          "tune again with another seed: how far the numbers differ is chance"),
-        (f"noisycorr tune --config {config} --output_folder OTHER --out_of_domain NAME=SOURCE",
-         "test on pictures of another kind"),
+        (f"noisycorr tune --config {config} --out_of_domain NAME=SOURCE",
+         "test the same heads on pictures of another kind"),
     ]  # fmt: skip
