@@ -213,12 +213,12 @@ def tower(rate: float, load: Load, cache: Path) -> Network:
     return network.eval()
 
 
-@torch.no_grad()
 def through(features: np.ndarray, rate: float, load: Load, cache: Path) -> np.ndarray:
     """Image features of the tower, before they are brought to length 1."""
     wide = torch.from_numpy(np.asarray(features, np.float32))
     network = tower(rate, load, cache)
-    return network.image_head((wide - network.image_mean) / network.image_std).numpy()
+    with torch.no_grad():
+        return network.image_head((wide - network.image_mean) / network.image_std).numpy()
 
 
 def turned(name: str, data: Path, rows: np.ndarray, cache: Path, encoder: EmbeddedEncoder) -> np.ndarray:
