@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 COLUMNS = ("rank", "key", "predicted", "p_predicted", "entropy", "reason")
 CLUSTERS = 20  # of an audit set
 BINS = 5
+MOST = 20  # candidates for each row that is named
+LOOKED_AT = 50_000  # rows of the pool, drawn at random, that coreset and badge choose among
 WHY = {
     "entropy": "the classifier is unsure",
     "coreset": "far from all that is labelled",
@@ -37,7 +39,7 @@ class Annotate:
         balance: Pick among the candidates so that classes come out even by the classifier's own opinion (PCB). Not
             with audit, nor without class probabilities.
         candidates: Share of the pool that is a candidate when classes are balanced, in (0, 1]; never fewer than the
-            budget.
+            budget, nor more than 20 times as many.
         side: Features of a run folder: image or text.
         labels: File of labels that are known: csv, tsv, jsonl or parquet with columns key and label, or a .npy of
             words or whole numbers, one a row, where -1 or "" is unknown.
@@ -183,8 +185,12 @@ def _ranked(choice: Annotate, rows: Labelled, pool: np.ndarray, labelled: np.nda
 
     budget = min(choice.budget, len(pool))
     balance = choice.balance and opinion is not None
+    if choice.acquisition in ("coreset", "badge") and len(pool) > LOOKED_AT:  # each pick looks at all of them
+        rng = np.random.default_rng([choice.seed, 79])
+        pool = np.sort(rng.choice(pool, max(LOOKED_AT, budget), replace=False))
     # A random pool is its own candidate set.
-    wide = len(pool) if choice.acquisition == "random" else max(budget, round(choice.candidates * len(pool)))
+    wide = min(max(budget, round(choice.candidates * len(pool))), MOST * budget)
+    wide = len(pool) if choice.acquisition == "random" else wide
     wanted = wide if balance else budget
     features = np.asarray(rows.features, np.float32)
     if choice.acquisition == "random":

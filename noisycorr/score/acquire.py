@@ -114,19 +114,20 @@ def balance_picks(candidates: Int[np.ndarray, " m"], pseudo: Int[np.ndarray, " n
     """
     rng = np.random.default_rng([seed, 67])
     count = np.array(known, np.int64)
-    left = [int(row) for row in candidates]
+    held: dict[int, list[int]] = {}
+    for row in candidates.tolist():
+        held.setdefault(int(pseudo[row]), []).append(row)
     picked: list[int] = []
-    while len(picked) < budget and left:
+    for _ in range(min(budget, len(candidates))):
         order = np.lexsort((rng.random(len(count)), count))
-        held = {int(pseudo[row]) for row in left}
         wanted = order[:1] if on_empty == "random_stall" else order
-        one = next((int(c) for c in wanted if int(c) in held), None)
-        fitting = left if one is None else [row for row in left if pseudo[row] == one]
-        row = fitting[0] if ordered else fitting[int(rng.integers(len(fitting)))]
-        picked.append(row)
-        left.remove(row)
-        if one is not None or on_empty == "next_rarest":
-            count[pseudo[row]] += 1
+        one = next((int(c) for c in wanted if held.get(int(c))), None)
+        stalled = one is None
+        if one is None:  # any candidate
+            sizes = np.array([len(rows) for rows in held.values()])
+            one = list(held)[int(rng.choice(len(sizes), p=sizes / sizes.sum()))]
+        picked.append(held[one].pop(0 if ordered else int(rng.integers(len(held[one])))))
+        count[one] += not stalled
     return np.array(picked, np.int64)
 
 
