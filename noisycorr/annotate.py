@@ -111,7 +111,7 @@ def annotate(path: str, choice: Annotate) -> list[dict[str, Any]]:
         raise UsageError(f"{path} holds no features: run `noisycorr embed` first, or name a .npy file.")
     asked = choice.labels is not None or choice.label_col is not None
     rows = read_labelled(path, side=choice.side, labels=choice.labels, label_col=choice.label_col, need=False)
-    words = list(rows.words) if asked or not is_run(path) else [None] * len(rows.keys)
+    words: list[str | None] = list(rows.words) if asked or not is_run(path) else [None] * len(rows.keys)
     free = np.array([word is None for word in words]) & rows.usable
     pool = np.flatnonzero(free)
     if not len(pool):

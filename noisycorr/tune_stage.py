@@ -154,7 +154,7 @@ def _sets(plan: Plan, places: dict[str, str]) -> Sets:
     own = _read(plan, places["data"], labels=plan.rows.labels)
     has = np.array([word is not None for word in own.words])
     split = split_rows(own, has & own.usable, plan.rows, plan.tune.seed)
-    names = sorted({str(own.words[row]) for row in np.flatnonzero(split == TRAIN)})
+    names = sorted({str(own.words[row]) for row in np.flatnonzero(split == TRAIN).tolist()})
     if len(names) < 2:
         raise UsageError(f"{plan.source.path} has {len(names)} classes with rows to train on, expected at least 2.")
     label = _labels(own, names)
@@ -298,7 +298,7 @@ def _predictions(sets: Sets, path: Path, run: Run) -> None:
     table = pa.table({
         "key": [sets.own.keys[row] for row in usable],
         "split": [WORDS[int(sets.split[row])] for row in usable],
-        "label": [sets.own.words[row] for row in usable],
+        "label": [sets.own.words[row] for row in usable.tolist()],
         "predicted": [sets.names[one] for one in top],
         "p_predicted": pa.array(chances.max(1), pa.float32()),
         "p_label": pa.array(p_given.astype(np.float32), pa.float32()),

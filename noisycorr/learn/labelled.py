@@ -137,7 +137,7 @@ def _of_run(run: Run, side: str, label_col: str | None, need: bool) -> Labelled:
                             for name in json.loads(text) if not name.lower().startswith("truth_")})  # fmt: skip
             raise UsageError(f"{run.folder} has no column {label_col!r}; it has {', '.join(names) or 'none'}.")
     return Labelled(
-        keys=corpus.keys, features=features, words=words, usable=features.any(1), group=corpus.image_group,
+        keys=corpus.keys, features=features, words=words, usable=np.asarray(features.any(1)), group=corpus.image_group,
         given_split=corpus.given_split, identity={"embed": corpus.identity["embed"], "label_col": label_col},
     )  # fmt: skip
 

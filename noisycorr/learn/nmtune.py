@@ -50,6 +50,7 @@ class Adapter(nn.Module):
 
     def __init__(self, dim: int, classes: int, *, ratio: int, res_init: float) -> None:
         super().__init__()
+        self.feature_scale: Tensor
         self.register_buffer("feature_scale", torch.ones(()))
         self.hidden = None
         if ratio:
@@ -189,7 +190,7 @@ def new_head(data: TuneData, choice: NMTune, method: str) -> Adapter:
         network = Adapter(data.features.shape[1], data.classes, ratio=ratio, res_init=choice.res_init)
     finally:
         torch.random.set_rng_state(generator_state)
-    network.feature_scale.fill_(feature_scale(data.features, choice.feature_rms))  # type: ignore[operator]
+    network.feature_scale.fill_(feature_scale(data.features, choice.feature_rms))
     return network
 
 
