@@ -33,6 +33,7 @@ from noisycorr.plan_flags import (
 from noisycorr.recaption_verbs import CaptionScore, Recaption
 from noisycorr.run import Run
 from noisycorr.train_verbs import BenchNoise, Train
+from noisycorr.tune_verbs import Annotate, Tune
 
 if TYPE_CHECKING:
     from noisycorr.export import Export as ExportChoice
@@ -348,7 +349,9 @@ class Evaluate:
 
 
 VERBS: tuple[type[Verb], ...] = (
-    Clean, RunConfig, Embed, Score, Decide, Recaption, Report, Explain, Export, Inject, Train, Evaluate, CaptionScore,
+    Clean, RunConfig, Embed, Score, Decide, Recaption, Report, Explain, Export, Inject,
+    Train, Evaluate, Tune, Annotate,
+    CaptionScore,
     BenchNoise,
 )  # fmt: skip
 

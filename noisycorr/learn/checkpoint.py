@@ -99,7 +99,7 @@ def load_checkpoint(learner: Learner, path: Path) -> None:
     for number, one in enumerate(learner.memories):
         one.restore(memory, f"memory.{number}.")
     learner.trusts = [_trust(memory, number, body["notes"][number]) for number in range(len(learner.networks))]
-    _load_optimizer(learner.optimizer, load_file(path / "optimizer.safetensors"))
+    load_optimizer(learner.optimizer, load_file(path / "optimizer.safetensors"))
     if learner.scaler.is_enabled():
         learner.scaler.load_state_dict(body["scaler"])
     learner.cursor = Cursor(**body["cursor"])
@@ -124,7 +124,7 @@ def _write(learner: Learner, place: Path) -> None:
         ("model", learner.weights()),
         ("best", learner.best),
         ("memory", memory),
-        ("optimizer", _optimizer_tensors(learner.optimizer)),
+        ("optimizer", optimizer_tensors(learner.optimizer)),
     ):
         whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         _store(place / f"{name}.safetensors", save(whole))
@@ -149,13 +149,14 @@ def _trust(tensors: Mapping[str, Tensor], number: int, note: str | None) -> Trus
     return Trust(p_clean=tensors[f"{start}p_clean"].numpy(), clean=sets.pop("clean"), sets=sets, note=note)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Moments of each parameter by its number. Rates and the like follow from the cursor and the settings."""
     state = optimizer.state_dict()["state"]
     return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
