@@ -183,7 +183,7 @@ def score_stage(plan: Plan, run: Run) -> None:
     write_config(run, plan)
     for name in ("score", "duplicates", "image_limits", "text_limits"):
         inputs[name] = dataclasses.asdict(getattr(plan, name))
-    _timed(run, "score", inputs, lambda: score_run(plan, run), [*_each_part(run, "scores"), "scores/fit.json"])
+    timed(run, "score", inputs, lambda: score_run(plan, run), [*each_part(run, "scores"), "scores/fit.json"])
 
 
 def decide_stage(plan: Plan, run: Run) -> None:
@@ -200,7 +200,7 @@ def decide_stage(plan: Plan, run: Run) -> None:
         "decide": dataclasses.asdict(plan.decide),
         "labels": fingerprint_file(labels) if labels else None,
     }
-    _timed(run, "decide", inputs, lambda: decide_run(plan.decide, run, labels), _each_part(run, "ledger"))
+    timed(run, "decide", inputs, lambda: decide_run(plan.decide, run, labels), each_part(run, "ledger"))
     first, *others = _need(run, "decide")["facts"]["summary"]
     for line in (first, *_drop_reasons(run), *others):
         (console.warn if line.startswith("warning:") else console.say)(line)
@@ -209,7 +209,7 @@ def decide_stage(plan: Plan, run: Run) -> None:
 def _drop_reasons(run: Run) -> list[str]:
     """One line on why pairs were dropped, the commonest reason first; none if nothing was."""
     reasons: collections.Counter[str] = collections.Counter()
-    for name in _each_part(run, "ledger"):
+    for name in each_part(run, "ledger"):
         table = pq.read_table(run.folder / name, columns=["verdict", "reason"])
         why = table.filter(pc.equal(table.column("verdict"), "drop")).column("reason")
         for found in pc.value_counts(pc.replace_substring_regex(why, r"(: p_clean| of group) .*$", "")).to_pylist():
@@ -224,7 +224,7 @@ def report_stage(run: Run) -> None:
 
     shown = (run.folder / "config.yaml").read_text(encoding="utf-8")  # the page holds it
     inputs = {"decide": decided(run)["fingerprint"], "config": fingerprint(shown)}
-    _timed(run, "report", inputs, lambda: {"file": write_report(run).name}, ["report.html", "report.json"])
+    timed(run, "report", inputs, lambda: {"file": write_report(run).name}, ["report.html", "report.json"])
     say(f"report: {run.folder / 'report.html'}")
 
 
@@ -234,9 +234,23 @@ def decided(run: Run) -> dict[str, Any]:
     Raises:
         UsageError: If the run was not decided, or was scored anew since.
     """
+    if run.stage("decide") is None and run.stage("audit") is not None:
+        return decided_with(run, "audit", "audit_score")
     record = _need(run, "decide")
     if record["inputs"]["score"] != _need(run, "score")["fingerprint"]:
         raise UsageError(f"{run.folder} was scored anew after its verdicts: run `noisycorr decide` on it first.")
+    return record
+
+
+def decided_with(run: Run, name: str, before: str) -> dict[str, Any]:
+    """The record of a stage of verdicts, if it came from the scores that are there.
+
+    Raises:
+        UsageError: If either stage is not there, or the scores are newer.
+    """
+    record = _need(run, name)
+    if record["inputs"][before] != _need(run, before)["fingerprint"]:
+        raise UsageError(f"{run.folder} was scored anew after its verdicts: run `noisycorr audit` on it first.")
     return record
 
 
@@ -270,7 +284,7 @@ def _refuse_other(plan: Plan, run: Run) -> None:
             )
 
 
-def _timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any]], files: list[str]) -> None:
+def timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any]], files: list[str]) -> None:
     """Do the work of a stage that leaves these files, unless it was done with the same inputs by the same version."""
     inputs = {**inputs, "noisycorr": __version__}
     if run.is_done(name, inputs) and all((run.folder / file).exists() for file in files):
@@ -285,7 +299,8 @@ def _timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[
     say(f"{name}: {seconds:.1f} s")
 
 
-def _each_part(run: Run, folder: str) -> list[str]:
+def each_part(run: Run, folder: str) -> list[str]:
+    """Names of the files of a folder, one for each piece."""
     return [f"{folder}/{index:05d}.parquet" for index in part_facts(run)]
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from jsonargparse import Namespace
 
 from noisycorr import console, dist
+from noisycorr.audit_verbs import Audit
 from noisycorr.flags import Parser, add_choice, pick, read_words
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import (
@@ -207,6 +208,11 @@ class Report:
     def run(given: Namespace) -> None:
         """Report."""
         run = open_run(given.output_folder)
+        if run.stage("decide") is None and run.stage("audit") is not None:
+            from noisycorr.audit import report
+
+            report(run)
+            return
         from noisycorr.stages import report_stage
 
         report_stage(run)
@@ -331,7 +337,7 @@ class Evaluate:
 
 VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate,
-    BenchNoise,
+    BenchNoise, Audit,
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ FLOORS = (
     ("losses", "learn", "strategies"),
     ("report", "cli", "flags", "plan_flags", "verbs", "stages", "train_verbs", "train_stage",
      "train_towers", "train_regions",
-     "bench", "testing", "__main__"),
+     "audit", "audit_verbs", "bench", "testing", "__main__"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

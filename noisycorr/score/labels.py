@@ -173,7 +173,7 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
         raise UsageError(f"only {len(usable)} pictures have a label of the list; at least 20 are needed.")
     found = neighbors(list(view.image), min(max(choice.vote_neighbors, choice.graph_neighbors), max(n - 1, 1)),
                       seed=choice.seed, target_recall=choice.target_recall)  # fmt: skip
-    completed, support, graph_ids = _completed(view, has_text, found, choice)
+    completed, support, graph_ids = complete_view(view, has_text, found, choice)
     fold = deal_folds(view.group, choice.folds, choice.seed)
     rng = np.random.default_rng([choice.seed, 41])
     some = np.sort(rng.choice(usable, min(LEARN, len(usable)), replace=False))
@@ -185,8 +185,8 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
     right = special.expit(np.clip(out["score"], -LIMIT, LIMIT)) * np.where(known, fit(out["score"]), 1)
     p_right = np.where(known, right, np.nan).astype(np.float32)
     wrong = np.where(known, 1 - right, has_image)
-    centre = _mean(completed)
-    text_class = _best_class(completed, view.prototypes, centre)
+    centre = mean_row(completed)
+    text_class = best_class(completed, view.prototypes, centre)
     facts = {
         "neighbors": {"method": found.method, "recall": round(found.recall, 4)},
         "weights": {name: round(float(w), 3) for name, w in zip(signals.ask, channel.weight)},
@@ -200,7 +200,7 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
                    support=support, lenders=graph_ids, fit=fit, channel=channel, facts=facts)  # fmt: skip
 
 
-def _completed(
+def complete_view(
     view: LabelView, has_text: np.ndarray, found: Neighbors, choice: Audit
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Completed texts, their support, and who lent them."""
@@ -225,7 +225,7 @@ def _signals(view: LabelView, labels: np.ndarray, has_text: np.ndarray, complete
         joint, classes = view.joint
         out.add("zero_shot", _cosines(lambda rows: take(joint, rows), classes, mean_feature(joint)), some)
     if has_text.any():
-        out.add("text_completed", _cosines(lambda rows: completed[rows], view.prototypes, _mean(completed)), some)
+        out.add("text_completed", _cosines(lambda rows: completed[rows], view.prototypes, mean_row(completed)), some)
         mean = mean_feature(view.text)
         out.add("text", _cosines(lambda rows: take(view.text, rows), view.prototypes, mean), some)
     narrow = reduce_width(view.image, WIDTH)
@@ -318,7 +318,8 @@ def class_probabilities(
     return np.asarray(special.softmax(logits * scales[int(np.argmax(value))], axis=1))
 
 
-def _best_class(features: np.ndarray, classes: Prototypes, centre: np.ndarray) -> np.ndarray:
+def best_class(features: np.ndarray, classes: Prototypes, centre: np.ndarray) -> np.ndarray:
+    """int (n,): the class whose definition fits each row best, -1 = unknown."""
     out = np.full(len(features), -1)
     for first, cosine in class_cosines(features, classes, centre):
         known = np.isfinite(cosine).any(axis=1)
@@ -326,7 +327,8 @@ def _best_class(features: np.ndarray, classes: Prototypes, centre: np.ndarray) -
     return out
 
 
-def _mean(rows: np.ndarray) -> np.ndarray:
+def mean_row(rows: np.ndarray) -> np.ndarray:
+    """float32 (d,): mean of the rows that are not zero."""
     there = rows.any(axis=1)
     return np.asarray(rows[there].mean(axis=0) if there.any() else np.zeros(rows.shape[1]), np.float32)
 
