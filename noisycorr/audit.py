@@ -26,7 +26,7 @@ from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, fingerprint_file
 from noisycorr.score.class_list import ClassList, Labels, plain_name, read_classes, resolve_labels
 from noisycorr.score.confident import confident_joint, label_issues, overlapping_classes, self_confidence
-from noisycorr.score.duplicates import Duplicates, DuplicateGroups, group_names, near_duplicates
+from noisycorr.score.duplicates import DuplicateGroups, Duplicates, group_names, near_duplicates
 from noisycorr.score.label_verdict import LabelRule, label_verdicts
 from noisycorr.score.label_votes import linear_split, small_loss
 from noisycorr.score.labels import Audit, Audited, LabelView, audit_labels, class_probabilities
@@ -171,8 +171,9 @@ def _prototypes(given: AuditPlan, classes: ClassList, encoder: DualEncoder) -> t
     features = np.concatenate([encoder.text(encoder.tokenize(texts[start : start + 64])).float().cpu().numpy()
                                for start in range(0, len(texts), 64)])  # fmt: skip
     cut = [text for text in texts if _is_cut(text, encoder)]
-    notes = [f"{len(cut)} definitions are longer than the encoder reads and were cut, for example {cut[0][:60]!r}"]
-    return text_prototypes(features, owner, len(classes.names)), notes if cut else []
+    notes = [f"{len(cut)} definitions are longer than the encoder reads and were cut, for example {text[:60]!r}"
+             for text in cut[:1]]  # fmt: skip
+    return text_prototypes(features, owner, len(classes.names)), notes
 
 
 def _is_cut(text: str, encoder: DualEncoder) -> bool:
@@ -198,7 +199,9 @@ def _class_notes(classes: ClassList, labels: Labels) -> list[str]:
             out.append(f"{int((count == size).sum())} classes have {what}, for example {some!r}")
     unknown = Counter(raw for raw, one in zip(labels.raw, labels.one) if raw and one < 0)
     if unknown:
-        out.append(f"{unknown.total():,} labels are not in the class list, for example {unknown.most_common(1)[0][0]!r}")
+        out.append(
+            f"{unknown.total():,} labels are not in the class list, for example {unknown.most_common(1)[0][0]!r}"
+        )
     if missing := sum(not raw for raw in labels.raw):
         out.append(f"{missing:,} rows have no label")
     return out
@@ -251,8 +254,12 @@ def _table(found: Audited, more: dict[str, np.ndarray], labels: Labels, classes:
            groups: DuplicateGroups, sense: np.ndarray) -> pa.Table:  # fmt: skip
     names = np.array([*classes.names, None], object)
     keys = np.array([*facts.column("key").to_pylist(), None], object)
-    text = {name: pa.array(values, pa.string()) for name, values in
-            zip(("near_duplicate_group", "group_kind"), group_names(groups, facts.column("uid").to_pylist()))}
+    text = {
+        name: pa.array(values, pa.string())
+        for name, values in zip(
+            ("near_duplicate_group", "group_kind"), group_names(groups, facts.column("uid").to_pylist())
+        )
+    }
     lent = [[key for key in keys[row] if key is not None] for row in found.lenders]
     issue = more.pop("confident_issue", None)
     columns: dict[str, Any] = {"score_label": found.score}

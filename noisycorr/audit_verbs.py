@@ -34,7 +34,9 @@ class Audit:
         parser.add("output_folder", str, None, f"{FOLDER}; made if absent", need=NEED_FOLDER)
         parser.add("config", str | None, None, "YAML file with any of these keys, `path` among them; flags win over it")
         parser.add_switch("overwrite", "Delete what an earlier run left in the folder")
-        parser.add("label_col", str | None, None, "Column of the labels; by default the one that holds names of the list")
+        parser.add(
+            "label_col", str | None, None, "Column of the labels; by default the one that holds names of the list"
+        )
         parser.add("class_embeddings", str | None, None, ".npy with one row for each definition, for sources of "
                    "precomputed embeddings")  # fmt: skip
         add_choice(parser, Choice)

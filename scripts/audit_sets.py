@@ -168,7 +168,11 @@ def _flip(data: Labelled, sense: np.ndarray, inside: np.ndarray, share: float, r
         own = given[row]
         others = np.flatnonzero(inside & (np.arange(len(inside)) != own))
         if rng.random() < 0.7:
-            alike = data.category == data.category[own] if data.category.any() else np.isin(np.arange(len(inside)), near[own])
+            alike = (
+                data.category == data.category[own]
+                if data.category.any()
+                else np.isin(np.arange(len(inside)), near[own])
+            )
             others = others[alike[others]] if alike[others].any() else others
         given[row] = rng.choice(others)
     return given

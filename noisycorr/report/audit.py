@@ -118,7 +118,9 @@ def _kind(reason: str) -> str:
 def _confusion(column: dict[str, list[Any]], p: np.ndarray, threshold: float) -> list[tuple[str, str, int, int]]:
     wrong = np.flatnonzero(p < threshold)
     pair = Counter((column["label"][i], column["label_proposed"][i]) for i in wrong if column["label_proposed"][i])
-    changed = Counter((column["label"][i], column["label_proposed"][i]) for i in wrong if column["verdict"][i] == "relabel")
+    changed = Counter(
+        (column["label"][i], column["label_proposed"][i]) for i in wrong if column["verdict"][i] == "relabel"
+    )
     ranked = sorted(pair.items(), key=lambda item: (-item[1], item[0]))
     return [(clip(given, 80), clip(other, 80), count, changed[given, other]) for (given, other), count in ranked]
 
@@ -153,7 +155,9 @@ def _senses(run: Run, known: dict[str, Any], p: np.ndarray) -> list[tuple[str, s
     return out
 
 
-def _chosen(column: dict[str, list[Any]], p: np.ndarray, names: list[str], place: dict[str, int]) -> dict[str, list[int]]:
+def _chosen(
+    column: dict[str, list[Any]], p: np.ndarray, names: list[str], place: dict[str, int]
+) -> dict[str, list[int]]:
     """Rows of every gallery."""
     sure = np.nan_to_num(np.array([value or 0 for value in column["p_proposed"]], float))
     outside = np.nan_to_num(np.array([value or 0 for value in column["out_of_set"]], float))
@@ -196,5 +200,8 @@ def _commands(column: dict[str, list[Any]], chosen: dict[str, list[int]], folder
     where = f"--output_folder {shlex.quote(folder)}"
     return [
         (f"noisycorr explain {shlex.quote(key)} {where}", "why one label was kept or changed, with every score"),
-        (f"noisycorr audit SOURCE --classes FILE {where} --relabel_threshold 0.95", "change fewer labels; takes seconds"),
+        (
+            f"noisycorr audit SOURCE --classes FILE {where} --relabel_threshold 0.95",
+            "change fewer labels; takes seconds",
+        ),
     ]

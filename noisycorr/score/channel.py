@@ -65,9 +65,7 @@ class Judgement:
     energy: np.ndarray
 
 
-def fit_channel(
-    signals: Float[np.ndarray, "q k c"], labels: Int[np.ndarray, " k"], *, outside: float
-) -> Channel:
+def fit_channel(signals: Float[np.ndarray, "q k c"], labels: Int[np.ndarray, " k"], *, outside: float) -> Channel:
     """Weights and channel of greatest likelihood.
 
     Args:
@@ -123,7 +121,7 @@ def blind_loss(
 ) -> tuple[float, Float[np.ndarray, " q1"]]:
     """Negative mean log likelihood where wrong labels follow the frequencies of classes, and its gradient.
 
-        P(y | x) = (1 - eta) p(y | x) + eta prior(y);   theta = (a, logit eta)
+    P(y | x) = (1 - eta) p(y | x) + eta prior(y);   theta = (a, logit eta)
     """
     eta = special.expit(theta[-1])
     p = special.softmax(mixed(signals, theta[:-1]).astype(np.float64), axis=1)
@@ -157,7 +155,9 @@ def _blind(signals: np.ndarray, labels: np.ndarray, prior: np.ndarray) -> tuple[
     return np.asarray(found.x[:-1]), float(found.fun)
 
 
-def _through(signals: np.ndarray, labels: np.ndarray, matrix: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
+def _through(
+    signals: np.ndarray, labels: np.ndarray, matrix: np.ndarray, start: np.ndarray
+) -> tuple[np.ndarray, float]:
     bounds = [(0.0, None)] * len(signals)
     found = optimize.minimize(channel_loss, start, (signals, labels, matrix), jac=True, bounds=bounds,
                               method="L-BFGS-B", options={"maxiter": 40})  # fmt: skip

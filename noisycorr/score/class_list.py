@@ -1,8 +1,8 @@
 """The classes of an audit: names and definitions from a file, and labels resolved to them.
 
-    - tiger cat: a cat with a coat like a tiger's          # classes.yaml: name: definition,
-    - jaguar: [a large spotted cat, a car maker]           # or name: several definitions, one for each sense,
-    - n02123045                                            # or a name alone; WordNet ids where WordNet is installed
+- tiger cat: a cat with a coat like a tiger's          # classes.yaml: name: definition,
+- jaguar: [a large spotted cat, a car maker]           # or name: several definitions, one for each sense,
+- n02123045                                            # or a name alone; WordNet ids where WordNet is installed
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ def make_classes(items: Sequence[tuple[str, Sequence[str]]], where: str = "the l
     return ClassList(names=tuple(names), senses=tuple(senses), undefined=tuple(undefined))
 
 
-def resolve_labels(
-    rows: Sequence[Mapping[str, Any]], classes: ClassList, label_col: str | None, where: str
-) -> Labels:
+def resolve_labels(rows: Sequence[Mapping[str, Any]], classes: ClassList, label_col: str | None, where: str) -> Labels:
     """Labels of rows as places in the class list.
 
     Args:
@@ -192,7 +190,9 @@ def _yaml_items(text: str, path: Path) -> list[tuple[str, Sequence[str]]]:
     out: list[tuple[str, Sequence[str]]] = []
     for item in body:
         if isinstance(item, Mapping) and "name" in item:
-            out.append((str(item["name"]), _senses(item.get("definition", item.get("definitions")), item["name"], path)))
+            out.append(
+                (str(item["name"]), _senses(item.get("definition", item.get("definitions")), item["name"], path))
+            )
         elif isinstance(item, Mapping) and len(item) == 1:
             name, value = next(iter(item.items()))
             out.append((str(name), _senses(value, name, path)))

@@ -106,7 +106,8 @@ def label_issues(
         probabilities: Out-of-sample.
         labels: Given classes.
         filter_by: One of `RULES`.
-        frac_noise: Share of the estimated errors to take, in (0, 1]; of the two pruning rules, and of both.
+        frac_noise: Share of the estimated errors to take, in (0, 1]; the rules that begin with `low_` take as many rows as
+            `confident_learning` counts, the pruning rules as many as the calibrated joint says.
         min_examples_per_class: Rows of each class that pruning leaves.
 
     Raises:
@@ -121,13 +122,13 @@ def label_issues(
     predicted = p.argmax(axis=1)
     if filter_by == "predicted_neq_given":
         return predicted != y
+    counted = (joint.guess >= 0) & (joint.guess != y) & (predicted != y)
     if filter_by == "confident_learning":
-        return (joint.guess >= 0) & (joint.guess != y) & (predicted != y)
+        return counted
     if filter_by.startswith("low_"):
         score = self_confidence(p, y) if filter_by == "low_self_confidence" else normalized_margin(p, y)
-        errors = joint.calibrated.sum() - np.trace(joint.calibrated)
         out = np.zeros(len(y), bool)
-        out[np.argsort(score, kind="stable")[: round(frac_noise * int(errors))]] = True
+        out[np.argsort(score, kind="stable")[: round(frac_noise * int(counted.sum()))]] = True
         return out
     prune = _pruned(joint.calibrated, frac_noise, min_examples_per_class)
     out = np.ones(len(y), bool)

@@ -314,7 +314,9 @@ def class_probabilities(
     logits = discriminant(lambda rows: narrow[rows], labels, fold, count).logits(np.arange(len(labels)))
     known = np.flatnonzero(labels >= 0)
     scales = 2.0 ** np.arange(-4, 7)
-    value = [special.log_softmax(logits[known] * s, axis=1)[np.arange(len(known)), labels[known]].mean() for s in scales]
+    value = [
+        special.log_softmax(logits[known] * s, axis=1)[np.arange(len(known)), labels[known]].mean() for s in scales
+    ]
     return np.asarray(special.softmax(logits * scales[int(np.argmax(value))], axis=1))
 
 

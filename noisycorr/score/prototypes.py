@@ -28,12 +28,82 @@ BLOCK = 2_000_000  # cosines at once
 
 _FILE = re.compile(r"\.(jpe?g|png|gif|webp|bmp)\b")
 _TAG = re.compile(r"<[^<>]*>")
-_ADDRESS = re.compile(r"https?\S+|www\.\S+|\b[\w-]+(\.[\w-]+)*\.(com|net|org|edu|gov|info|biz|de|uk|co|io|fr|jp|cn|ru)\b\S*")
+_ADDRESS = re.compile(
+    r"https?\S+|www\.\S+|\b[\w-]+(\.[\w-]+)*\.(com|net|org|edu|gov|info|biz|de|uk|co|io|fr|jp|cn|ru)\b\S*"
+)
 _WORD = re.compile(r"[^\W_]+")
 STOP = frozenset(
-    "a an and are as at be been but by for from had has have he her his how in into is it its more most no nor not of "
-    "on or our out over she so such than that the their them then there these they this those through to too under up "
-    "very was we were what when where which while who why will with you your".split()
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "been",
+        "but",
+        "by",
+        "for",
+        "from",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "his",
+        "how",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "more",
+        "most",
+        "no",
+        "nor",
+        "not",
+        "of",
+        "on",
+        "or",
+        "our",
+        "out",
+        "over",
+        "she",
+        "so",
+        "such",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "those",
+        "through",
+        "to",
+        "too",
+        "under",
+        "up",
+        "very",
+        "was",
+        "we",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "while",
+        "who",
+        "why",
+        "will",
+        "with",
+        "you",
+        "your",
+    ]
 )
 
 
@@ -104,7 +174,11 @@ def text_prototypes(features: Float[np.ndarray, "s e"], owner: Int[np.ndarray, "
     Raises:
         UsageError: If shapes do not fit, or not a single class has a definition.
     """
-    if features.ndim != 2 or len(features) != len(owner) or (len(owner) and not 0 <= owner.min() <= owner.max() < count):
+    if (
+        features.ndim != 2
+        or len(features) != len(owner)
+        or (len(owner) and not 0 <= owner.min() <= owner.max() < count)
+    ):
         raise UsageError(f"{len(owner)} owners below {count} were expected for definitions of shape {features.shape}.")
     vectors = unit_rows(features)
     some = np.flatnonzero(vectors.any(axis=1))

@@ -54,7 +54,7 @@ def rerank(
         UsageError: If k1, k2 or lam is out of range, or the list is shorter than k1.
     """
     n, k = ids.shape
-    if not (1 <= k1 and 1 <= k2 and 0 <= lam <= 1) or k < min(k1, n - 1):
+    if not (k1 >= 1 and k2 >= 1 and 0 <= lam <= 1) or k < min(k1, n - 1):
         raise UsageError(f"k1 = {k1}, k2 = {k2}, lam = {lam} do not fit a list of {k} neighbours of {n} points.")
     points = unit_rows(features)
     own = np.concatenate([np.arange(n)[:, None], ids], axis=1)  # every point is its own first neighbour
@@ -79,7 +79,14 @@ def rerank(
 
 
 def rerank_graph(
-    features: np.ndarray, graph: Graph, keep: int, *, k1: int = 20, k2: int = 6, lam: float = 0.3, faithful: bool = False
+    features: np.ndarray,
+    graph: Graph,
+    keep: int,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    lam: float = 0.3,
+    faithful: bool = False,
 ) -> Graph:
     """The `keep` neighbours with the smallest re-ranked distance.
 

@@ -4,7 +4,7 @@
                         pictures that carry c less how common c is
     p(c right for i)  from the learned combination of these, calibrated with labels dealt at random
 
-The best matches of each label are anchors, which are never removed. Nothing is n x c at once but the given pairs.
+Nothing is n x c but the pairs that are given.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import numpy as np
 from noisycorr.index import Neighbors, neighbors
 from noisycorr.mixture import fit_null
 from noisycorr.pairs import UsageError
-from noisycorr.score.anchors import select_anchors
 from noisycorr.score.combine import combine
 from noisycorr.score.crossfit import deal_folds
 from noisycorr.score.labels import Audit, Audited, LabelView, best_class, complete_view, mean_row
 from noisycorr.score.neighbors import mean_feature
 from noisycorr.score.view import take, unit
 
-ANCHORS = 50
 BLOCK = 16_384
 
 
@@ -38,7 +36,7 @@ def audit_tags(view: LabelView, tags: Sequence[tuple[int, ...]], choice: Audit) 
 
     Returns:
         As for single labels; `p_right` of a row is that of its worst label, `other` is -1, and `facts` holds
-        `tags_rectified`: the labels with p of at least 0.5, anchors among them, joined by " | ".
+        `tags_kept`: the kept labels, with p of at least 0.5.
 
     Raises:
         UsageError: If fewer than 20 labels stand on pictures.
@@ -64,8 +62,7 @@ def audit_tags(view: LabelView, tags: Sequence[tuple[int, ...]], choice: Audit) 
     mix = combine(np.stack(list(given.values()), 1), np.stack(list(null.values()), 1), fold[row], fold[null_row])
     fit = fit_null(mix.given, mix.null, seed=choice.seed)
     p = np.nan_to_num(fit(mix.given), nan=1.0)
-    anchor = select_anchors(mix.given, tag, k=ANCHORS) & (p >= 0.25)
-    kept = (p >= 0.5) | anchor
+    kept = p >= 0.5
     p_right, score = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
     np.fmin.at(p_right, row, p.astype(np.float32))
     np.fmin.at(score, row, mix.given.astype(np.float32))
@@ -78,7 +75,7 @@ def audit_tags(view: LabelView, tags: Sequence[tuple[int, ...]], choice: Audit) 
             names[i].append(one)
     facts: dict[str, Any] = {
         "weights": {name: round(float(w), 3) for name, w in zip(given, mix.weights)}, "labels": len(row),
-        "removed": int((~kept).sum()), "anchors": int(anchor.sum()), "noise_rate": round(float(1 - p.mean()), 4),
+        "removed": int((~kept).sum()), "noise_rate": round(float(1 - p.mean()), 4),
         "neighbors": {"method": found.method, "recall": round(found.recall, 4)}, "texts": int(has_text.sum()),
         "tags_kept": [names[i] for i in range(n)],
     }  # fmt: skip
