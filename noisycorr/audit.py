@@ -162,7 +162,7 @@ def _prototypes(given: AuditPlan, classes: ClassList, encoder: DualEncoder) -> t
         except (OSError, ValueError) as error:
             raise UsageError(f"--class_embeddings {given.class_embeddings} could not be read: {error}.") from error
         if features.shape != (len(texts), encoder.text_dim):
-            raise UsageError(f"--class_embeddings {given.class_embeddings} has shape {features.shape}, expected one row "
+            raise UsageError(f"--class_embeddings {given.class_embeddings} has shape {features.shape}, expected a row "
                              f"for each definition: ({len(texts)}, {encoder.text_dim}).")  # fmt: skip
         return text_prototypes(features, owner, len(classes.names)), []
     if encoder.name.startswith("precomputed"):
@@ -293,7 +293,8 @@ def _decide(rule: LabelRule, run: Run) -> dict[str, Any]:
     table = scores.drop_columns(["label_id", "proposed_id", "text_class_id", "energy", "sense"])
     for name, value in {
         "image_issue": nothing, "text_issue": nothing, "is_label_issue": columns["is_label_issue"],
-        "is_mismatch_issue": columns["is_label_issue"], "label_rectified": pa.array(columns["label_rectified"], pa.string()),
+        "is_mismatch_issue": columns["is_label_issue"], 
+        "label_rectified": pa.array(columns["label_rectified"], pa.string()),
         "verdict": pa.array(columns["verdict"], pa.string()), "reason": pa.array(columns["reason"], pa.string()),
         "rule": pa.array([rule.rule] * n, pa.string()), "stage": pa.array(["audit"] * n, pa.string()),
         "sample_weight": columns["sample_weight"], "row": np.arange(n),

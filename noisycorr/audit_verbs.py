@@ -15,8 +15,8 @@ class Audit:
     """Say which labels are wrong, what they should be, and which pictures are of no class; no training.
 
     Embeds as `clean` does, completes missing texts from similar pictures, matches them with the definitions of the
-    classes, and weighs that with votes and a classifier that never saw the label it judges. Writes the same ledger, with
-    the neighbours that lent their text, and a report. The same command continues an interrupted audit.
+    classes, and weighs that with votes and a classifier that never saw the label it judges. Writes the same ledger,
+    with the neighbours that lent their text, and a report. The same command continues an interrupted audit.
     """
 
     name, usage, parallel = "audit", "SOURCE --classes FILE --output_folder FOLDER", True

@@ -92,9 +92,12 @@ def _explain_row(run: Run, row: int, count: int) -> str:
 def _label(ledger: dict[str, Any]) -> list[str]:
     """What an audit says of the label, and who lent the text behind it."""
     proposed = f"{_short(ledger['label_proposed'], 90)} ({_number(ledger['p_proposed'])})"
-    lines = [f"label    {_short(ledger['label'], 90)} -> {_short(ledger['label_rectified'], 90)}",
-             f"likeliest other class  {proposed}", f"of no class at all     {_number(ledger['out_of_set'])}",
-             f"texts around it say    {_short(ledger['text_class'], 90)} (support {_number(ledger['text_support'])})"]  # fmt: skip
+    lines = [
+        f"label    {_short(ledger['label'], 90)} -> {_short(ledger['label_rectified'], 90)}",
+        f"likeliest other class  {proposed}",
+        f"of no class at all     {_number(ledger['out_of_set'])}",
+        f"texts around it say    {_short(ledger['text_class'], 90)} (support {_number(ledger['text_support'])})",
+    ]
     if lenders := ledger["text_lenders"]:
         lines.append("texts lent by          " + ", ".join(_short(key, 40) for key in lenders[:TOLD]))
     return lines

@@ -2,8 +2,8 @@
 
 diffuse: 25 % of the labels flipped, 70 % of these inside the same category; classes held out until they are 20 % of the
 rows, whose pictures get labels of the others at random (out of the set). semantic: for eight pairs of similar classes
-60 % of the pictures of B carry the label A; 10 % of all flipped, 15 % out of the set. natural: CIFAR-10N, worst of three
-people. Texts: three words of label and tags, a title, or a class name; 30 % blank, 15 % of another picture.
+60 % of the pictures of B carry the label A; 10 % of all flipped, 15 % out of the set. natural: CIFAR-10N, worst of
+three people. Texts: three words of label and tags, a title, or a class name; 30 % blank, 15 % of another picture.
 """
 
 from __future__ import annotations

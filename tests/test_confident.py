@@ -48,7 +48,8 @@ def test_every_rule_is_cleanlabs(rule: str) -> None:
 def test_scores_are_cleanlabs() -> None:
     rank = pytest.importorskip("cleanlab.rank")
     p, y, _ = noisy(3)
-    for name, ours in (("self_confidence", confident.self_confidence), ("normalized_margin", confident.normalized_margin),
+    for name, ours in (("self_confidence", confident.self_confidence),
+                       ("normalized_margin", confident.normalized_margin),
                        ("confidence_weighted_entropy", confident.confidence_weighted_entropy)):  # fmt: skip
         theirs = rank.get_label_quality_scores(y, p, method=name)
         assert np.corrcoef(np.argsort(np.argsort(ours(p, y))), np.argsort(np.argsort(theirs)))[0, 1] > 0.9999

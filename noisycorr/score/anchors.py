@@ -67,8 +67,8 @@ def select_tag_anchors(
 ) -> tuple[Int[np.ndarray, "n c"], Bool[np.ndarray, "n c"]]:
     """Anchors of several labels for each row, with protected negatives.
 
-    Among the rows that carry tag c the k best matches are positive anchors, the k worst negative ones. Where a class has
-    fewer than 2 k rows, the better half is positive: no row is both.
+    Among the rows that carry tag c the k best matches are positive anchors, the k worst negative ones. Where a class
+    has fewer than 2 k rows, the better half is positive: no row is both.
 
     Args:
         score: Text match of each row with each class, NaN = unknown.

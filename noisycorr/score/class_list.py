@@ -126,16 +126,16 @@ def resolve_labels(rows: Sequence[Mapping[str, Any]], classes: ClassList, label_
         found = _resolve([row.get(label_col) for row in rows], classes, label_col)
     else:
         tried = [name for name in open_names if name.lower() not in ANSWERS]
-        found, share = None, 0.0
+        best, share = None, 0.0
         for name in sorted(tried, key=lambda x: (x.lower() not in LABEL_NAMES, x)):
             probe = [row.get(name) for row in rows[:: max(1, len(rows) // 2000)]]
             value = _share(_resolve(probe, classes, name), probe)
             if value > share + 1e-9:
-                found, share = name, value
-        if found is None or share < KNOWN_SHARE:
+                best, share = name, value
+        if best is None or share < KNOWN_SHARE:
             raise UsageError(f"No column of {where} holds names of --classes: name it with --label_col; the columns "
                              f"are: {', '.join(names)}.")  # fmt: skip
-        found = _resolve([row.get(found) for row in rows], classes, found)
+        found = _resolve([row.get(best) for row in rows], classes, best)
     if not (found.one >= 0).any():
         sample = next((value for value in found.raw if value), "nothing")
         raise UsageError(f"Not one value of column {found.column!r} is in --classes: it holds for example {sample!r}, "

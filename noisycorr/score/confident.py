@@ -106,8 +106,8 @@ def label_issues(
         probabilities: Out-of-sample.
         labels: Given classes.
         filter_by: One of `RULES`.
-        frac_noise: Share of the estimated errors to take, in (0, 1]; the rules that begin with `low_` take as many rows as
-            `confident_learning` counts, the pruning rules as many as the calibrated joint says.
+        frac_noise: Share of the estimated errors to take, in (0, 1]; the rules that begin with `low_` take as many rows
+            as `confident_learning` counts, the pruning rules as many as the calibrated joint says.
         min_examples_per_class: Rows of each class that pruning leaves.
 
     Raises:

@@ -1,7 +1,8 @@
 """Out-of-fold class logits of any features in closed form: a linear discriminant with strong shrinkage.
 
     mean_c = sum_i [y_i = c] x_i / count_c,  drawn to the overall mean m by PRIOR rows
-    W = (S + reg mean(diag S) I)^-1,  S the total covariance;   logit_c(x) = (x - m)^T W (mean_c - m) - |mean_c - m|_W^2 / 2
+    W = (S + reg mean(diag S) I)^-1,  S the total covariance
+    logit_c(x) = (x - m)^T W (mean_c - m) - |mean_c - m|_W^2 / 2
 
 Moments of folds add up, so every row is judged by means and a covariance that its fold did not touch, for the price of
 one pass. A wrong label moves a mean a little and the covariance not at all, which is why this withstands label noise

@@ -230,7 +230,8 @@ def _signals(view: LabelView, labels: np.ndarray, has_text: np.ndarray, complete
         out.add("text", _cosines(lambda rows: take(view.text, rows), view.prototypes, mean), some)
     narrow = reduce_width(view.image, WIDTH)
     out.add("classifier", discriminant(lambda rows: narrow[rows], labels, fold, c).logits, some)
-    votes = Neighbors(ids=found.ids[:, : choice.vote_neighbors], similarity=found.similarity[:, : choice.vote_neighbors],
+    k = choice.vote_neighbors
+    votes = Neighbors(ids=found.ids[:, :k], similarity=found.similarity[:, :k],
                       method=found.method, recall=found.recall)  # fmt: skip
     out.add("vote", lambda rows: np.log(knn_vote(votes, labels, c, group=view.group, rows=rows) + 1e-3), some)
     if has_text.any():
