@@ -293,7 +293,7 @@ def _decide(rule: LabelRule, run: Run) -> dict[str, Any]:
     table = scores.drop_columns(["label_id", "proposed_id", "text_class_id", "energy", "sense"])
     for name, value in {
         "image_issue": nothing, "text_issue": nothing, "is_label_issue": columns["is_label_issue"],
-        "is_mismatch_issue": columns["is_label_issue"], 
+        "is_mismatch_issue": columns["is_label_issue"],
         "label_rectified": pa.array(columns["label_rectified"], pa.string()),
         "verdict": pa.array(columns["verdict"], pa.string()), "reason": pa.array(columns["reason"], pa.string()),
         "rule": pa.array([rule.rule] * n, pa.string()), "stage": pa.array(["audit"] * n, pa.string()),
