@@ -74,6 +74,7 @@ def _explain_row(run: Run, row: int, count: int) -> str:
              f"verdict  {ledger['verdict']}: {ledger['reason']}",
              f"rule     {ledger['rule']}", f"p_clean  {_number(ledger['p_clean'])}"]  # fmt: skip
     lines += _new_text(ledger)
+    lines += _label(ledger) if "label_rectified" in ledger else []
     if facts["problem"]:
         lines.append(f"problem  {facts['problem']}: {_short(facts['problem_detail'] or '')}")
     lines.append("scores (higher = better matched)")
@@ -105,6 +106,20 @@ def _new_text(ledger: dict[str, Any]) -> list[str]:
     lines = [f"new text  {_short(ledger['text_proposed'])}", f"  {words.get(action, action)}; {made}",
              f"  fits with {new}, the given with {given}"]  # fmt: skip
     return [*lines, f"  guard: {ledger['recaption_note']}"] if ledger["recaption_note"] else lines
+
+
+def _label(ledger: dict[str, Any]) -> list[str]:
+    """What an audit says of the label, and who lent the text behind it."""
+    proposed = f"{_short(ledger['label_proposed'], 90)} ({_number(ledger['p_proposed'])})"
+    lines = [
+        f"label    {_short(ledger['label'], 90)} -> {_short(ledger['label_rectified'], 90)}",
+        f"likeliest other class  {proposed}",
+        f"of no class at all     {_number(ledger['out_of_set'])}",
+        f"texts around it say    {_short(ledger['text_class'], 90)} (support {_number(ledger['text_support'])})",
+    ]
+    if lenders := ledger["text_lenders"]:
+        lines.append("texts lent by          " + ", ".join(_short(key, 40) for key in lenders[:TOLD]))
+    return lines
 
 
 def _neighbors(run: Run, row: int, side: str, other: str, count: int) -> list[str]:

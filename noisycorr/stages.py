@@ -275,12 +275,26 @@ def decided(run: Run) -> dict[str, Any]:
     Raises:
         UsageError: If the run was not decided, or was scored anew since.
     """
+    if run.stage("decide") is None and run.stage("audit") is not None:
+        return decided_with(run, "audit", "audit_score")
     record = need(run, "decide")
     if record["inputs"]["score"] != need(run, "score")["fingerprint"]:
         raise UsageError(f"{run.folder} was scored anew after its verdicts: run `noisycorr decide` on it first.")
     if (run.folder / "stages" / "recaption_started.json").exists() and run.stage("recaption") is None:
         raise UsageError(f"{run.folder} was being given new texts when that was interrupted: run the same command "
                          "again, or `noisycorr decide` to do without.")  # fmt: skip
+    return record
+
+
+def decided_with(run: Run, name: str, before: str) -> dict[str, Any]:
+    """The record of a stage of verdicts, if it came from the scores that are there.
+
+    Raises:
+        UsageError: If either stage is not there, or the scores are newer.
+    """
+    record = need(run, name)
+    if record["inputs"][before] != need(run, before)["fingerprint"]:
+        raise UsageError(f"{run.folder} was scored anew after its verdicts: run `noisycorr audit` on it first.")
     return record
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from jsonargparse import Namespace
 
 from noisycorr import console, dist
+from noisycorr.audit_verbs import Audit
 from noisycorr.flags import Parser, add_choice, pick, read_words
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import (
@@ -218,6 +219,11 @@ class Report:
 
             console.say(f"report: {write_training_report(run)}")
             return
+        if run.stage("decide") is None and run.stage("audit") is not None:
+            from noisycorr.audit import report
+
+            report(run)
+            return
         from noisycorr.stages import report_stage
 
         report_stage(run)
@@ -350,7 +356,7 @@ class Evaluate:
 
 VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Recaption, Report, Explain, Export, Inject,
-    Train, Evaluate, Tune, Annotate,
+    Train, Evaluate, Audit, Tune, Annotate,
     CaptionScore,
     BenchNoise,
 )  # fmt: skip

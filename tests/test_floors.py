@@ -22,7 +22,7 @@ FLOORS = (
      "train_pairs", "train_evaluate",
      "train_towers", "train_regions",
      "bench", "testing", "__main__", "recaption_stage", "recaption_verbs",
-     "tune_verbs", "tune_stage", "annotate"),
+     "audit", "audit_verbs", "tune_verbs", "tune_stage", "annotate"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

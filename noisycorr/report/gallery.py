@@ -196,7 +196,7 @@ def with_thumbnails(run: Run, cards: list[Card]) -> list[Card]:
     out, spent = [], 0
     for card in cards:
         jpeg = found.get((card.piece, card.position), b"")
-        size = _jpeg_size(jpeg)
+        size = jpeg_size(jpeg)
         if size is None or spent + len(jpeg) > ALL_THUMBNAIL_BYTES:
             out.append(card)
             continue
@@ -205,7 +205,7 @@ def with_thumbnails(run: Run, cards: list[Card]) -> list[Card]:
     return out
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Width and height if the bytes are a JPEG that a page may show."""
     if not data.startswith(b"\xff\xd8\xff") or len(data) > THUMBNAIL_BYTES:
         return None
