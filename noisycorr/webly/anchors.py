@@ -1,7 +1,8 @@
 """Whom to trust: texts completed through similar images, matched with the class, the best of each class.
 
 Source: CAPro (Qin et al., NeurIPS 2023).
-Differs: the own text counts, blank texts do not, neighbours weigh by their cosine, and the match is a cosine.
+Differs: the own text counts, blank texts do not, neighbours weigh by their cosine, the match is a cosine,
+and no class trusts more than three tenths of its samples.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ def complete_texts(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n e
     return _unit(np.asarray(own * t + graph @ t))
 
 
-def select_anchors(score: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"], count: int) -> np.ndarray:
+def select_anchors(score: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"], count: int, *,
+                   share: float = 0.3) -> np.ndarray:  # fmt: skip
     """The best matches of each class.
 
     Args:
         score: Match of each sample with the class of its label, higher = better; NaN = unknown, never chosen.
         label: int64 (n,).
         count: Of each class; at least one where one is known.
+        share: Of a class, at most: with all of a small class trusted there would be nothing to clean.
 
     Returns:
         int8 (n,) 1 = anchor.
@@ -61,7 +64,8 @@ def select_anchors(score: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"],
     out = np.zeros(len(label), np.int8)
     for c in np.unique(label):
         mine = np.flatnonzero((label == c) & np.isfinite(score))
-        out[mine[np.argsort(-score[mine], kind="stable")[: max(1, count)]]] = 1
+        best = max(1, min(count, round(share * (label == c).sum())))
+        out[mine[np.argsort(-score[mine], kind="stable")[:best]]] = 1
     return out
 
 
