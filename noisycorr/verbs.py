@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from jsonargparse import Namespace
 
 from noisycorr import console, dist
-from noisycorr.classify_verbs import BenchWebly
+from noisycorr.classify_verbs import BenchWebly, ClassifyTrain
 from noisycorr.flags import Parser, add_choice, pick, read_words
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import (
@@ -332,7 +332,7 @@ class Evaluate:
 
 VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate,
-    BenchNoise, BenchWebly,
+    BenchNoise, BenchWebly, ClassifyTrain,
 )  # fmt: skip
 
 

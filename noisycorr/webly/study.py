@@ -21,9 +21,9 @@ from noisycorr.noise_labels import NoisyLabels, diffuse_noise, noisy_texts, sema
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, fingerprint, read_json, write_json
 from noisycorr.webly.anchors import complete_texts, select_anchors
+from noisycorr.webly.choice import TrainClasses
 from noisycorr.webly.contract import Method
 from noisycorr.webly.fitting import feature_learner, final_opinion, predict_features, probabilities, tune_on
-from noisycorr.webly.choice import TrainClasses
 from noisycorr.webly.methods import load_method
 
 ORACLE = "oracle"  # plain training on the right labels alone

@@ -15,7 +15,7 @@ from torch import Tensor
 from noisycorr.learn.contract import Loss, Trust
 from noisycorr.learn.memory import Memory
 from noisycorr.losses.labels import early_learning, soft_cross_entropy
-from noisycorr.webly.contract import Batch, Method
+from noisycorr.webly.contract import Batch
 from noisycorr.webly.methods.elr import ELR, remember
 from noisycorr.webly.mixup import draw_mix
 from noisycorr.webly.network import ClassNetwork
