@@ -45,7 +45,7 @@ def per_class(score: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"], tra
 
 
 def by_shots(rows: Sequence[Mapping[str, Any]], limits: tuple[int, int] = SHOTS) -> dict[str, dict[str, float]]:
-    """Mean recall of classes with many, a medium number of, and few training samples; groups without a class are absent.
+    """Mean recall of classes with many, some, and few training samples; groups without a class are absent.
 
     Args:
         rows: Of `per_class`.
@@ -162,8 +162,8 @@ def changed_labels(given: Int[np.ndarray, " n"], now: Int[np.ndarray, " n"],
         truth: -1 where no class is right.
 
     Returns:
-        `changed`, share of all; `precision`, share of the changed that are right now; `recall`, share of wrong labels of
-        samples of a class that were put right. NaN where there are none.
+        `changed`, share of all; `precision`, share of the changed that are right now; `recall`, share of wrong labels
+        of samples of a class that were put right. NaN where there are none.
     """
     changed = (now >= 0) & (now != given)
     wrong = (truth >= 0) & (truth != given)

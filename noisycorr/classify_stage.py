@@ -1,4 +1,4 @@
-"""`noisycorr classify train`: from samples with labels that may be wrong to a classifier, cleaned labels and numbers."""
+"""`noisycorr classify train`: from labels that may be wrong to a classifier, cleaned labels and numbers."""
 
 from __future__ import annotations
 
@@ -175,8 +175,10 @@ def _start(plan: Plan, run: Run, samples: Samples, split: np.ndarray) -> None:
         _say(f"classify: {note}")
     if not dist.is_main():
         return
+    options = dataclasses.asdict(plan.method[1])  # type: ignore[call-overload]
     values: dict[str, Any] = {"path": plan.path, "output_folder": str(run.folder), "caption_col": plan.caption_col,
-                              "clip_model": plan.clip_model, "method": {"class_path": plan.method[0], "init_args": dataclasses.asdict(plan.method[1])}}  # type: ignore[call-overload]  # fmt: skip
+                              "clip_model": plan.clip_model,
+                              "method": {"class_path": plan.method[0], "init_args": options}}  # fmt: skip
     values |= dataclasses.asdict(plan.labels) | dataclasses.asdict(plan.train)
     with atomic_path(run.path("config.yaml")) as path:
         path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")

@@ -15,8 +15,8 @@ UNUSED = frozenset({"temperature", "dropout", "accum_freq", "beta1", "beta2", "e
 class ClassifyTrain:
     """Train a classifier on labels that may be wrong, and write what it thinks of them.
 
-    Works on the features that `noisycorr clean` stored. Samples whose texts, completed by those of similar images, match
-    the definition of their class best are trusted. The test split is opened once, after the last epoch; cleaned labels
+    Works on the features that `noisycorr clean` stored. Samples whose texts, completed by those of similar images,
+    match the definition of their class best are trusted. The test split is opened once, after the last epoch; cleaned labels
     stand in `labels.parquet`, numbers and curves in `report.html`. The same command continues an interrupted training.
     """
 
@@ -34,8 +34,8 @@ class ClassifyTrain:
         parser.add_object("method", "capro", METHOD)
         add_choice(parser, Labels)
         add_choice(parser, TrainClasses, skip=UNUSED)
-        parser.add("clip_model", str, "embedded", "Encoder of a source that is not embedded yet, and of class names where "
-                   "the embeddings came without an encoder")  # fmt: skip
+        parser.add("clip_model", str, "embedded", "Encoder of a source that is not embedded yet, and of class names "
+                   "where the embeddings came without an encoder")  # fmt: skip
         parser.add("caption_col", str | None, None, "Column of the texts of such a source; detected if none")
 
     @staticmethod
@@ -74,8 +74,8 @@ class BenchWebly:
         parser.add("config", str | None, None, "YAML file with any of these keys; flags win over it")
         add_choice(parser, Choice)
         add_choice(parser, TrainClasses, skip=UNUSED | {"seed", "resume", "save_every", "keep_checkpoints"})
-        parser.add("clip_model", str, "embedded", "Encoder of sources that are not embedded yet, and of class names where "
-                   "the embeddings came without an encoder")  # fmt: skip
+        parser.add("clip_model", str, "embedded", "Encoder of sources that are not embedded yet, and of class names "
+                   "where the embeddings came without an encoder")  # fmt: skip
         parser.add("caption_col", str | None, None, "Column of their texts; detected if none")
 
     @staticmethod

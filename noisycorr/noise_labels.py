@@ -45,7 +45,7 @@ def diffuse_noise(truth: Int[np.ndarray, " n"], classes: int, group: Int[np.ndar
 
 def semantic_noise(truth: Int[np.ndarray, " n"], classes: int, *, pairs: int = 8, share: float = 0.6,
                    flips: float = 0.1, seed: int = 0) -> NoisyLabels:  # fmt: skip
-    """For pairs (a, b) of classes most samples of b are labelled a, as if a's name also meant b; and a few random flips.
+    """For pairs (a, b) of classes most samples of b are labelled a, as if a's name meant b, too; and a few flips.
 
     Args:
         truth: Right class, -1 = none, which gets any label.

@@ -39,8 +39,10 @@ def bench_webly(choice: BenchWebly, train: TrainClasses, run: Run, *, caption_co
     """
     write_json(run.path("provenance.json"), provenance())
     write_json(run.path("bench.json"), {"bench": vars(choice), "train": train.settings()})
-    plans = [(partial(load_set, text, choice, run, caption_col, clip_model), choice.cells("label" in parse_set(text)[2]))
-             for text in listed(choice.sets)]  # fmt: skip
+    plans = []
+    for text in listed(choice.sets):
+        cells = choice.cells(natural="label" in parse_set(text)[2])
+        plans.append((partial(load_set, text, choice, run, caption_col, clip_model), cells))
     total = sum(len(cells) for _, cells in plans)
     if not total:
         raise UsageError(f"--noise {choice.noise} goes to none of the sets: natural needs a set with +label=COLUMN.")
@@ -75,8 +77,8 @@ def load_set(text: str, choice: BenchWebly, run: Run, caption_col: str | None, c
     held = set() if "label" in columns else set(rng.permutation(large)[: round(UNKNOWN * len(large))].tolist())
     classes = [str(one) for one in large if one not in held]
     if len(classes) < 4:
-        raise UsageError(f"the set {name} has {len(classes)} classes of {choice.fewest} samples or more; at least 4 are "
-                         "needed: lower --fewest.")  # fmt: skip
+        raise UsageError(f"the set {name} has {len(classes)} classes of {choice.fewest} samples or more; at least 4 "
+                         "are needed: lower --fewest.")  # fmt: skip
     place_of = {one: number for number, one in enumerate(classes)}
     truth = np.array([place_of.get(value, -1) for value in values])
     given = None

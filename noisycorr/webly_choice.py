@@ -84,7 +84,7 @@ def parse_set(text: str) -> tuple[str, str, dict[str, str]]:
     place, colon, options = rest.rpartition(":")
     columns = dict(part.split("=", 1) for part in options.split("+") if "=" in part)
     if not (sign and colon and place) or "class" not in columns or not set(columns) <= {"class", "group", "label"}:
-        raise UsageError(f"--sets has {text!r}, expected NAME=SOURCE:class=COLUMN, then +group=COLUMN and +label=COLUMN.")
+        raise UsageError(f"--sets has {text!r}, expected NAME=SOURCE:class=COLUMN, then +group=COLUMN, +label=COLUMN.")
     return name.strip(), place, columns
 
 

@@ -23,8 +23,9 @@ CURVES = (
 NAMES = {
     "top1": "Top-1", "top5": "Top-5", "macro": "Top-1, mean over classes", "map": "mAP, mean over tags",
     "cf1": "C-F1 at 3", "of1": "O-F1 at 3", "cf1_rel": "C-F1 as released by CAPro",
-    "of1_rel": "O-F1 as released by CAPro", "map_micro": "average precision over all entries", "samples": "test samples",
-    "changed": "changed", "left_out": "left out", "precision": "of the changed, right now", "recall": "of the wrong, put right",
+    "of1_rel": "O-F1 as released by CAPro", "map_micro": "average precision over all entries",
+    "samples": "test samples", "changed": "changed", "left_out": "left out", "precision": "of the changed, right now",
+    "recall": "of the wrong, put right",
 }  # fmt: skip
 
 
@@ -56,8 +57,8 @@ def write_class_report(run: Run) -> Path:
         curves=[curve(report["history"], *facts, None) for facts in CURVES],
         classes=[(row["class"], row["trained"], row["tested"], number(row["recall"]), number(row["precision"]))
                  for row in table],
-        commands=[(f"noisycorr classify train --config {shlex.quote(str(run.folder / 'config.yaml'))} --output_folder OTHER "
-                   "--seed 1", "train again with another seed: how far the numbers differ is chance")],
+        commands=[(f"noisycorr classify train --config {shlex.quote(str(run.folder / 'config.yaml'))} "
+                   "--output_folder OTHER --seed 1", "train again with another seed: how far the numbers differ is chance")],
         sources=sources,
     )  # fmt: skip
     path = run.path("report.html")

@@ -19,8 +19,8 @@ class Labels:
             class best; 0 = trust nobody.
         val_fraction: Share of the images to measure on while training, with the labels as they came, in [0, 1).
         test_fraction: Share of the images that is left alone until the end, in [0, 1). A column `split` wins over both.
-        truth_col: Column of right labels, for the test samples and to say how good the cleaned labels are; none = test on
-            the labels as they came.
+        truth_col: Column of right labels, for the test samples and to say how good the cleaned labels are; none = test
+            on the labels as they came.
         weigh: Weight of a sample: none, or rare for one over the frequency of its class.
 
     Raises:

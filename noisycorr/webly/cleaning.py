@@ -78,7 +78,8 @@ def anchored_tags(tag: Int[Tensor, "b c"], anchor: Int[Tensor, "b c"], *, faithf
 
 
 def collective_targets(anchor: Float[Tensor, "b p"], queue: Float[Tensor, "q p"], beliefs: Float[Tensor, "q c"],
-                       own: Bool[Tensor, "b q"], *, temperature: float = 0.1, linear: bool = False) -> Tensor:  # fmt: skip
+                       own: Bool[Tensor, "b q"], *, temperature: float = 0.1,
+                       linear: bool = False) -> Float[Tensor, "b c"]:  # fmt: skip
     """Soft labels from similar samples of the queue: collective bootstrapping.
 
         w_ij = softmax_j(a_i M_j / temperature),  or  (clamp(a_i M_j, 0, 1) + 1e-7) / sum_j as released

@@ -51,7 +51,8 @@ class ClassSet(TrainSet):
             raise ValueError(f"labels have shape {shape}, expected ({n},) or ({n}, {self.classes})")
         low, high = int(self.labels.min(initial=0)), int(self.labels.max(initial=0))
         if low < 0 or high >= (2 if self.multi else self.classes):
-            raise ValueError(f"labels reach from {low} to {high}, expected 0 to {1 if self.multi else self.classes - 1}")
+            top = 1 if self.multi else self.classes - 1
+            raise ValueError(f"labels reach from {low} to {high}, expected 0 to {top}")
         for name, column, wanted in (("anchors", self.anchors, shape), ("weights", self.weights, (n,))):
             if column is not None and column.shape != wanted:
                 raise ValueError(f"{name} have shape {column.shape}, expected {wanted}")

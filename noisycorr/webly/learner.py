@@ -141,8 +141,9 @@ class ClassLearner(Learner):
             assert isinstance(network, ClassNetwork)
             mode = network.training
             network.eval()
-            parts = [self.strategy.predict(network, network.image(inputs(torch.arange(n)[a : a + chunk])).to(self.dtype))
-                     for a in range(0, n, chunk)]  # fmt: skip
+            parts = []
+            for rows in torch.arange(n).split(chunk):
+                parts.append(self.strategy.predict(network, network.image(inputs(rows)).to(self.dtype)))
             network.train(mode)
             out.append(torch.cat(parts).double().cpu().numpy())
         return out

@@ -166,14 +166,15 @@ def run_cell(data: WeblySet, cell: Cell, choice: TrainClasses, run: Run) -> dict
         run: The folder of the benchmark.
 
     Returns:
-        One row of the tables: `top1`, `top5`, `macro`, `mixed` (top-1 on classes that share a name with another), `auroc`
-        of wrong labels, `precision` and `recall` of changed labels and their share `changed`, open-set `cf1` and `area`,
-        `anchor_precision`, `auc_raw` and `auc_completed` of the text match, `seconds`.
+        One row of the tables: `top1`, `top5`, `macro`, `mixed` (top-1 on classes that share a name with another),
+        `auroc` of wrong labels, `precision` and `recall` of changed labels and their share `changed`, open-set `cf1` and
+        `area`, `anchor_precision`, `auc_raw` and `auc_completed` of the text match, `seconds`.
     """
     choice = dataclasses.replace(choice, seed=cell.seed)
     method = method_of(cell.method)
+    options = dataclasses.asdict(method)  # type: ignore[call-overload]
     inputs = {"set": data.identity, "cell": dataclasses.asdict(cell), "settings": choice.settings(),
-              "method": [type(method).__name__, dataclasses.asdict(method)], "noisycorr": __version__}  # type: ignore[call-overload]  # fmt: skip
+              "method": [type(method).__name__, options], "noisycorr": __version__}  # fmt: skip
     path = run.folder / "cells" / f"{data.name}-{fingerprint(inputs)}.json"
     if path.exists():
         found: dict[str, Any] = read_json(path)
@@ -196,8 +197,8 @@ def _train(data: WeblySet, cell: Cell, got: Crawl, method: Method, choice: Train
     if cell.method.startswith(ORACLE):
         train &= got.noisy.label == got.truth
     label = got.noisy.label
-    learner = feature_learner(data.image[got.rows[train]].astype(np.float32), label[train], data.classes, method, choice,
-                              anchors=got.anchors[train])  # fmt: skip
+    features = data.image[got.rows[train]].astype(np.float32)
+    learner = feature_learner(features, label[train], data.classes, method, choice, anchors=got.anchors[train])
     valid = data.image[got.rows[held]].astype(np.float32), label[held]
     fit(learner, Hooks(validate=lambda it: tune_on(learner, *valid)))
     opinion = final_opinion(learner)

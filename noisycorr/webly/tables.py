@@ -71,7 +71,8 @@ def _facts(rows: Sequence[Row], places: list[tuple[str, str]]) -> str:
         for fact, (_, scale, digits) in FACTS.items():
             by_seed = {row["seed"]: row[fact] for row in some if row[fact] is not None}
             cells.append(_cell(np.array(list(by_seed.values())) * scale, digits, None))
-        lines.append(f"| {place[0]} | {place[1]} | {some[0]['samples']:,} | {some[0]['classes']} | {' | '.join(cells)} |")
+        size = f"{some[0]['samples']:,} | {some[0]['classes']}"
+        lines.append(f"| {place[0]} | {place[1]} | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """CAPro: prototypes that begin at samples whose texts match their class, noise removal, collective bootstrapping.
 
-Three stages in one training: labels as they came; prototypes and clean labels; then the classifier alone, on the cleaned
-set with mixup.
+Three stages in one training: labels as they came; prototypes and clean labels; then the classifier alone, on the
+cleaned set with mixup.
 
 Source: Qin et al., "CAPro: Webly Supervised Learning with Cross-Modality Aligned Prototypes", NeurIPS 2023.
 Differs: the queue weighs keys by a softmax and leaves a sample's own out; the auxiliary head is a cosine head; sample
@@ -56,8 +56,8 @@ class CAPro(Method):
     soft_temperature: float = 0.1
     decay: float = 0.99
     queue: int = 512
-    first_prototypes: float = 0.33
-    first_clean: float = 0.42
+    first_prototypes: float = 0.2
+    first_clean: float = 0.25
     finetune: float = 0.15
     mixup: float = 0.8
     faithful: bool = False

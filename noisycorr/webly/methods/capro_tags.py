@@ -70,7 +70,7 @@ class CAProTags(Method):
     soft_temperature: float = 0.1
     decay: float = 0.99
     queue: int = 512
-    first_prototypes: float = 0.33
+    first_prototypes: float = 0.25
     first_clean: float = 0.5
     balance: bool = True
     faithful: bool = False

@@ -44,7 +44,7 @@ class MoPro(Method):
     decay: float = 0.99
     queue: int = 512
     first_contrast: float = 0.05
-    first_clean: float = 0.42
+    first_clean: float = 0.25
     finetune: float = 0.15
 
     key = "slow"

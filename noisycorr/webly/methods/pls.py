@@ -74,15 +74,15 @@ class PLS(Method):
         return wrong, wrong > self.noisy_from
 
     def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
-        """Who is noisy; `p_clean` of a noisy sample is the trust in its guess while it is trained on."""
+        """Who is noisy; the trust in their guesses stands in the memory."""
         wrong, noisy = self.detect(signals, memory)
         weight = np.ones(len(noisy))
         judged = noisy & (signals["guessed"] > 0.5)
         if judged.sum() > 2:
             weight[judged] = 1 - large_mode(signals["loss_guess"][judged])
         memory.columns["weight"] = torch.from_numpy(weight).to(memory.columns["guess"])
-        return Trust(p_clean=np.where(noisy, np.minimum(1 - wrong, 0.5), 1 - 0.5 * wrong), clean=~noisy,
-                     sets={"noisy": noisy}, facts={"noisy": float(noisy.mean())})  # fmt: skip
+        return Trust(p_clean=1 - wrong, clean=~noisy, sets={"noisy": noisy},
+                     facts={"noisy": float(noisy.mean())})  # fmt: skip
 
     def relabelled(self, signals: Mapping[str, np.ndarray], memory: Memory) -> np.ndarray | None:
         """The likeliest class of each sample."""

@@ -56,7 +56,7 @@ class PLSLSA(PLS):
         if not even or min(noisy.sum(), (~noisy).sum()) < FEWEST:
             return wrong, noisy
         separated = separate(memory.columns["features"].cpu().numpy(), noisy, self.ridge, self.components)
-        return separated, separated > 0.5
+        return wrong, separated > 0.5
 
     def targets(self, batch: Batch, noisy: Tensor) -> Tensor:
         """Labels, and for noisy samples what is thought of the strong view alone."""
