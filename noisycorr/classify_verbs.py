@@ -16,8 +16,9 @@ class ClassifyTrain:
     """Train a classifier on labels that may be wrong, and write what it thinks of them.
 
     Works on the features that `noisycorr clean` stored. Samples whose texts, completed by those of similar images,
-    match the definition of their class best are trusted. The test split is opened once, after the last epoch; cleaned labels
-    stand in `labels.parquet`, numbers and curves in `report.html`. The same command continues an interrupted training.
+    match the definition of their class best are trusted. The test split is opened once, after the last epoch; cleaned
+    labels stand in `labels.parquet`, numbers and curves in `report.html`. The same command continues an interrupted
+    training.
     """
 
     name, usage, parallel = "classify train", "SOURCE --output_folder FOLDER", True

@@ -53,7 +53,8 @@ def bench_webly(choice: BenchWebly, train: TrainClasses, run: Run, *, caption_co
             assert data is not None
             rows.append(run_cell(data, cell, train, run))
             console.say(f"{len(rows)}/{total} {_line(rows[-1])}")
-    write_tables(rows, run.folder)
+        if cells:
+            write_tables(rows, run.folder)
     return rows
 
 
@@ -88,6 +89,9 @@ def load_set(text: str, choice: BenchWebly, run: Run, caption_col: str | None, c
     blocks = _groups(source, found.get("group"), rows)
     _, inverse = np.unique(blocks, return_inverse=True)
     side = rng.random(inverse.max() + 1) < TEST
+    if not side.any() or side.all():
+        raise UsageError(f"the set {name} has {len(side)} groups of samples, too few to train and test on: name "
+                         "another +group=COLUMN, or none.")  # fmt: skip
     names_there = encode_names(source, class_names(classes), clip_model)
     stage = source.stage("embed") or {}
     features = reduce_width([image[rows]], choice.width) if choice.width else image[rows]
@@ -102,7 +106,7 @@ def _groups(source: Run, values: list[Any] | None, rows: np.ndarray) -> np.ndarr
     """What must stay on one side: the given column, or equal pictures."""
     if values is None:
         values = read_facts(source, ["image_hash"]).column("image_hash").to_pylist()
-    return np.array([str(values[row]) for row in rows])
+    return np.array([f"row {row}" if values[row] is None else str(values[row]) for row in rows])
 
 
 def _similar(names: np.ndarray) -> np.ndarray:

@@ -21,7 +21,8 @@ FLOORS = (
     ("losses", "learn", "strategies", "webly"),
     ("report", "cli", "flags", "plan_flags", "verbs", "stages", "train_verbs", "train_stage",
      "train_towers", "train_regions",
-     "bench", "webly_bench", "webly_choice", "webly_samples", "classes", "classify_stage", "classify_verbs", "testing", "__main__"),
+     "bench", "webly_bench", "webly_choice", "webly_samples", "classes", "classify_stage", "classify_verbs",
+     "testing", "__main__"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

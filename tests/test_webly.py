@@ -1,4 +1,4 @@
-"""Methods that learn from wrong labels: they learn, they are repeatable, they resume, and labels of anchors never change."""
+"""Methods that learn from wrong labels: they learn, they resume, and labels of anchors never change."""
 
 from __future__ import annotations
 

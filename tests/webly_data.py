@@ -15,8 +15,10 @@ from noisycorr.webly.fitting import feature_learner
 from noisycorr.webly.learner import ClassLearner
 from noisycorr.webly.methods import BUILT_IN, load_method
 
-SMALL: dict[str, Any] = {"epochs": 6, "batch_size": 16, "embed_dim": 6, "hidden": 8, "warmup": 2, "save_every": 0.0, "lr": 0.05, "layer": 10}  # fmt: skip
-OPTIONS: dict[str, dict[str, Any]] = {"pls": {"warm_up": 2}, "pls_lsa": {"warm_up": 2, "components": 4}, "nested": {"first_teaching": 0.4}}  # fmt: skip
+SMALL: dict[str, Any] = {"epochs": 6, "batch_size": 16, "embed_dim": 6, "hidden": 8, "warmup": 2, "save_every": 0.0,
+                         "lr": 0.05, "layer": 10}  # fmt: skip
+OPTIONS: dict[str, dict[str, Any]] = {"pls": {"warm_up": 2}, "pls_lsa": {"warm_up": 2, "components": 4},
+                                      "nested": {"first_teaching": 0.4}}  # fmt: skip
 METHODS = tuple(BUILT_IN)
 
 

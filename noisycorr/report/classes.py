@@ -58,7 +58,8 @@ def write_class_report(run: Run) -> Path:
         classes=[(row["class"], row["trained"], row["tested"], number(row["recall"]), number(row["precision"]))
                  for row in table],
         commands=[(f"noisycorr classify train --config {shlex.quote(str(run.folder / 'config.yaml'))} "
-                   "--output_folder OTHER --seed 1", "train again with another seed: how far the numbers differ is chance")],
+                   "--output_folder OTHER --seed 1",
+                   "train again with another seed: how far the numbers differ is chance")],
         sources=sources,
     )  # fmt: skip
     path = run.path("report.html")

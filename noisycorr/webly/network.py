@@ -20,9 +20,12 @@ JITTER = 0.4  # brightness of the strong view of a picture
 
 
 class FeatureBackbone(nn.Module):
-    """Stored features, standardised, then one hidden layer if there is one.
+    """Stored features, centred and scaled, then one hidden layer if there is one.
 
-        v = (x - mean) / std,   or   gelu(W (x - mean) / std + b)
+        v = (x - mean) / scale,   or   gelu(W (x - mean) / scale + b)
+
+    The scale is one number, the root of the mean variance: dividing each feature by its own would blow up the faintest
+    principal components, in which there is little but noise to learn by heart.
 
     Args:
         width: Of the features.
@@ -32,23 +35,21 @@ class FeatureBackbone(nn.Module):
     def __init__(self, width: int, hidden: int = 0) -> None:
         super().__init__()
         self.mean: Tensor
-        self.std: Tensor
+        self.scale: Tensor
         self.dim = hidden or width
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
+        self.register_buffer("scale", torch.ones(1))
         self.body = nn.Sequential(nn.Linear(width, hidden), nn.GELU()) if hidden else nn.Identity()
 
     def standardise(self, features: Float[np.ndarray, "n d"]) -> None:
-        """Take mean and standard deviation of the training features."""
+        """Take mean and scale of the training features."""
         wide = np.asarray(features, np.float64)
-        std = wide.std(0)
-        std[std < 1e-6 * max(std.max(), 1e-12)] = 1.0  # a feature that never changes says nothing
         self.mean.copy_(torch.from_numpy(wide.mean(0)))
-        self.std.copy_(torch.from_numpy(std))
+        self.scale.fill_(max(float(np.sqrt(wide.var(0).mean())), 1e-12))
 
     def forward(self, x: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
         """Features, not of unit length."""
-        out: Tensor = self.body((x - self.mean) / self.std)
+        out: Tensor = self.body((x - self.mean) / self.scale)
         return out
 
 

@@ -167,8 +167,8 @@ def run_cell(data: WeblySet, cell: Cell, choice: TrainClasses, run: Run) -> dict
 
     Returns:
         One row of the tables: `top1`, `top5`, `macro`, `mixed` (top-1 on classes that share a name with another),
-        `auroc` of wrong labels, `precision` and `recall` of changed labels and their share `changed`, open-set `cf1` and
-        `area`, `anchor_precision`, `auc_raw` and `auc_completed` of the text match, `seconds`.
+        `auroc` of wrong labels, `precision` and `recall` of changed labels and their share `changed`, open-set `cf1`
+        and `area`, `anchor_precision`, `auc_raw` and `auc_completed` of the text match, `seconds`.
     """
     choice = dataclasses.replace(choice, seed=cell.seed)
     method = method_of(cell.method)
