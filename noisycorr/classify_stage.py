@@ -92,9 +92,9 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     """
     source = embedded_run(plan.path, run.folder / "data", caption_col=plan.caption_col, clip_model=plan.clip_model)
     samples = read_samples(source, plan.labels)
-    split = split_corpus(read_corpus(source), val_fraction=plan.labels.val_fraction,
+    corpus = dataclasses.replace(read_corpus(source), usable=samples.usable)  # a label needs no text
+    split = split_corpus(corpus, val_fraction=plan.labels.val_fraction,
                          test_fraction=plan.labels.test_fraction, seed=plan.train.seed)  # fmt: skip
-    split[~samples.usable] = UNUSED
     rows = {kind: np.flatnonzero(split == kind) for kind in (TRAIN, VALID, TEST)}
     if len(rows[TRAIN]) < 2:
         raise UsageError(f"{plan.path} has {len(rows[TRAIN])} labelled samples to train on, expected at least 2.")

@@ -11,13 +11,17 @@ import torch
 from webly_data import METHODS, OPTIONS, blobs, learner, some_anchors, tags_of
 
 from noisycorr.class_metrics import changed_labels, tag_metrics
+from noisycorr.encoders.trainable import load_trainable
 from noisycorr.learn.checkpoint import load_latest, save_checkpoint
 from noisycorr.learn.loop import Hooks, fit
+from noisycorr.learn.tune_choice import Tune
 from noisycorr.pairs import UsageError
 from noisycorr.webly.choice import TrainClasses
 from noisycorr.webly.contract import ClassSet
 from noisycorr.webly.fitting import feature_learner, final_opinion, predict_features, probabilities, tune_on
+from noisycorr.webly.learner import ClassLearner
 from noisycorr.webly.methods import find_method, load_method
+from noisycorr.webly.network import PictureBackbone, StrongView
 
 SINGLE = [name for name in METHODS if name != "capro_tags"]
 
@@ -158,6 +162,64 @@ def test_what_does_not_fit_is_refused():
     for wrong in ({"optimizer": "lion"}, {"unfreeze": 2.0}, {"view": 1.0}, {"layer": -1}, {"accum_freq": 2}):
         with pytest.raises(UsageError, match=f"--{next(iter(wrong))}"):
             TrainClasses(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("capro", {"threshold": 1.5}), ("capro", {"queue": 0}), ("pls", {"noisy_from": -1.0}), ("confident", {"folds": 1}),
+     ("nested", {"forget": 1.0}), ("mopro", {"temperature": 0.0})],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(name: str, options: dict[str, float]):
+    with pytest.raises(UsageError, match=f"--method.{next(iter(options))}"):
+        load_method(name, options)
+
+
+class PixelTowers:
+    """Pictures at hand."""
+
+    chunk, identity = 64, {}
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self.pixels = pixels
+
+    def image(self, rows: torch.Tensor, epoch: int | None = None) -> torch.Tensor:
+        return self.pixels[rows]
+
+    def expect(self, requests: object) -> None:
+        """Nothing to load."""
+
+
+def test_an_image_encoder_is_a_backbone():
+    trainable = load_trainable("scratch:cnn")
+    height, width = trainable.size
+    label = np.arange(24) % 2
+    pixels = torch.rand(24, 3, height, width, generator=torch.Generator().manual_seed(0)) * 0.2
+    pixels[label == 1, 0] += 1.0
+    data = ClassSet(towers=PixelTowers(pixels), rows=np.arange(24), image_group=np.arange(24), text_group=label,
+                    labels=label, classes=2)  # fmt: skip
+    choice = TrainClasses(epochs=3, batch_size=8, lr=0.01, embed_dim=4, hidden=6, save_every=0.0, unfreeze=0.3)
+    one = ClassLearner(data, load_method("capro"), choice, device=torch.device("cpu"),
+                       backbone=lambda: PictureBackbone(trainable, Tune(train_part="whole")))  # fmt: skip
+    before = {name: value.clone() for name, value in one.networks[0].backbone.named_parameters()}
+    fit(one)
+    moved = [
+        name for name, value in one.networks[0].backbone.named_parameters() if not torch.equal(value, before[name])
+    ]
+    assert moved and all(torch.isfinite(value).all() for value in one.weights().values())
+    logits = one.predict(lambda rows: pixels[rows], 24)[0]
+    assert (logits.argmax(1) == label).mean() > 0.9
+
+
+def test_strong_view_of_pictures():
+    view = StrongView(0.2)
+    x = torch.rand(6, 3, 4, 5)
+    torch.manual_seed(0)
+    whole = view(x)
+    assert not torch.equal(whole, x)
+    torch.manual_seed(0)
+    view.window = (6, slice(2, 4))
+    torch.testing.assert_close(view(x[2:4]), whole[2:4])
+    assert torch.equal(view.eval()(x), x)
 
 
 def test_no_truth_gets_in():

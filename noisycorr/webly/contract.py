@@ -11,6 +11,7 @@ A batch is the *global* one, gathered from all processes. What a method learns o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +25,18 @@ from torch.nn import functional
 from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
 from noisycorr.learn.learner import TrainSet
 from noisycorr.learn.memory import Memory
+from noisycorr.pairs import UsageError
 from noisycorr.webly.network import ClassNetwork
+
+SHARE = (0.0, 1.0)
+LIMITS = {
+    "threshold": SHARE, "mix": SHARE, "soft": SHARE, "decay": SHARE, "first_prototypes": SHARE, "first_clean": SHARE,
+    "first_contrast": SHARE, "finetune": SHARE, "noisy_from": SHARE, "first_teaching": SHARE, "follow": SHARE,
+    "beta": SHARE, "forget": (0.0, 0.99), "temperature": (0.001, math.inf), "soft_temperature": (0.001, math.inf),
+    "queue": (1, math.inf), "out_of_set": (0.0, math.inf), "mixup": (0.0, math.inf), "sharpen": (0.0, math.inf),
+    "strength": (0.0, math.inf), "sigma": (0.001, math.inf), "folds": (2, math.inf), "ridge": (1e-9, math.inf),
+    "components": (1, math.inf), "warm_up": (0, math.inf), "contrast": (0.0, math.inf),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +143,18 @@ class Method(Strategy):
     follow: float = 0.999
     labels: Literal["one", "many", "both"] = "one"
     takes_anchors: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse options out of range, by their names.
+
+        Raises:
+            UsageError: If one is.
+        """
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name, None)
+            if isinstance(value, (int, float)) and not low <= value <= high:
+                more = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+                raise UsageError(f"--method.{name} is {value}, expected {more}.")
 
     def modules(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
         """Modules that are trained along, and those that hold buffers.

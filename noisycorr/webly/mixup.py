@@ -14,7 +14,7 @@ def mix_rows(features: Tensor, target: Tensor, alpha: float, *, nearer: bool = F
     Args:
         features: (b, ...).
         target: (b, c).
-        alpha: > 0.
+        alpha: >= 0; 0 = nothing is mixed.
         nearer: l <- max(l, 1 - l), so that a row stays nearer to itself.
 
     Source: mixup (Zhang et al., ICLR 2018).
@@ -26,5 +26,7 @@ def mix_rows(features: Tensor, target: Tensor, alpha: float, *, nearer: bool = F
 def draw_mix(b: int, alpha: float, *, nearer: bool = False, device: torch.device) -> tuple[Tensor, float]:
     """A permutation of the batch and l."""
     order = torch.randperm(b)
+    if not alpha:
+        return order.to(device), 1.0
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     return order.to(device), max(share, 1 - share) if nearer else share

@@ -70,6 +70,14 @@ class PictureBackbone(nn.Module):
         """Features, not of unit length."""
         return self.trainable.image(self.tower, pixels)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PictureBackbone:
+        """Another model; the encoder that preprocesses is shared."""
+        made = PictureBackbone.__new__(PictureBackbone)
+        nn.Module.__init__(made)
+        made.trainable, made.dim, made.tower = self.trainable, self.dim, copy.deepcopy(self.tower, memo)
+        made.train(self.training)
+        return made
+
     def train(self, mode: bool = True) -> PictureBackbone:
         """Batch norms stay in evaluation mode: statistics of a batch would depend on how many processes there are."""
         super().train(mode)
