@@ -96,7 +96,7 @@ def load_set(text: str, choice: BenchWebly, run: Run, caption_col: str | None, c
     stage = source.stage("embed") or {}
     features = reduce_width([image[rows]], choice.width) if choice.width else image[rows]
     return WeblySet(
-        name=name, image=features, text=words[rows], has_text=words[rows].any(1), truth=truth, given=given,
+        name=name, image=features, text=words[rows], has_text=np.asarray(words[rows].any(1)), truth=truth, given=given,
         group=_similar(names_there), class_text=names_there, test=side[inverse],
         identity=[stage.get("fingerprint"), columns, choice.fewest, choice.limit, choice.width],
     )  # fmt: skip

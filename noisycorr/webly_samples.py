@@ -70,7 +70,7 @@ def read_samples(run: Run, choice: Labels) -> Samples:
     place = {name: number for number, name in enumerate(classes)}
     label = _encode(words, place, multi)
     usable = image.any(1) & ((label >= 0) if not multi else np.array([any(w in place for w in some) for some in words]))
-    has = label[usable].any(0) if multi else np.isin(np.arange(len(classes)), label[usable])
+    has = np.asarray(label[usable].any(0) if multi else np.isin(np.arange(len(classes)), label[usable]))
     if has.sum() < 2:
         raise UsageError(f"{int(has.sum())} classes of --class_col {choice.class_col} have a sample; at least 2 are "
                          f"needed: the labels are {', '.join(occur[:5]) or 'none'}.")  # fmt: skip
@@ -97,8 +97,8 @@ def trusted(run: Run, samples: Samples, plan: Plan, rows: np.ndarray) -> np.ndar
     names = encode_names(run, samples.meanings, plan.clip_model)
     names = names / np.maximum(np.linalg.norm(names, axis=1, keepdims=True), 1e-12)
     text = samples.text[rows]
-    completed = complete_texts(samples.image[rows], text, text.any(1), neighbors=10 if samples.multi else 5)
-    score = np.where(completed.any(1)[:, None], completed @ names.T, np.nan)
+    completed = complete_texts(samples.image[rows], text, np.asarray(text.any(1)), neighbors=10 if samples.multi else 5)
+    score = np.where(np.asarray(completed.any(1))[:, None], completed @ names.T, np.nan)
     label = samples.label[rows]
     if samples.multi:
         return select_tag_anchors(score, label, plan.labels.anchors)
