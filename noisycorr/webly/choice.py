@@ -38,7 +38,7 @@ class TrainClasses(Train):
     """
 
     epochs: int = 24
-    batch_size: int = 128
+    batch_size: int = 32
     lr: float = 0.02
     wd: float = 0.01
     warmup: int = 20
