@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 
 from noisycorr import console, dist
 from noisycorr.audit_verbs import Audit
+from noisycorr.classify_verbs import BenchWebly, ClassifyTrain
 from noisycorr.flags import Parser, add_choice, pick, read_words
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import (
@@ -356,9 +357,9 @@ class Evaluate:
 
 VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Recaption, Report, Explain, Export, Inject,
-    Train, Evaluate, Audit, Tune, Annotate,
+    Train, Evaluate, Audit, ClassifyTrain, Tune, Annotate,
     CaptionScore,
-    BenchNoise,
+    BenchNoise, BenchWebly,
 )  # fmt: skip
 
 

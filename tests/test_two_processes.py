@@ -13,12 +13,13 @@ from pictures import write_pictures
 from region_data import write_regions
 from safetensors.torch import load_file
 from tiny_checkpoints import write_open_clip
-from two_processes import NETWORKS, found
+from two_processes import CLASSES, NETWORKS, found
 
 from noisycorr.strategies import BUILT_IN
+from noisycorr.webly.methods import BUILT_IN as METHODS
 
 HERE = Path(__file__).parent
-CASES = [*BUILT_IN, *NETWORKS]
+CASES = [*BUILT_IN, *NETWORKS, *(f"{CLASSES}{name}" for name in METHODS)]
 PATIENCE = 900
 
 

@@ -19,15 +19,20 @@ from noisycorr.testing import outcome
 
 OPTIONS: dict[str, dict[str, object]] = {"bicro": {"noisy_from": 0.0}}
 NETWORKS = ("tuned", "sgr", "saf", "gpo")
+CLASSES = "classes-"  # before the name of a method that learns from labels
 
 
 def found(case: str, place: Path) -> dict[str, Tensor]:
     """Gradients and running statistics after one batch, and the weights after a whole training.
 
     Args:
-        case: A strategy on stored features, or one of `NETWORKS` with the strategy plain.
+        case: A strategy on stored features, one of `NETWORKS` with the strategy plain, or `classes-METHOD`.
         place: Folder of the pictures or regions.
     """
+    if case.startswith(CLASSES):
+        import webly_data
+
+        return webly_data.found(case.removeprefix(CLASSES))
     if case not in NETWORKS:
         return outcome(load_strategy(case, OPTIONS.get(case)))
     if case == "tuned":

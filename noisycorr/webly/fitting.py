@@ -1,0 +1,118 @@
+"""From features and labels to a learner, and what is asked of it after training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_softmax, softmax
+
+from noisycorr import dist
+from noisycorr.learn.contract import Trust
+from noisycorr.learn.heads import StoredTowers
+from noisycorr.webly.choice import TrainClasses
+from noisycorr.webly.contract import ClassSet, Method
+from noisycorr.webly.learner import ClassLearner
+from noisycorr.webly.network import ClassNetwork, FeatureBackbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opinion:
+    """What the networks think of the training labels at the end.
+
+    Attributes:
+        p_clean: (n,) in [0, 1], that the label is right; mean over networks.
+        label: int64 (n,) the class that the method sees, -1 = none; int8 (n, c) for tags; None without an opinion.
+    """
+
+    p_clean: np.ndarray
+    label: np.ndarray | None
+
+
+def feature_learner(features: np.ndarray, labels: np.ndarray, classes: int, method: Method, choice: TrainClasses, *,
+                    anchors: np.ndarray | None = None, weights: np.ndarray | None = None) -> ClassLearner:  # fmt: skip
+    """A learner on stored features.
+
+    Args:
+        features: (n, d) of the training samples.
+        labels: int (n,), or tags (n, c).
+        classes: c.
+        method: How to learn.
+        choice: How to train.
+        anchors: As `ClassSet` takes them; left out where the method does not know what to do with them.
+        weights: (n,) of the losses, or None.
+    """
+    dtype = torch.float64 if choice.precision == "fp64" else torch.float32
+    n = len(features)
+    data = ClassSet(
+        towers=StoredTowers(features, np.zeros((n, 1), np.float32), device=dist.device(), dtype=dtype),
+        rows=np.arange(n), image_group=np.arange(n), text_group=np.arange(n), labels=labels, classes=classes,
+        anchors=anchors if method.takes_anchors else None, weights=weights,
+    )  # fmt: skip
+
+    def backbone() -> FeatureBackbone:
+        made = FeatureBackbone(features.shape[1], choice.layer)
+        made.standardise(features)
+        return made
+
+    return ClassLearner(data, method, choice, backbone=backbone, device=dist.device())
+
+
+def predict_features(learner: ClassLearner, features: np.ndarray) -> list[np.ndarray]:
+    """Logits (m, c) of each network for features (m, d)."""
+    held = torch.from_numpy(np.ascontiguousarray(features))
+    return learner.predict(lambda rows: held[rows].to(learner.device, learner.dtype), len(held))
+
+
+def together(logits: list[np.ndarray]) -> np.ndarray:
+    """Mean of the log probabilities of several networks, (n, c)."""
+    out: np.ndarray = np.mean([log_softmax(one, axis=1) for one in logits], axis=0)
+    return out
+
+
+def probabilities(logits: list[np.ndarray], *, tags: bool = False) -> np.ndarray:
+    """Mean probability of several networks, (n, c)."""
+    parts = [1 / (1 + np.exp(-one)) if tags else softmax(one, axis=1) for one in logits]
+    out: np.ndarray = np.mean(parts, axis=0)
+    return out
+
+
+def final_opinion(learner: ClassLearner) -> Opinion:
+    """Ask the trained networks about every training sample."""
+    found: list[tuple[np.ndarray, np.ndarray | None]] = []
+    method = learner.strategy
+
+    def watch(number: int, signals: Mapping[str, np.ndarray], trust: Trust | None) -> None:
+        score = trust.p_clean if method.judges and trust is not None else signals["label"]
+        found.append((np.clip(score, 0, 1), method.relabelled(signals, learner.memories[number])))
+
+    learner.judge(watch)
+    labels = found[0][1]
+    return Opinion(p_clean=np.mean([score for score, _ in found], axis=0), label=labels)
+
+
+def tune_on(learner: ClassLearner, features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Let the method choose what is chosen on validation samples, and measure the networks there.
+
+    Returns:
+        `valid_top1`; nothing without samples.
+    """
+    if not len(features):
+        return {}
+    held = torch.from_numpy(np.ascontiguousarray(features)).to(learner.device, learner.dtype)
+    labels_there = torch.from_numpy(labels).to(learner.device)
+    with torch.no_grad():
+        for number in learner.trained:
+            network = learner.networks[number]
+            assert isinstance(network, ClassNetwork)
+            mode = network.training
+            network.eval()
+            learner.strategy.tune(network, network.image(held), labels_there)
+            network.train(mode)
+    score = together(predict_features(learner, features))
+    if labels.ndim == 2:
+        return {}
+    return {"valid_top1": float((score.argmax(1) == labels).mean())}

@@ -1,0 +1,114 @@
+"""Confident learning, then training on what it leaves: label errors are counted with probabilities of held-out samples.
+
+    t_k = mean of p_ik over samples of label k,   guess_i = argmax of p_ik among p_ik >= t_k
+    C_ab = number of samples of label a and guess b, rows scaled to the sizes of the classes
+    of each pair a != b the round(C_ab) samples of label a with the largest p_ib - p_ia are left out
+
+Source: Northcutt, Jiang and Chuang, "Confident Learning", JAIR 2021; pruning by noise rate.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from noisycorr.learn.batches import stream_seed
+from noisycorr.learn.contract import Loss, Trust
+from noisycorr.learn.memory import Memory
+from noisycorr.losses.labels import soft_cross_entropy
+from noisycorr.webly.contract import Batch, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confident(Method):
+    """Confident learning on the features at the start, then cross-entropy.
+
+    Attributes:
+        folds: Of the held-out probabilities, >= 2.
+        ridge: Inverse strength of the penalty of the logistic regression that gives them.
+    """
+
+    folds: int = 5
+    ridge: float = 0.01
+
+    judges = True
+    banks = True
+
+    def asks(self, epoch: int, epochs: int) -> bool:
+        """Before the first epoch."""
+        return epoch == 0
+
+    def observe(self, batch: Batch, memory: Memory) -> dict[str, Tensor]:
+        """The features go into the memory."""
+        memory.write("features", batch.rows, batch.features)
+        return {"given": batch.labels.to(batch.features.dtype)}
+
+    def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
+        """Who is left."""
+        labels = signals["given"].astype(np.int64)
+        p = held_out(memory.columns["features"].cpu().numpy(), labels, self.folds, self.ridge)
+        wrong = prune_by_noise_rate(p, labels)
+        own = p[np.arange(len(labels)), labels]
+        return Trust(p_clean=own.clip(0, 1), clean=~wrong, facts={"left_out": float(wrong.mean())})
+
+    def learn(self, batch: Batch, memory: Memory, trust: Trust | None, peer: Batch | None) -> Loss:
+        """Cross-entropy."""
+        return Loss(per_pair=soft_cross_entropy(batch.logits, batch.targets))
+
+
+def held_out(features: np.ndarray, labels: np.ndarray, folds: int, ridge: float) -> np.ndarray:
+    """Probabilities (n, c) of logistic regressions that did not see the sample; classes of one sample get 0."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    n, c = len(labels), int(labels.max()) + 1
+    wide = features.astype(np.float64)
+    wide = (wide - wide.mean(0)) / np.maximum(wide.std(0), 1e-9)
+    order = np.random.default_rng(stream_seed("folds")).permutation(n)
+    rank = np.empty(n, np.int64)
+    rank[order[np.argsort(labels[order], kind="stable")]] = np.arange(n)  # each class is dealt evenly
+    fold, out = rank % folds, np.zeros((n, c))
+    for part in range(folds):
+        seen = fold != part
+        if seen.all() or len(np.unique(labels[seen])) < 2:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = LogisticRegression(C=ridge, max_iter=100).fit(wide[seen], labels[seen])
+        out[np.ix_(~seen, model.classes_)] = model.predict_proba(wide[~seen])
+    return out
+
+
+def prune_by_noise_rate(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which labels are errors, bool (n,).
+
+    Args:
+        p: (n, c) held-out probabilities.
+        labels: int64 (n,).
+
+    Returns:
+        Never True where the label is the likeliest class; each class keeps at least one sample.
+    """
+    n, c = p.shape
+    size = np.bincount(labels, minlength=c)
+    limit = np.array([p[labels == k, k].mean() if size[k] else 2.0 for k in range(c)])
+    sure = np.where(p >= np.maximum(limit, 2e-6) - 1e-6, p, -1.0)
+    counted = sure.max(1) >= 0
+    joint = np.zeros((c, c))
+    np.add.at(joint, (labels[counted], sure[counted].argmax(1)), 1)
+    np.fill_diagonal(joint, np.maximum(joint.diagonal(), 1))
+    joint = joint / joint.sum(1, keepdims=True) * size[:, None]
+    wrong = np.zeros(n, bool)
+    for a in range(c):
+        mine = np.flatnonzero(labels == a)
+        for b in np.flatnonzero(np.arange(c) != a):
+            count = min(round(joint[a, b]), len(mine))
+            if count:
+                wrong[mine[np.argsort(p[mine, a] - p[mine, b], kind="stable")[:count]]] = True
+        if len(mine) and wrong[mine].all():
+            wrong[mine[p[mine, a].argmax()]] = False
+    return wrong & (p.argmax(1) != labels)

@@ -1,0 +1,163 @@
+"""`noisycorr classify train` and `noisycorr bench webly` from embeddings to their files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from webly_data import blobs
+
+from noisycorr import classes, webly_bench, webly_samples
+from noisycorr.cli import main
+from noisycorr.formats import Source
+from noisycorr.pairs import UsageError
+from noisycorr.run import Run
+from noisycorr.stages import Plan, clean
+from noisycorr.webly_choice import BenchWebly, parse_set
+
+FEW = ["--epochs", "6", "--batch_size", "32", "--embed_dim", "8", "--hidden", "12", "--lr", "0.05", "--warmup", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Embedded samples of six classes, a quarter of the labels wrong, texts that tell the right class."""
+    place = tmp_path_factory.mktemp("classify")
+    x, truth, given = blobs(240, 6, wrong=0.25, width=10, spread=0.4)
+    words = np.random.default_rng(1).normal(size=(6, 7)).astype(np.float32)
+    source = place / "source"
+    source.mkdir()
+    np.save(source / "image.npy", x)
+    np.save(source / "text.npy", words[truth])
+    names = np.array([f"class-{c}" for c in range(6)])
+    tags = [f"{names[c]}|{names[(c + 1) % 6]}" for c in given]
+    label = [None if row == 0 else names[c] for row, c in enumerate(given)]
+    table = {"key": [f"k{i}" for i in range(240)], "text": [f"a {names[c]}" for c in truth], "label": label,
+             "right": names[truth], "tags": tags, "group": [f"g{i // 2}" for i in range(240)]}  # fmt: skip
+    pq.write_table(pa.table(table), source / "pairs.parquet")
+    out = Run(place / "run")
+    clean(Plan(source=Source(path=str(source))), out, stages=("embed",))
+    np.save(place / "words.npy", words)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def words_of_classes(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    """Class names have the features of the texts, without an encoder."""
+    words = np.load(run.folder.parent / "words.npy")
+
+    def encode(_: Run, texts: list[str], __: str) -> np.ndarray:
+        return words[[int(text.split(":")[0].split()[-1]) for text in texts]]
+
+    for module in (classes, webly_bench, webly_samples):
+        monkeypatch.setattr(module, "encode_names", encode)
+
+
+def test_a_classifier_is_trained_tested_and_continued(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["classify", "train", str(run.folder), "--output_folder", str(tmp_path / "out"), "--truth_col", "right",
+             "--test_fraction", "0.2", "--method.threshold", "0.5", *FEW]  # fmt: skip
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "capro on 6 classes" in said and "samples/s" in said and "1 samples without a label" in said
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["test"]["top1"] > 0.9 and len(report["per_class"]) == 6 and report["labels"]["precision"] > 0.7
+    table = pq.read_table(tmp_path / "out" / "labels.parquet")
+    assert set(table.column_names) == {"key", "p_clean", "anchor", "label", "label_rectified", "verdict"}
+    assert set(table.column("verdict").to_pylist()) <= {"keep", "relabel", "drop"}
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in ("report.json", "report.html", "labels.parquet")}
+    assert b"class-0" in before["report.html"]
+    assert main(words) == 0
+    assert all((tmp_path / "out" / name).read_bytes() == body for name, body in before.items())
+    assert main([*words, "--seed", "1"]) == 2
+    assert "holds a training of other data, method or settings" in capsys.readouterr().err
+
+
+def test_tags(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = [
+        "classify",
+        "train",
+        str(run.folder),
+        "--output_folder",
+        str(tmp_path / "out"),
+        "--class_col",
+        "tags",
+        *FEW,
+    ]
+    assert main([*words, "--method", "capro_tags", "--weigh", "rare"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["test"]["map"] > 0.5 and set(report["test"]) >= {"cf1", "of1", "cf1_rel", "of1_rel", "map_micro"}
+    assert main([*words[:3], "--output_folder", str(tmp_path / "other"), *words[5:], "--method", "mopro"]) == 2
+    assert "learns from one label" in capsys.readouterr().err
+
+
+def test_definitions_choose_the_classes(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "classes.yaml").write_text("class-0: the first\nclass-1: [one sense, another]\nclass-9: nobody\n")
+    samples = webly_samples.read_samples(run, webly_samples.Labels(classes=str(tmp_path / "classes.yaml")))
+    assert samples.classes == ["class-0", "class-1", "class-9"]
+    assert samples.meanings[1] == "class 1: one sense another"
+    assert any("not in the list" in note for note in samples.notes) and any("no sample" in n for n in samples.notes)
+    for body, told in (("class-0:\n", "no definition"), ("a: x\na: y\n", "twice"), ("{}", "no classes")):
+        (tmp_path / "classes.yaml").write_text(body)
+        with pytest.raises(UsageError, match=told):
+            classes.read_definitions(tmp_path / "classes.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--class_col", "colour"], "no column 'colour'"),
+        (["--method", "cleverest"], "no method 'cleverest'"),
+        (["--method.threshold", "much"], "--method.threshold"),
+        (["--val_fraction", "0.6", "--test_fraction", "0.5"], "leave nothing"),
+        (["--anchors", "-1"], "--anchors"),
+        (["--weigh", "much"], "--weigh"),
+    ],
+)
+def test_bad_input(words: list[str], told: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["classify", "train", str(run.folder), "--output_folder", str(tmp_path / "out"), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_bench_writes_its_tables_and_continues(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    sets = f"made={run.folder}:class=right,found={run.folder}:class=right+label=label+group=group"
+    words = ["bench", "webly", "--output_folder", str(tmp_path), "--sets", sets, "--methods", "plain,capro,oracle",
+             "--seeds", "0", "--width", "0", "--fewest", "10", "--epochs", "8", "--lr", "0.1",
+             "--batch_size", "16"]  # fmt: skip
+    assert main(words) == 0
+    rows = pq.read_table(tmp_path / "bench.parquet").to_pylist()
+    assert [(row["set"], row["noise"], row["method"]) for row in rows] == [
+        (name, kind, method) for name, kind in (("made", "diffuse"), ("made", "semantic"), ("found", "natural"))
+        for method in ("plain", "capro", "oracle")
+    ]  # fmt: skip
+    by = {(row["noise"], row["method"]): row for row in rows}
+    assert by["semantic", "capro"]["mixed"] is not None and by["diffuse", "capro"]["mixed"] is None
+    assert by["natural", "plain"]["wrong"] == pytest.approx(0.25, abs=0.06)
+    assert by["diffuse", "capro"]["auc_completed"] > 0.8 and by["diffuse", "capro"]["anchor_precision"] > 0.8
+    assert all(row["top1"] > 0.5 for row in rows) and by["natural", "oracle"]["auroc"] is None
+    text = (tmp_path / "bench.md").read_text()
+    assert "| made | semantic |" in text and "**" in text
+    capsys.readouterr()
+    cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert main(words) == 0
+    assert cells == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert (tmp_path / "bench.md").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["x", "x=y", "x=y:z", "x=y:group=z", "x=y:class=z+colour=w"])
+def test_specs_of_sets(text: str):
+    with pytest.raises(UsageError, match="--sets"):
+        parse_set(text)
+
+
+def test_bench_choice():
+    assert parse_set("a=b/c:class=d+group=e") == ("a", "b/c", {"class": "d", "group": "e"})
+    with pytest.raises(UsageError, match="learns tags"):
+        BenchWebly(methods="capro_tags").cells(natural=False)
+    for wrong in ({"noise": "loud"}, {"seeds": ""}, {"fewest": 1}):
+        with pytest.raises(UsageError):
+            BenchWebly(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="whole numbers"):
+        BenchWebly(seeds="a").cells(natural=False)
