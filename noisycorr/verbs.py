@@ -30,6 +30,7 @@ from noisycorr.plan_flags import (
     plan_flags,
     stored_plan,
 )
+from noisycorr.prompt_verbs import Prompt
 from noisycorr.run import Run
 from noisycorr.train_verbs import BenchNoise, Train
 
@@ -331,7 +332,7 @@ class Evaluate:
 
 VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate,
-    BenchNoise,
+    BenchNoise, Prompt,
 )  # fmt: skip
 
 
