@@ -168,7 +168,7 @@ def finish(plan: Plan, run: Run, images: Images, ready: Ready, state: State, evi
     texts = table.column("label").to_pylist()
     classes = {name: number for number, name in enumerate(task.names)}
     write_pairs(run, [task.keys[row] for row in rows], texts, ready.joint[rows].cpu().numpy(),
-                vectors[[classes[text] for text in texts]].reshape(len(rows), -1))  # fmt: skip
+                vectors[np.array([classes[text] for text in texts], np.int64)])  # fmt: skip
     write_json(run.path("report.json"), report)
     write_json(run.path("provenance.json"), provenance() | {"encoder": ready.side.name})
     run.log("prompt", seconds=round(seconds, 3), pictures_encoded=model.pictures_encoded)

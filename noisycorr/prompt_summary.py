@@ -17,7 +17,7 @@ from noisycorr.run import Run
 if TYPE_CHECKING:
     from noisycorr.prompt_stage import Ready
 
-RELEASED = (150, 16)  # epochs and batch size of each round in the released code
+RELEASED = 150  # epochs of each round in the released code
 
 
 def summary(plan: Plan, ready: Ready, state: State, evidence: dict[str, Any], p: np.ndarray,
@@ -38,7 +38,8 @@ def summary(plan: Plan, ready: Ready, state: State, evidence: dict[str, Any], p:
         "stopped": state.stopped, "schedule": schedule(task, plan.rounds, ready.prior),
         "settings": {**dataclasses.asdict(plan.context), **dataclasses.asdict(plan.rounds),
                      **dataclasses.asdict(plan.steps)},
-        "encodings": {"here": encoded, "released": RELEASED[0] * sum(per_round) + len(task.unlabelled) * len(per_round)},
+        "encodings": {"here": encoded,
+                      "released": RELEASED * sum(per_round) + len(task.unlabelled) * len(per_round)},
         "changed": int((after[task.unlabelled] != zero[task.unlabelled]).sum()), "measured_on": kind,
         "absent": [task.names[k] for k in range(len(task.names)) if not (after[task.unlabelled] == k).any()],
     }  # fmt: skip

@@ -30,7 +30,7 @@ from noisycorr.plan_flags import (
     plan_flags,
     stored_plan,
 )
-from noisycorr.prompt_verbs import Prompt
+from noisycorr.prompt_verbs import BenchPrompt, Prompt
 from noisycorr.run import Run
 from noisycorr.train_verbs import BenchNoise, Train
 
@@ -332,7 +332,7 @@ class Evaluate:
 
 VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate,
-    BenchNoise, Prompt,
+    BenchNoise, Prompt, BenchPrompt,
 )  # fmt: skip
 
 

@@ -76,8 +76,8 @@ class Rounds:
 def save_prompt(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write learned tensors with what they belong to: encoder, class names, and the choice.
 
-    The file opens in any reader of safetensors: `context` (k, m, w) overwrites the embeddings of the m tokens behind the
-    start token, `tokens` (l, m, w) goes behind the class token of the image tower.
+    The file opens in any reader of safetensors: `context` (k, m, w) overwrites the embeddings of the m tokens behind
+    the start token, `tokens` (l, m, w) goes behind the class token of the image tower.
     """
     body = {name: value.detach().cpu().float().contiguous() for name, value in weights.items()}
     with atomic_path(path) as temporary:
@@ -104,9 +104,7 @@ def load_prompt(path: Path, *, encoder: str, names: Sequence[str]) -> tuple[dict
         raise UsageError(f"{path} holds no prompt: expected prompt.safetensors of `noisycorr prompt`.")
     facts: dict[str, Any] = json.loads(told["facts"])
     if facts["encoder"] != encoder:
-        raise UsageError(
-            f"the prompt {path} belongs to the tower {facts['encoder']}, not to {encoder}: use its encoder."
-        )
+        raise UsageError(f"the prompt {path} is for the tower {facts['encoder']}, not for {encoder}: use that.")
     weights = load_file(path)
     if facts["context"] == "class" and "context" in weights and list(facts["names"]) != list(names):
         raise UsageError(
@@ -124,8 +122,8 @@ def write_classifier(run: Run, vectors: np.ndarray, names: Sequence[str]) -> Non
 
 
 def pseudo_table(task: Task, state: State) -> pa.Table:
-    """The pseudo-labels of the last round that was kept: key, label, probability, round in which the image first got the
-    label, and rank among the images of the label."""
+    """The pseudo-labels of the last round that was kept: key, label, probability, round in which the image first got
+    the label, and rank among the images of the label."""
     chosen = state.selected
     if chosen is None:
         rows = np.zeros(0, np.int64)

@@ -1,4 +1,4 @@
-"""The selector of GRIP's released code, kept for comparison: one list for each class, filled in the order of the rows."""
+"""The selector of GRIP's released code, kept for comparison: one list for each class, filled in row order."""
 
 from __future__ import annotations
 

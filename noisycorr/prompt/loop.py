@@ -108,6 +108,20 @@ def tune(
     return state
 
 
+def learn_labels(task: Task, model: Prompted, steps: Steps) -> None:
+    """Learn from given labels alone, in one round: what pseudo-labels have to beat.
+
+    With seen classes the softmax is over them, as in the released code.
+    """
+    mine, c = task.labelled, len(task.names)
+    targets = np.zeros((len(mine), c), np.float32)
+    targets[np.arange(len(mine)), task.label[mine]] = 1
+    lesson = Lesson(rows=mine, targets=targets, weight=np.ones(len(mine), np.float32),
+                    is_labelled=np.ones(len(mine), bool), is_set=np.zeros(len(mine), bool),
+                    allowed=task.seen if task.seen.any() else None)  # fmt: skip
+    fit_round(model, lesson, steps, number=0)
+
+
 def run_round(
     model: Prompted, task: Task, lesson: Lesson, selected: Selected, state: State, before: np.ndarray,
     begin: dict[str, Tensor], rounds: Rounds, steps: Steps, number: int,
@@ -131,7 +145,8 @@ def run_round(
             continue
         p = probabilities(model, task)
         record |= health(p, before, selected)
-        record["tripped"] = rounds.guard and trips(record, last_fit, rounds)
+        sure = float(before.max(1).mean()) if not state.history else 1.0
+        record["tripped"] = rounds.guard and trips(record, last_fit, rounds, sure)
         if not record["tripped"]:
             break
     record["retried"] = slower
@@ -252,10 +267,14 @@ def health(p: np.ndarray, before: np.ndarray, selected: Selected) -> dict[str, f
     return {"fit": fit, "agree": float((now == before.argmax(1)).mean())}
 
 
-def trips(record: dict[str, Any], last_fit: float | None, rounds: Rounds) -> bool:
-    """True if the guard sees a collapse."""
+def trips(record: dict[str, Any], last_fit: float | None, rounds: Rounds, sure: float = 1.0) -> bool:
+    """True if the guard sees a collapse: fewer own labels were learned, or too few images are predicted as before.
+
+    In the first round `sure`, the mean probability of the zero-shot classes, is all the agreement that is asked for:
+    a zero-shot model that doubts itself may rightly be contradicted.
+    """
     fell = last_fit is not None and record["fit"] < last_fit - rounds.guard_fit
-    return fell or record["agree"] < rounds.guard_agree
+    return fell or record["agree"] < min(rounds.guard_agree, sure)
 
 
 def remember(state: State, selected: Selected, number: int) -> None:

@@ -75,7 +75,8 @@ def doubts(p: Float[np.ndarray, "n c"]) -> dict[str, Any]:
     warning = None
     if sureness < 0.1 or spread < 0.2:
         warning = (
-            f"zero-shot looks too poor to adapt from: it is {sureness:.0%} sure on average, and {int((share == 0).sum())} of "
-            f"{c} classes are never predicted; pseudo-labels will mostly be wrong, so give some labels with --labels."
+            f"zero-shot looks too poor to adapt from: it is {sureness:.0%} sure on average, and "
+            f"{int((share == 0).sum())} of {c} classes are never predicted; pseudo-labels will mostly be wrong, so "
+            "give some labels with --labels."
         )
     return {"sureness": sureness, "spread": spread, "never": int((share == 0).sum()), "warning": warning}

@@ -1,4 +1,4 @@
-"""What is to be classified: images, class names, the few labels that are known, and which images nobody may learn from."""
+"""What is to be classified: images, class names, the few known labels, and the images that nobody may learn from."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def verdict(report: Mapping[str, Any]) -> str:
         return f"{told}; whether to the better is not known, because no image came with its class."
     found = report["measures"]
     return (
-        f"{percent(found['after'])} of {report['measured_on']} are right after tuning, {percent(found['before'])} before; "
-        f"{told}."
+        f"{percent(found['after'])} of {report['measured_on']} are right after tuning, {percent(found['before'])} before "
+        f"it; {told}."
     )
 
 
@@ -79,8 +79,8 @@ def results(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def rounds(history: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     """A row for each round."""
     return [(one["round"], one["per_class"], one["selected"], one["learned_from"], number(one.get("loss")),
-             percent(one["fit"]), percent(one["agree"]),
-             "undone" if one["tripped"] else "second try" if one["retried"] else "kept") for one in history]  # fmt: skip
+             percent(one["fit"]), percent(one["agree"]), "undone" if one["tripped"]
+             else "second try" if one["retried"] else "kept") for one in history]  # fmt: skip
 
 
 def by_class(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -136,7 +136,7 @@ def commands(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     here = shlex.quote(folder)
     return [
         (f"noisycorr prompt {path} --classes {classes} --labels {shlex.quote(folder + '/pseudo_labels.csv')} "
-         "--output_folder OTHER", "again, after you corrected the labels in that file and deleted what you did not check"),
+         "--output_folder OTHER", "again, after you corrected that file and deleted what you did not check"),
         (f"noisycorr clean {here}/labelled --output_folder OTHER", "doubt the pseudo-labels"),
     ]  # fmt: skip
 
