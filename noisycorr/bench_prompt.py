@@ -216,8 +216,8 @@ def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: in
             learn_labels(task, model, steps)
         else:
             alike = lookalikes(data.images.features[task.unlabelled], method.rounds.neighbors, seed=seed)
-            state = tune(task, model, logits, method.rounds, steps, neighbors=alike,
-                         corrupt=partial(make_wrong, len(task.open), method.wrong, seed) if method.wrong else None)  # fmt: skip
+            corrupt = partial(make_wrong, len(task.open), method.wrong, seed) if method.wrong else None
+            state = tune(task, model, logits, method.rounds, steps, neighbors=alike, corrupt=corrupt)
             row |= {"stopped": state.stopped, "retried": sum(one["retried"] for one in state.history),
                     "precision": precision(task, data.truth, state.selected)}  # fmt: skip
         after = probabilities(model, task, test, every=True).argmax(1)
@@ -252,7 +252,7 @@ def draw_task(data: BenchSet, method: Method, seed: int) -> Task:
 def make_wrong(classes: int, share: float, seed: int, selected: Selected) -> Selected:
     """Give a share of the pseudo-labels, drawn at random, another class, drawn at random; an experiment with noise."""
     rng = np.random.default_rng(stream_seed(seed, "wrong", len(selected)))
-    count = int(round(share * len(selected)))
+    count = round(share * len(selected))
     chosen = rng.permutation(len(selected))[:count]
     label = selected.label.copy()
     label[chosen] = (label[chosen] + rng.integers(1, classes, count)) % classes
@@ -278,8 +278,8 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 def tables(rows: Sequence[dict[str, Any]]) -> str:
     """Accuracy by set and method, mean and standard deviation over seeds; and gains by method over all sets."""
     methods, sets = (list(dict.fromkeys(row[name] for row in rows)) for name in ("method", "set"))
-    lines = ["**Accuracy on test images, in %; in brackets: seeds that gain over zero-shot**", "",
-             "| method | " + " | ".join(sets) + " | mean gain | poor / rich half |", "|---" * (len(sets) + 3) + "|"]  # fmt: skip
+    lines = ["**Accuracy on test images, in %; in brackets: seeds that gain over zero-shot**", ""]
+    lines += ["| method | " + " | ".join(sets) + " | mean gain | poor / rich half |", "|---" * (len(sets) + 3) + "|"]
     for method in methods:
         mine = [row for row in rows if row["method"] == method]
         cells = [_cell([row for row in mine if row["set"] == name]) for name in sets]
@@ -293,8 +293,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
                  "|---" * (len(sets) + 1) + "|"]  # fmt: skip
         for method in dict.fromkeys(row["method"] for row in split):
             found = [[row for row in split if row["method"] == method and row["set"] == name] for name in sets]
-            cells = [f"{100 * np.mean([r['harmonic'] for r in some]):.1f} "
-                     f"({100 * np.mean([r['harmonic_before'] for r in some]):.1f})" if some else "–" for some in found]  # fmt: skip
+            cells = [_means(some) for some in found]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         out += "\n".join([*lines, "", "In brackets: zero-shot.", ""])
     seeds = sorted({row["seed"] for row in rows})
@@ -307,6 +306,11 @@ def _cell(rows: list[dict[str, Any]]) -> str:
     values = np.array([row["after"] for row in rows]) * 100
     spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
     return f"{values.mean():.1f}{spread} ({sum(row['gain'] > 0 for row in rows)}/{len(rows)})"
+
+
+def _means(rows: list[dict[str, Any]]) -> str:
+    after, before = (100 * np.mean([row[key] for row in rows] or [0]) for key in ("harmonic", "harmonic_before"))
+    return f"{after:.1f} ({before:.1f})" if rows else "–"
 
 
 def listed(text: str) -> list[str]:

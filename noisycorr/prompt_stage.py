@@ -27,8 +27,9 @@ from noisycorr.prompt.task import Task, read_classes
 from noisycorr.prompt.text import TextSide, text_side
 from noisycorr.prompt_images import Images, Plan, make_pixels, make_task, read_images, read_prior, tuning_inputs
 from noisycorr.prompt_summary import say, summary, tell, tell_end
-from noisycorr.run import Run, atomic_path, provenance, write_json
+from noisycorr.run import Run, atomic_path, provenance, read_json, write_json
 
+MADE = ("prompt.safetensors", "classifier.npy", "pseudo_labels.csv", "ledger.parquet", "report.json", "report.html")
 OWNED = ("rounds", "stages", "labelled", "pictures", "config.yaml", "provenance.json", "prompt.safetensors",
          "classifier.npy", "classes.txt", "pseudo_labels.parquet", "pseudo_labels.csv", "ledger.parquet",
          "report.json", "report.html", "metrics.jsonl")  # fmt: skip
@@ -86,6 +87,10 @@ def prompt(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
             f"{run.folder} holds a tuning of other data or settings ({'; '.join(differences[:2])}): choose another "
             "--output_folder, or add --overwrite to start anew."
         )
+    if run.is_done("prompt", inputs) and all((run.folder / name).exists() for name in MADE):
+        say("prompt: nothing changed, skipped")
+        done: dict[str, Any] = read_json(run.folder / "report.json")
+        return done
     if dist.is_main():
         run.sweep()
         run.finish("prompt_started", inputs)

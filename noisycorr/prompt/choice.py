@@ -157,7 +157,7 @@ class Steps:
     epochs: int = 8
     batch_size: int = 0
     optimizer: Literal["adam", "sgd"] = "adam"
-    lr: float = 0.02
+    lr: float = 0.005
     wd: float = 0.0
     grad_clip_norm: float = 1.0
     loss: Literal["ce", "gce", "mae", "elr"] = "gce"

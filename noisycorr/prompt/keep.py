@@ -23,7 +23,7 @@ from noisycorr.prompt.select import Selected
 from noisycorr.prompt.task import Task
 from noisycorr.run import Run, atomic_path, read_json, write_json
 
-KIND = "noisycorr prompt"
+KIND = "noisycorr_prompt"
 
 
 class Rounds:
@@ -80,8 +80,8 @@ def save_prompt(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, A
     the start token, `tokens` (l, m, w) goes behind the class token of the image tower.
     """
     body = {name: value.detach().cpu().float().contiguous() for name, value in weights.items()}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(body, metadata={"kind": KIND, "facts": json.dumps(facts, sort_keys=True)}))
+    with atomic_path(path) as temporary:  # one key of metadata, because several come out in any order
+        temporary.write_bytes(save(body, metadata={KIND: json.dumps(facts, sort_keys=True)}))
 
 
 def load_prompt(path: Path, *, encoder: str, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -100,9 +100,9 @@ def load_prompt(path: Path, *, encoder: str, names: Sequence[str]) -> tuple[dict
             told = file.metadata() or {}
     except Exception as error:  # of safetensors, which has no family of its own
         raise UsageError(f"the prompt {path} could not be read: {' '.join(str(error).split())[:120]}.") from error
-    if told.get("kind") != KIND:
+    if KIND not in told:
         raise UsageError(f"{path} holds no prompt: expected prompt.safetensors of `noisycorr prompt`.")
-    facts: dict[str, Any] = json.loads(told["facts"])
+    facts: dict[str, Any] = json.loads(told[KIND])
     if facts["encoder"] != encoder:
         raise UsageError(f"the prompt {path} is for the tower {facts['encoder']}, not for {encoder}: use that.")
     weights = load_file(path)

@@ -62,8 +62,8 @@ def verdict(report: Mapping[str, Any]) -> str:
         return f"{told}; whether to the better is not known, because no image came with its class."
     found = report["measures"]
     return (
-        f"{percent(found['after'])} of {report['measured_on']} are right after tuning, {percent(found['before'])} before "
-        f"it; {told}."
+        f"{percent(found['after'])} of {report['measured_on']} are right after tuning, "
+        f"{percent(found['before'])} before it; {told}."
     )
 
 
