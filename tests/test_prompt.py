@@ -38,9 +38,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / "data" / f"{colour}_square").mkdir(parents=True)
     for row in range(N):
         colour = list(COLOURS)[(row % 12) // 3]
-        (place / "pictures" / "images" / f"{row:03d}.png").rename(
-            place / "data" / f"{colour}_square" / f"{row:03d}.png"
-        )
+        name = f"{row:03d}.png"
+        (place / "pictures" / "images" / name).rename(place / "data" / f"{colour}_square" / name)
     (place / "classes.txt").write_text("".join(f"{colour}_square\n" for colour in COLOURS) + "a dog\n")
     assert main(["embed", str(place / "data"), "--output_folder", str(place / "run"), "--clip_model",
                  f"hf_clip:{place / 'clip'}", "-q"]) == 0  # fmt: skip
@@ -98,7 +97,7 @@ def test_corrected_labels_go_back_in_and_seen_classes_are_left_alone(place: Path
 
 @pytest.mark.parametrize("kind", ["visual", "multimodal"])
 def test_prompts_of_the_image_tower(kind: str, place: Path):
-    assert main(words(place, kind, "--prompt", kind, "--prompt_tokens", "2", "--depth", "deep", "--rounds", "1")) == 0
+    assert main(words(place, kind, "--prompt", kind, "--prompt_tokens", "2", "--depth", "deep")) == 0
     names = set(load_file(place / kind / "prompt.safetensors"))
     assert names == {"tokens"} if kind == "visual" else "text_part" in names
     report = json.loads((place / kind / "report.json").read_text())
