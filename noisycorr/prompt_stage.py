@@ -44,7 +44,7 @@ class Ready:
         truth: int64 (n,): classes to measure with, -1 = unknown.
         model: With the prompt to start from.
         zero: float32 (n, c): zero-shot logits.
-        baselines: int64 (n,) each: predictions of classifiers that cost nothing.
+        baselines: Predictions of classifiers that need no training: classes, int64 (n,), or probabilities (n, c).
         alike: Neighbours of the unlabelled images, or None.
         prior: Share of each class, or None.
         side: The text tower.

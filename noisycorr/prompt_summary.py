@@ -56,9 +56,16 @@ def summary(plan: Plan, ready: Ready, state: State, evidence: dict[str, Any], p:
     if kind is not None:
         truth = ready.truth[asked]
         report["measures"] = compare(zero[asked], after[asked], truth, len(task.names), task.seen)
-        report["baselines"] = {name: accuracy(found[asked], truth) for name, found in ready.baselines.items()}
+        report["baselines"] = {
+            name: accuracy(labels_of(found)[asked], truth) for name, found in ready.baselines.items()
+        }
         report["label_precision"] = _precision(task, state, ready.truth)
     return report
+
+
+def labels_of(found: np.ndarray) -> np.ndarray:
+    """int64 (n,) classes from classes (n,), or from probabilities (n, c) of them."""
+    return found if found.ndim == 1 else found.argmax(1)
 
 
 def _measured(task: Task, truth: np.ndarray) -> tuple[np.ndarray, str | None]:
