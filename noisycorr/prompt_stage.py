@@ -91,12 +91,12 @@ def prompt(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
         say("prompt: nothing changed, skipped")
         done: dict[str, Any] = read_json(run.folder / "report.json")
         return done
+    ready = make_ready(plan, run, images, names, descriptions)  # refuses what is wrong before the folder is taken
     if dist.is_main():
         run.sweep()
         run.finish("prompt_started", inputs)
         write_config(run, plan)
     dist.wait()
-    ready = make_ready(plan, run, images, names, descriptions)
     evidence = doubts(torch.softmax(ready.zero[ready.task.unlabelled], 1).cpu().numpy())
     if evidence["warning"]:
         say(f"warning: {evidence['warning']}")
