@@ -78,15 +78,15 @@ class Images:
     is_test: np.ndarray
 
 
-def read_images(plan: Plan, run: Run) -> Images:
+def read_images(plan: Plan, run: Run, *, overwrite: bool = False) -> Images:
     """Embed what is not embedded yet, and read it.
 
     Raises:
         UsageError: If a test image is among the others, or two encoders were used.
     """
-    runs = [embedded(plan, run, plan.source.path, "data")]
+    runs = [embedded(plan, run, plan.source.path, "data", overwrite)]
     if plan.test_data is not None:
-        runs.append(embedded(plan, run, plan.test_data, "test"))
+        runs.append(embedded(plan, run, plan.test_data, "test", overwrite))
     tables = [read_facts(one, ["key", "text", "image_hash", "columns"]) for one in runs]
     features = [np.concatenate(open_features(one, "image")).astype(np.float32) for one in runs]
     encoders = [(one.stage("embed") or {})["facts"]["encoder"] for one in runs]
@@ -105,15 +105,21 @@ def read_images(plan: Plan, run: Run) -> Images:
     return Images(runs=runs, keys=keys, hashes=hashes, texts=texts, features=np.concatenate(features), is_test=is_test)
 
 
-def embedded(plan: Plan, run: Run, path: str, name: str) -> Run:
-    """The run folder that a path is, or the one that its images are embedded into."""
+def embedded(plan: Plan, run: Run, path: str, name: str, overwrite: bool = False) -> Run:
+    """The run folder that a path is, or the one that its images are embedded into; others only go if `overwrite`."""
     if (Path(path) / "stages" / "embed.json").is_file():
         if Path(path).resolve() == run.folder.resolve():
             raise UsageError(f"{path} is the run of the images: choose another --output_folder for the prompt.")
         return Run(path)
     inner = Run(run.folder / name)
     source = dataclasses.replace(plan.source, path=path)
-    clean(CleanPlan(source=source, embed=Embed(clip_model=plan.clip_model)), inner, stages=("embed",))
+    cleaning = CleanPlan(source=source, embed=Embed(clip_model=plan.clip_model))
+    try:
+        clean(cleaning, inner, stages=("embed",))
+    except UsageError:
+        if not overwrite:
+            raise
+        clean(cleaning, inner, stages=("embed",), overwrite=True)
     dist.wait()
     return inner
 

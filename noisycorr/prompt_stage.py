@@ -77,7 +77,7 @@ def prompt(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
         UsageError: If classes, labels or images do not suffice, or the folder holds another tuning.
     """
     names, descriptions = read_classes(Path(plan.classes))
-    images = read_images(plan, run)
+    images = read_images(plan, run, overwrite=overwrite)
     if overwrite and dist.is_main():
         clear(run)
     dist.wait()
