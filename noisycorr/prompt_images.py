@@ -126,7 +126,7 @@ def embedded(plan: Plan, run: Run, path: str, name: str, overwrite: bool = False
 
 def make_task(plan: Plan, images: Images, names: list[str]) -> tuple[Task, np.ndarray]:
     """The task, and classes to measure with: texts of the source that are class names, if nearly all are."""
-    usable = images.features.any(1)
+    usable = np.asarray(images.features.any(1))
     place = {name: number for number, name in enumerate(names)}
     told = np.array([place.get(tidy(text or ""), UNKNOWN) for text in images.texts], np.int64)
     known = told >= 0

@@ -95,8 +95,8 @@ class BenchPrompt:
         from noisycorr.prompt.choice import Context, Rounds, Steps
 
         choice = make_choice(given, "bench", Choice)
-        parts = [make_choice(given, part, kind)
-                 for part, kind in (("context", Context), ("rounds", Rounds), ("steps", Steps))]  # fmt: skip
+        context, rounds = make_choice(given, "context", Context), make_choice(given, "rounds", Rounds)
+        steps = make_choice(given, "steps", Steps)
         run = new_run(given.output_folder)
-        bench(choice, *parts, run, clip_model=given.clip_model)
+        bench(choice, context, rounds, steps, run, clip_model=given.clip_model)
         print((run.folder / "bench.md").read_text(encoding="utf-8"), end="")

@@ -50,7 +50,10 @@ class Rounds:
         weights = {name.removeprefix("prompt."): value.to(self._like) for name, value in tensors.items()
                    if name.startswith("prompt.")}  # fmt: skip
         named, since = loop.pop("named"), loop.pop("since")
-        selected = Selected(**{"targets": None, **loop}) if "rows" in loop else None
+        selected = None
+        if "rows" in loop:
+            selected = Selected(rows=loop["rows"], label=loop["label"], probability=loop["probability"],
+                                rank=loop["rank"], targets=loop.get("targets"))  # fmt: skip
         return State(weights=weights, selected=selected, named=named, since=since, history=body["history"],
                      stopped=body["stopped"])  # fmt: skip
 
