@@ -32,6 +32,7 @@ from noisycorr.plan_flags import (
     plan_flags,
     stored_plan,
 )
+from noisycorr.prompt_verbs import BenchPrompt, Prompt
 from noisycorr.recaption_verbs import CaptionScore, Recaption
 from noisycorr.run import Run
 from noisycorr.train_verbs import BenchNoise, Train
@@ -357,9 +358,9 @@ class Evaluate:
 
 VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Recaption, Report, Explain, Export, Inject,
-    Train, Evaluate, Audit, ClassifyTrain, Tune, Annotate,
+    Train, Evaluate, Audit, ClassifyTrain, Prompt, Tune, Annotate,
     CaptionScore,
-    BenchNoise, BenchWebly,
+    BenchNoise, BenchWebly, BenchPrompt,
 )  # fmt: skip
 
 

@@ -18,13 +18,14 @@ FLOORS = (
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
      "export", "inject", "recall", "partition", "posterior", "caption_metrics", "caption_score", "recaption",
      "class_metrics"),
-    ("losses", "learn", "strategies", "webly"),
+    ("losses", "learn", "strategies", "webly", "prompt"),
     ("report", "cli", "flags", "plan_flags", "verbs", "stages", "train_verbs", "train_stage",
      "train_pairs", "train_evaluate",
      "train_towers", "train_regions",
      "bench", "testing", "__main__", "recaption_stage", "recaption_verbs",
      "audit", "audit_verbs", "tune_verbs", "tune_stage", "annotate",
-     "webly_bench", "webly_choice", "webly_samples", "classes", "classify_stage", "classify_verbs"),
+     "webly_bench", "webly_choice", "webly_samples", "classes", "classify_stage", "classify_verbs",
+     "prompt_verbs", "prompt_stage", "prompt_images", "prompt_summary", "bench_prompt"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -1,0 +1,153 @@
+"""Selectors: from probabilities of unlabelled images to the pseudo-labels of a round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from noisycorr.prompt.exclusive import exclusive_greedy
+from noisycorr.prompt.leaderboard import leaderboard
+
+SELECTORS = ("exclusive", "leaderboard", "argmax", "column", "threshold", "candidates", "balanced")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selected:
+    """Pseudo-labels of one round. Selectors of the field's own code may give one image several of them.
+
+    Attributes:
+        rows: int64 (m,): which unlabelled images.
+        label: int64 (m,): their classes.
+        probability: float32 (m,): how sure the model was, in [0, 1].
+        rank: int64 (m,): place among the images of the same label, from 1, the surest first.
+        targets: float32 (m, c): soft labels, rows sum to 1; None = the labels are hard.
+    """
+
+    rows: np.ndarray
+    label: np.ndarray
+    probability: np.ndarray
+    rank: np.ndarray
+    targets: np.ndarray | None = None
+
+    @staticmethod
+    def of(p: np.ndarray, rows: np.ndarray, label: np.ndarray, targets: np.ndarray | None = None) -> Selected:
+        """Look up probabilities and rank them; of equal ones the smaller row is first."""
+        probability = p[rows, label].astype(np.float32)
+        order = np.lexsort((rows, -probability, label))
+        rank = np.empty(len(rows), np.int64)
+        starts = np.searchsorted(label[order], label[order], side="left")
+        rank[order] = np.arange(len(rows)) - starts + 1
+        return Selected(rows=rows, label=label, probability=probability, rank=rank, targets=targets)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def select(
+    selector: str, p: Float[np.ndarray, "n c"], capacity: Int[np.ndarray, " c"], *, threshold: float = 0.9,
+    alpha: float = 0.6, beta: float = 0.9, prior: Float[np.ndarray, " c"] | None = None,
+) -> Selected:  # fmt: skip
+    """The pseudo-labels that a selector gives.
+
+    Args:
+        selector: One of `SELECTORS`.
+        p: Probabilities among the classes that may be given, rows sum to 1.
+        capacity: At most so many images of each class.
+        threshold: Least probability, for threshold.
+        alpha: Quantile of candidates within an image, for candidates.
+        beta: Quantile of candidates within a class, for candidates.
+        prior: Share of each class, for balanced; None = all alike.
+
+    Raises:
+        ValueError: If the selector is unknown.
+    """
+    if selector == "exclusive":
+        return Selected.of(p, *exclusive_greedy(p, capacity))
+    if selector == "leaderboard":
+        return Selected.of(p, *leaderboard(p, capacity))
+    if selector == "argmax":
+        return _best_of(p, p.argmax(1), capacity)
+    if selector == "column":
+        return column_top(p, capacity)
+    if selector == "threshold":
+        rows = np.flatnonzero(p.max(1) >= threshold)
+        return Selected.of(p, rows, p[rows].argmax(1))
+    if selector == "candidates":
+        return candidate_sets(p, capacity, alpha=alpha, beta=beta)
+    if selector == "balanced":
+        return balanced(p, capacity, prior)
+    raise ValueError(f"selector is {selector!r}, expected one of {', '.join(SELECTORS)}")
+
+
+def column_top(p: Float[np.ndarray, "n c"], capacity: Int[np.ndarray, " c"]) -> Selected:
+    """For each class the images of highest probability, whatever other classes say; one image may get several labels.
+
+    Source: a variant of the specification.
+    """
+    rows = [np.argsort(-p[:, k], kind="stable")[: capacity[k]] for k in range(p.shape[1])]
+    label = np.repeat(np.arange(p.shape[1]), [len(part) for part in rows])
+    return Selected.of(p, np.concatenate(rows).astype(np.int64), label)
+
+
+def candidate_sets(
+    p: Float[np.ndarray, "n c"], capacity: Int[np.ndarray, " c"], *, alpha: float, beta: float
+) -> Selected:
+    """Soft labels over the few classes that both the image and the class find likely.
+
+        a       = the alpha-quantile over images of max_c p_ic (alpha = 0: the mean)
+        intra_i = classes in descending p_ic, up to the first where their sum exceeds a
+        inter_i = {c: p_ic >= the beta-quantile of column c}
+        S_i     = intra_i and inter_i;  targets_ic = p_ic / sum over S_i;  images with an empty S_i are left out
+
+    Args:
+        p: Rows sum to 1.
+        capacity: The most confident images of each likeliest candidate stay.
+        alpha: In [0, 1].
+        beta: In [0, 1].
+
+    Source: CPL (Zhang et al., ICML 2024), released code; alpha 0.6 to 0.9 and beta 0.8 to 0.99 there, by data set.
+    """
+    top = p.max(1)
+    level = top.mean() if alpha == 0 else np.quantile(top, alpha)
+    order = np.argsort(-p, axis=1, kind="stable")
+    before = np.cumsum(np.take_along_axis(p, order, 1), axis=1) - np.take_along_axis(p, order, 1)
+    intra = np.zeros(p.shape, bool)
+    np.put_along_axis(intra, order, before <= level, axis=1)
+    intra[np.arange(len(p)), order[:, 0]] = True
+    inside = np.where(intra & (p >= np.quantile(p, beta, axis=0)), p, 0)
+    total = inside.sum(1)
+    rows = np.flatnonzero(total > 0)
+    chosen = _best_of(p[rows], inside[rows].argmax(1), capacity)
+    soft = (inside[rows] / total[rows, None]).astype(np.float32)[chosen.rows]
+    return Selected.of(p, rows[chosen.rows], chosen.label, soft)
+
+
+def balanced(
+    p: Float[np.ndarray, "n c"], capacity: Int[np.ndarray, " c"], prior: Float[np.ndarray, " c"] | None = None
+) -> Selected:
+    """Labels by transport, so that classes are used as the prior says; of each the `capacity` surest images stay.
+
+        the plan from n images of mass 1 to classes of mass n * prior_c, at cost -log p_ic; label = its largest entry
+
+    The probability that is told is the model's own, not the plan's.
+
+    Source: Sinkhorn labels of the specification; OTTER (Shin et al., NeurIPS 2024) for a prior that is known.
+    """
+    import torch
+
+    from noisycorr.transport import sinkhorn
+
+    n, c = p.shape
+    share = np.full(c, 1 / c) if prior is None else np.asarray(prior, np.float64) / np.sum(prior)
+    cost = -torch.from_numpy(np.log(np.maximum(p.astype(np.float64), 1e-30)))
+    plan = sinkhorn(cost, torch.ones(n, dtype=torch.float64), torch.from_numpy(n * share), reg=1.0, iterations=200)
+    return _best_of(p, plan.numpy().argmax(1), capacity)
+
+
+def _best_of(p: np.ndarray, label: np.ndarray, capacity: np.ndarray) -> Selected:
+    """The surest images of each label, as many as it has places."""
+    found = Selected.of(p, np.arange(len(p)), label)
+    kept = np.flatnonzero(found.rank <= capacity[label])
+    return Selected(rows=kept, label=label[kept], probability=found.probability[kept], rank=found.rank[kept])

@@ -1,0 +1,202 @@
+"""What is to be classified: images, class names, the few known labels, and the images that nobody may learn from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from noisycorr.pairs import UsageError
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """n images and c classes.
+
+    Attributes:
+        names: c class names.
+        keys: n keys.
+        usable: bool (n,): there is an image.
+        label: int64 (n,): given labels, -1 = unknown.
+        seen: bool (c,): classes that pseudo-labels may not name, because theirs are all given; none in most tasks.
+        held: bool (n,): test images, which nobody learns from.
+    """
+
+    names: list[str]
+    keys: list[str]
+    usable: np.ndarray
+    label: np.ndarray
+    seen: np.ndarray
+    held: np.ndarray
+
+    @property
+    def unlabelled(self) -> np.ndarray:
+        """Rows to pseudo-label."""
+        return np.flatnonzero(self.usable & ~self.held & (self.label < 0))
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Rows with a given label."""
+        return np.flatnonzero(self.usable & ~self.held & (self.label >= 0))
+
+    @property
+    def open(self) -> np.ndarray:
+        """Classes that pseudo-labels may name."""
+        return np.flatnonzero(~self.seen)
+
+    @property
+    def paradigm(self) -> str:
+        """unsupervised, semi-supervised or transductive zero-shot, as the field says."""
+        if self.seen.any():
+            return "transductive zero-shot"
+        return "semi-supervised" if len(self.labelled) else "unsupervised"
+
+    def check(self) -> None:
+        """Refuse what cannot be learned from.
+
+        Raises:
+            UsageError: If there are fewer than two classes, no image to pseudo-label, or every class is seen.
+        """
+        if len(self.names) < 2:
+            raise UsageError(f"there are {len(self.names)} class names, expected at least 2.")
+        if self.seen.all():
+            raise UsageError("--seen names every class: nothing is left to pseudo-label.")
+        if not len(self.unlabelled):
+            raise UsageError("no image is left to pseudo-label: all are labelled, unreadable, or test images.")
+
+
+def read_classes(path: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Class names, and descriptions where there are any.
+
+    Args:
+        path: One name on each line; or JSON or YAML: a list of names, or a mapping from names to a description or a
+            list of them.
+
+    Returns:
+        Names in the order of the file, underscores as blanks; descriptions by name.
+
+    Raises:
+        UsageError: If the file cannot be read, holds no name, or a name twice.
+    """
+    if not path.is_file():
+        raise UsageError(f"--classes {path} is not a file: give one with a class name on each line.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() in (".json", ".yaml", ".yml"):
+            import yaml
+
+            body = yaml.safe_load(text)
+        else:
+            body = [line.strip() for line in text.splitlines() if line.strip()]
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--classes {path} could not be read: {' '.join(str(error).split())[:160]}.") from error
+    except Exception as error:  # yaml's own family
+        raise UsageError(f"--classes {path} is not valid YAML: {' '.join(str(error).split())[:160]}.") from error
+    if not isinstance(body, list | dict) or not body:
+        raise UsageError(f"--classes {path} holds no class names: expected one on each line.")
+    told = body if isinstance(body, dict) else {}
+    names = [tidy(str(name)) for name in body]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"--classes {path} names {twice[0]!r} twice: every class needs a name of its own.")
+    if "" in names:
+        raise UsageError(f"--classes {path} holds an empty name.")
+    about = {tidy(str(name)): [str(one) for one in (value if isinstance(value, list) else [value])]
+             for name, value in told.items() if value}  # fmt: skip
+    return names, about
+
+
+def tidy(name: str) -> str:
+    """A class name in words: underscores are blanks, and blanks are single."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def read_labels(path: Path, keys: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Given labels by key; the pseudo-label table of an earlier run, corrected by a person, is such a file.
+
+    Args:
+        path: csv, tsv, jsonl or parquet with `key` and `label`; an empty label is unknown.
+        keys: n keys.
+        names: Class names.
+
+    Returns:
+        int64 (n,), -1 where no label was given.
+
+    Raises:
+        UsageError: If columns are missing, a label is no class, a key has two labels, or no key is known.
+    """
+    rows = _table(path)
+    if not rows or not all({"key", "label"} <= set(row) for row in rows):
+        raise UsageError(f"--labels {path} needs rows with the columns key and label.")
+    place = {name: number for number, name in enumerate(names)}
+    given: dict[str, int] = {}
+    for row in rows:
+        key, label = str(row["key"]), tidy(str(row["label"] if row["label"] is not None else ""))
+        if not label:
+            continue
+        if label not in place:
+            raise UsageError(
+                f"--labels {path}: {label!r} of key {key!r} is no class; classes look like {list(names[:3])}."
+            )
+        if given.setdefault(key, place[label]) != place[label]:
+            raise UsageError(f"--labels {path} gives key {key!r} two labels: keep one of them.")
+    out = np.array([given.get(key, UNKNOWN) for key in keys], np.int64)
+    if given and not (out >= 0).any():
+        raise UsageError(
+            f"--labels {path}: none of its {len(given)} keys is in the source; keys look like {list(keys[:2])}."
+        )
+    return out
+
+
+def read_seen(path: Path, names: Sequence[str]) -> np.ndarray:
+    """bool (c,): classes whose images are labelled.
+
+    Raises:
+        UsageError: If the file cannot be read, or names something else.
+    """
+    found, _ = read_classes(path)
+    if strange := [name for name in found if name not in set(names)]:
+        raise UsageError(f"--seen {path} names {strange[0]!r}, which is not among the classes.")
+    return np.array([name in set(found) for name in names])
+
+
+def check_leak(keys: Sequence[str], hashes: Sequence[str | None], test_keys: Sequence[str],
+               test_hashes: Sequence[str | None]) -> None:  # fmt: skip
+    """Refuse test images that are among those to learn from.
+
+    Images are the same if their bytes are; where the bytes are not known, if their keys are.
+
+    Raises:
+        UsageError: If one is.
+    """
+    known = {digest for digest in hashes if digest}
+    named = {key for key, digest in zip(keys, hashes) if not digest}
+    every = set(keys)
+    leaked = [key for key, digest in zip(test_keys, test_hashes)
+              if (digest in known if digest else key in every) or key in named]  # fmt: skip
+    if leaked:
+        raise UsageError(
+            f"{len(leaked):,} test images are among the images to learn from, such as {leaked[0]!r}: take them out of "
+            "one of the two."
+        )
+
+
+def _table(path: Path) -> list[dict[str, object]]:
+    if not path.is_file():
+        raise UsageError(f"--labels {path} is not a file; expected a csv, tsv, jsonl or parquet with key and label.")
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path).to_pylist()
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix in (".jsonl", ".json"):
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","))
+    except (ValueError, csv.Error, OSError) as error:
+        raise UsageError(f"--labels {path} could not be parsed: {' '.join(str(error).split())[:160]}.") from error

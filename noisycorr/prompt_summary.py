@@ -1,0 +1,123 @@
+"""The numbers of a tuned prompt: report.json, and what a person at the terminal is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from noisycorr import console, dist
+from noisycorr.prompt.loop import State, schedule
+from noisycorr.prompt.measure import accuracy, compare
+from noisycorr.prompt.task import Task
+from noisycorr.prompt_images import Plan
+from noisycorr.run import Run
+
+if TYPE_CHECKING:
+    from noisycorr.prompt_stage import Ready
+
+RELEASED = 150  # epochs of each round in the released code
+
+
+def summary(plan: Plan, ready: Ready, state: State, evidence: dict[str, Any], p: np.ndarray,
+            seconds: float) -> dict[str, Any]:  # fmt: skip
+    """The value of report.json; nothing in it depends on how long it took."""
+    task, zero = ready.task, ready.baselines["zero-shot"]
+    after = p.argmax(1)
+    asked, kind = _measured(task, ready.truth)
+    counts = [len(np.unique(state.selected.rows[state.selected.label == place])) if state.selected is not None else 0
+              for place in range(len(task.open))]  # fmt: skip
+    learned = dict(zip(task.open.tolist(), counts))
+    encoded = int(task.usable.sum()) + ready.model.pictures_encoded
+    per_round = [record.get("learned_from", 0) for record in state.history]
+    report: dict[str, Any] = {
+        "paradigm": task.paradigm, "images": int(task.usable.sum()), "unlabelled": len(task.unlabelled),
+        "labelled": len(task.labelled), "test": int((task.held & task.usable).sum()), "classes": len(task.names),
+        "encoder": ready.side.name, "scale": ready.model.scale, "doubts": evidence, "history": state.history,
+        "stopped": state.stopped, "schedule": schedule(task, plan.rounds, ready.prior),
+        "settings": {**dataclasses.asdict(plan.context), **dataclasses.asdict(plan.rounds),
+                     **dataclasses.asdict(plan.steps)},
+        "encodings": {"here": encoded,
+                      "released": RELEASED * sum(per_round) + len(task.unlabelled) * len(per_round)},
+        "changed": int((after[task.unlabelled] != zero[task.unlabelled]).sum()), "measured_on": kind,
+        "absent": [task.names[k] for k in range(len(task.names)) if not (after[task.unlabelled] == k).any()],
+    }  # fmt: skip
+    by_class = []
+    for k, name in enumerate(task.names):
+        row = {"class": name, "zero_shot": int((zero[task.unlabelled] == k).sum()),
+               "tuned": int((after[task.unlabelled] == k).sum()), "pseudo_labels": learned.get(k, 0)}  # fmt: skip
+        mine = asked[ready.truth[asked] == k]
+        if kind is not None:
+            row |= {"images": len(mine), "accuracy_zero_shot": _or_none(accuracy(zero[mine], ready.truth[mine])),
+                    "accuracy_tuned": _or_none(accuracy(after[mine], ready.truth[mine]))}  # fmt: skip
+        by_class.append(row)
+    report["by_class"] = by_class
+    if kind is not None:
+        truth = ready.truth[asked]
+        report["measures"] = compare(zero[asked], after[asked], truth, len(task.names), task.seen)
+        report["baselines"] = {
+            name: accuracy(labels_of(found)[asked], truth) for name, found in ready.baselines.items()
+        }
+        report["label_precision"] = _precision(task, state, ready.truth)
+    return report
+
+
+def labels_of(found: np.ndarray) -> np.ndarray:
+    """int64 (n,) classes from classes (n,), or from probabilities (n, c) of them."""
+    return found if found.ndim == 1 else found.argmax(1)
+
+
+def _measured(task: Task, truth: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """Rows to measure on: test images, else the unlabelled ones; none if their classes are not known."""
+    test = np.flatnonzero(task.held & task.usable & (truth >= 0))
+    if len(test):
+        return test, "test images"
+    pool = task.unlabelled[truth[task.unlabelled] >= 0]
+    return pool, "the unlabelled images" if len(pool) else None
+
+
+def _precision(task: Task, state: State, truth: np.ndarray) -> float | None:
+    """Share of right pseudo-labels in the last round."""
+    if state.selected is None:
+        return None
+    mine = truth[task.unlabelled[state.selected.rows]]
+    right = mine == task.open[state.selected.label]
+    return float(right[mine >= 0].mean()) if (mine >= 0).any() else None
+
+
+def tell(record: dict[str, Any]) -> None:
+    """One line for each round."""
+    more = ", undone" if record["tripped"] else ", second try" if record["retried"] else ""
+    say(f"round {record['round']}: {record['selected']:,} pseudo-labels, {record['fit']:.0%} of them learned, "
+        f"{record['agree']:.0%} predicted as before{more}")  # fmt: skip
+
+
+def tell_end(run: Run, report: dict[str, Any], seconds: float) -> None:
+    """What came out."""
+    if "measures" in report:
+        found = report["measures"]
+        others = ", ".join(f"{name} {value:.1%}" for name, value in report["baselines"].items())
+        say(f"accuracy on {report['measured_on']}: {others}; tuned {found['after']:.1%}")
+        if found["poor"] is not None:
+            say(f"gain of the poorer half of the classes {found['poor']:+.1%}, of the richer half {found['rich']:+.1%}")
+        if "harmonic" in found:
+            say(f"seen {found['seen']:.1%}, unseen {found['unseen']:.1%}, harmonic mean {found['harmonic']:.1%} "
+                f"(zero-shot {found['harmonic_before']:.1%})")  # fmt: skip
+    if report["stopped"]:
+        console.warn("the guard stopped the loop: the last round contradicted itself and was undone")
+    here, released = report["encodings"]["here"], report["encodings"]["released"]
+    say(
+        f"prompt: {report['changed']:,} of {report['unlabelled']:,} images changed their class, {seconds:.1f} s, "
+        f"{here:,} image encodings (the released code would take {released:,}); report: {run.folder / 'report.html'}"
+    )
+
+
+def say(message: str) -> None:
+    """One line, from the main process."""
+    if dist.is_main():
+        (console.warn if message.startswith("warning:") else console.say)(message)
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else value
