@@ -156,7 +156,7 @@ class Method(Strategy):
                 more = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
                 raise UsageError(f"--method.{name} is {value}, expected {more}.")
 
-    def modules(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
+    def parts(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
         """Modules that are trained along, and those that hold buffers.
 
         Args:

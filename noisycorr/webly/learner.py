@@ -58,7 +58,7 @@ class ClassLearner(Learner):
 
         def modules(dim: int) -> Mapping[str, nn.Module]:
             self.width = dim
-            return method.modules(dim, self.data.classes, choice.embed_dim, choice.hidden)
+            return method.parts(dim, self.data.classes, choice.embed_dim, choice.hidden)
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(choice.seed, "weights", number, *([epoch] if epoch else [])))

@@ -67,7 +67,7 @@ class CAPro(Method):
     judges = True
     takes_anchors = True
 
-    def modules(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
+    def parts(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
         """Projector, reconstructor, auxiliary head, queue and prototypes."""
         return {
             "projector": Projector(dim, hidden, space),

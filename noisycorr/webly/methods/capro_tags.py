@@ -81,7 +81,7 @@ class CAProTags(Method):
     judges = True
     takes_anchors = True
 
-    def modules(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
+    def parts(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
         """Projector, reconstructor, spaces of the classes, queue, prototypes, and counts of the tags."""
         return {
             "projector": Projector(dim, hidden, space),

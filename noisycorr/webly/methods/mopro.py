@@ -51,7 +51,7 @@ class MoPro(Method):
     slow = ("backbone", "projector")
     judges = True
 
-    def modules(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
+    def parts(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
         """Projector, queue and prototypes."""
         return {"projector": Projector(dim, hidden, space), "queue": Queue(self.queue, space),
                 "prototypes": Prototypes(classes, space)}  # fmt: skip

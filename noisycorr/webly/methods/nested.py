@@ -53,7 +53,7 @@ class Nested(Method):
     peer = "twin"
     sees_peer = True
 
-    def modules(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
+    def parts(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
         """The cut."""
         return {"cut": Cut()}
 

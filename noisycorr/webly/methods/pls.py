@@ -48,7 +48,7 @@ class PLS(Method):
     judges = True
     curriculum = MappingProxyType({"clean": 0, "noisy": 0})
 
-    def modules(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
+    def parts(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
         """Projector of the contrast."""
         return {"projector": Projector(dim, hidden, space)}
 
