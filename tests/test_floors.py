@@ -14,7 +14,7 @@ ROOT = Path(noisycorr.__file__).parent
 FLOORS = (
     ("run", "dist", "console"),
     ("pairs", "formats", "noise", "noise_swaps"),
-    ("encoders", "embed", "index"),
+    ("encoders", "embed", "index", "inverted"),
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
      "export", "inject", "recall", "partition", "posterior"),
     ("losses", "learn", "strategies"),
