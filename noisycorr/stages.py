@@ -137,7 +137,7 @@ def embed_stage(plan: Plan, run: Run, *, overwrite: bool = False) -> None:
         say("embed: nothing changed, skipped")
         return
     if dist.is_main():
-        run.finish("embed_started", inputs)
+        run.finish("embed_started", inputs, {"pieces": len(pieces)})
         write_json(
             run.path("provenance.json"), provenance() | {"encoder": encoder.name, "weights": encoder.weights_hash}
         )

@@ -5,6 +5,7 @@ Everything heavy is imported where it is used, so that the help comes at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 from jsonargparse import Namespace
 
 from noisycorr import console, dist
+from noisycorr.doctor_verbs import Doctor, Status
 from noisycorr.flags import Parser, add_choice, pick, read_words
+from noisycorr.lock import locked
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import (
     FOLDER,
@@ -113,7 +116,8 @@ class RunConfig:
         Clean.flags(parser)
         body = read_words(parser, [], Path(given.config_file))
         body.overwrite = body.overwrite or given.overwrite
-        Clean.run(body)
+        with locked(Path(body.output_folder), RunConfig.name) if dist.is_main() else contextlib.nullcontext():
+            Clean.run(body)
 
 
 class Embed:
@@ -331,7 +335,7 @@ class Evaluate:
 
 VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate,
-    BenchNoise,
+    BenchNoise, Status, Doctor,
 )  # fmt: skip
 
 

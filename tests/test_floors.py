@@ -13,13 +13,13 @@ import noisycorr
 ROOT = Path(noisycorr.__file__).parent
 FLOORS = (
     ("run", "dist", "console"),
-    ("pairs", "formats", "noise", "noise_swaps"),
+    ("pairs", "formats", "noise", "noise_swaps", "lock"),
     ("encoders", "embed", "index", "inverted"),
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
      "export", "inject", "recall", "partition", "posterior"),
     ("losses", "learn", "strategies"),
-    ("report", "cli", "flags", "plan_flags", "verbs", "stages", "train_verbs", "train_stage",
-     "train_towers", "train_regions",
+    ("report", "cli", "flags", "plan_flags", "verbs", "stages", "doctor", "doctor_verbs", "status",
+     "train_verbs", "train_stage", "train_towers", "train_regions",
      "bench", "testing", "__main__"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
