@@ -13,7 +13,7 @@ import random
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import kill_test
@@ -64,7 +64,7 @@ def main() -> int:
             print(
                 f"{number:4d}  {form:15s} kills {len(record.kills)}  {record.seconds:6.1f} s  {different}", flush=True
             )
-    told = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, seed {given.seed}: {rounds} rounds, {kills} kills, {bad} different"
+    told = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, seed {given.seed}: {rounds} rounds, {kills} kills, {bad} different"
     print(told)
     if given.record:
         with given.record.open("a", encoding="utf-8") as file:

@@ -18,7 +18,7 @@ FLOORS = (
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
      "export", "inject", "recall", "partition", "posterior"),
     ("losses", "learn", "strategies"),
-    ("report", "cli", "flags", "plan_flags", "verbs", "stages", "doctor", "doctor_verbs", "status",
+    ("report", "cli", "flags", "plan_flags", "verbs", "stages", "doctor", "doctor_verbs", "status", "on_ray",
      "train_verbs", "train_stage", "train_towers", "train_regions",
      "bench", "testing", "__main__"),
 )  # fmt: skip
