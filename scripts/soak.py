@@ -64,7 +64,8 @@ def main() -> int:
             print(
                 f"{number:4d}  {form:15s} kills {len(record.kills)}  {record.seconds:6.1f} s  {different}", flush=True
             )
-    told = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, seed {given.seed}: {rounds} rounds, {kills} kills, {bad} different"
+    when = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
+    told = f"{when}, seed {given.seed}: {rounds} rounds, {kills} kills, {bad} different"
     print(told)
     if given.record:
         with given.record.open("a", encoding="utf-8") as file:

@@ -82,7 +82,7 @@ def wait_for(pattern: str, folder: Path, process: subprocess.Popen[bytes]) -> No
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("moment", ["scores/*.parquet", "ledger/*.parquet", "export/parquet/*.parquet"])
+@pytest.mark.parametrize("moment", ["scores/*.parquet", "export/parquet/*.parquet"])
 def test_killed_in_a_stage(moment: str, place: Path, alone: Path):
     process = started(place, *words())
     wait_for(moment, place / "out", process)
