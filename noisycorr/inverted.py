@@ -1,7 +1,7 @@
 """Search of a large set by itself, list by list: rows that lie together ask together, as one matrix product.
 
 An inverted file that answers one query after the other multiplies vectors one by one. Here all queries of a list look
-into the same lists, so that their similarities are one product of two matrices, about ten times as many of them a second.
+into the same lists: their similarities are one product of two matrices, about ten times as many of them a second.
 Which lists these are the queries vote for: each names the lists whose centres are nearest to it. Centres are found in
 the space of the strongest principal axes, which costs a fraction of the full one and changes no similarity.
 """
