@@ -6,6 +6,7 @@ noisycorr decide --output_folder out --precision 0.95
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import io
@@ -14,13 +15,19 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import Namespace
 
 from noisycorr import __version__, console, dist
 from noisycorr.flags import Parser, read_words
+from noisycorr.lock import locked
 from noisycorr.pairs import UsageError
 from noisycorr.verbs import VERBS, Verb
 
 ABOUT = "Which image-text pairs are wrong, how sure we are, and a cleaned set with every decision explained."
+READING = ("explain", "status")  # verbs that write nothing into their folder
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -68,11 +75,12 @@ def _run(words: list[str]) -> int:
         raise UsageError("--quiet and --verbose exclude each other: give one of them.")
     for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "info" if given.verbose else "error")
-    console.set_up(quiet=given.quiet, verbose=given.verbose)
+    console.set_up(quiet=given.quiet, verbose=given.verbose, log_format=given.log_format)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter of a caption is no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     if verb.parallel or dist.is_main():
-        verb.run(given)
+        with _lock(verb, given):
+            verb.run(given)
     dist.leave()
     return 0
 
@@ -83,7 +91,16 @@ def make_parser(verb: type[Verb]) -> Parser:
     verb.flags(parser)
     parser.add_switch("quiet", "Warnings only, no progress", short="q")
     parser.add_switch("verbose", "Tell more", short="v")
+    parser.add("log_format", Literal["text", "json"], "text", "What comes on stderr: text, or one JSON object a line")
     return parser
+
+
+def _lock(verb: type[Verb], given: Namespace) -> contextlib.AbstractContextManager[None]:
+    """Nobody else writes the folder meanwhile; one process locks for all of its group."""
+    folder = given.get("output_folder")
+    if not folder or verb.name in READING or not dist.is_main():
+        return contextlib.nullcontext()
+    return locked(Path(folder), verb.name)
 
 
 def _find(words: list[str]) -> tuple[type[Verb], list[str]]:
@@ -144,6 +161,9 @@ def _failure(error: OSError) -> str:
 def _complain(message: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # one process speaks for all
         line = " ".join(message.split())
+        if console.is_json():
+            console.fail(line)
+            return
         print(f"noisycorr: {line}{'' if line.endswith(('.', '?')) else '.'}", file=sys.stderr)
 
 

@@ -5,9 +5,12 @@ Nothing is shown before `set_up` was called, so that a program which imports the
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -18,17 +21,30 @@ _LOG = logging.getLogger("noisycorr")
 _LIBRARIES = ("transformers", "datasets", "open_clip", "timm", "accelerate", "torch", "PIL", "faiss")
 
 
-def set_up(*, quiet: bool = False, verbose: bool = False) -> None:
+LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, message, and the numbers of progress."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object."""
+        body = {"time": round(record.created, 3), "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps(body | getattr(record, "numbers", {}), ensure_ascii=False)
+
+
+def set_up(*, quiet: bool = False, verbose: bool = False, log_format: str = "text") -> None:
     """Show messages from now on.
 
     Args:
         quiet: Warnings only, no bars.
         verbose: Details and the warnings of libraries, too.
+        log_format: text, or json for one object a line; then there are no bars, but lines of progress.
     """
     for handler in list(_LOG.handlers):
         _LOG.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter("%(message)s"))
     _LOG.addHandler(handler)
     _LOG.propagate = False
     _LOG.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
@@ -53,6 +69,11 @@ def warn(message: str) -> None:
     _LOG.warning(message)
 
 
+def fail(message: str) -> None:
+    """A line on why it ended."""
+    _LOG.error(message)
+
+
 def without_numbers(message: str) -> str:
     """What stays the same when a message comes again with other numbers."""
     return re.sub(r"\d[\d.,]*", "#", message)
@@ -63,6 +84,36 @@ def is_verbose() -> bool:
     return _LOG.isEnabledFor(logging.DEBUG)
 
 
+class _Lines(tqdm):
+    """Progress for a log file: now and then a line, nothing that moves."""
+
+    monitor_interval = 0
+    _told = 0.0
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Say how far it is, if the last time is long ago."""
+        now = time.monotonic()
+        self._told = self._told or now
+        if now - self._told < LINE_EVERY:
+            return
+        self._told = now
+        found = self.format_dict
+        rate = self.n / max(found["elapsed"], 1e-9)
+        numbers: dict[str, Any] = {"event": "progress", "stage": self.desc.rstrip(": "), "done": self.n,
+                                   "total": self.total, "rate": round(rate, 2)}  # fmt: skip
+        line = f"{numbers['stage']}: {self.n:,}" + (f" of {self.total:,}" if self.total else "")
+        line += f" {self.unit}s, {rate:,.1f} {self.unit}s/s"
+        if self.total and rate:
+            numbers["seconds_left"] = round((self.total - self.n) / rate)
+            line += f", {numbers['seconds_left']:,} s left"
+        _LOG.info(line, extra={"numbers": numbers})
+
+
+def is_json() -> bool:
+    """True if lines are JSON objects."""
+    return any(isinstance(handler.formatter, JsonLines) for handler in _LOG.handlers)
+
+
 def bar(
     items: Iterable[Any] | None = None,
     *,
@@ -71,7 +122,7 @@ def bar(
     unit: str = "pair",
     hidden: bool = False,
 ) -> tqdm:
-    """A progress bar on stderr, if that is a terminal and `set_up` did not ask for quiet.
+    """A progress bar on stderr, or a line now and then where that is no terminal; none if `set_up` asked for quiet.
 
     Args:
         items: Passed through, one step each; None for a bar that is moved by `update`.
@@ -80,5 +131,8 @@ def bar(
         unit: What a step is.
         hidden: Never show it, as in processes other than the main one.
     """
-    disable = True if hidden or not _LOG.isEnabledFor(logging.INFO) else None
-    return tqdm(items, total=total, unit=unit, desc=label, disable=disable)
+    if hidden or not _LOG.isEnabledFor(logging.INFO):
+        return tqdm(items, total=total, unit=unit, desc=label, disable=True)
+    if sys.stderr.isatty() and not is_json():
+        return tqdm(items, total=total, unit=unit, desc=label)
+    return _Lines(items, total=total, unit=unit, desc=label, mininterval=min(1.0, LINE_EVERY), file=io.StringIO())

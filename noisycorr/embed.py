@@ -54,6 +54,9 @@ class Embed:
         store_precision: fp16 halves the disk space of embeddings, fp32 keeps every bit.
         max_pixels: Larger pictures are not decoded and stand in the ledger as image_too_large.
         thumbnail: Longest side of the stored preview, 16 to 512 pixels.
+        distributor: none, or ray: pieces go to workers on a Ray cluster, which needs the extra `ray` and a file system
+            that all see. The result is the same.
+        ray_workers: Ray workers, each with an encoder of its own; 0 = one for each processor of the cluster.
 
     Raises:
         UsageError: If a value is out of its range.
@@ -66,6 +69,8 @@ class Embed:
     store_precision: str = "fp16"
     max_pixels: int = 100_000_000
     thumbnail: int = 96
+    distributor: str = "none"
+    ray_workers: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -76,6 +81,10 @@ class Embed:
             raise UsageError(f"--max_pixels is {self.max_pixels}, expected at least 1.")
         if self.store_precision not in DTYPES:
             raise UsageError(f"--store_precision is {self.store_precision!r}, expected one of {sorted(DTYPES)}.")
+        if self.distributor not in ("none", "ray"):
+            raise UsageError(f"--distributor is {self.distributor!r}, expected none or ray.")
+        if self.ray_workers < 0:
+            raise UsageError(f"--ray_workers is {self.ray_workers}, expected 0 (one a processor) or more.")
         if not 16 <= self.thumbnail <= 512:
             raise UsageError(f"--thumbnail is {self.thumbnail}, expected 16 to 512 pixels.")
 
@@ -106,11 +115,16 @@ def embed_inputs(reader: Reader, encoder: DualEncoder, choice: Embed) -> dict[st
 
 def embed_pieces(pieces: list[Piece], reader: Reader, encoder: DualEncoder, run: Run, choice: Embed) -> None:
     """Do every piece that is not done yet. Progress goes to stderr."""
-    todo = [piece for piece in pieces if not _marker(run, piece.index).exists()]
+    todo = unfinished(pieces, run)
     workers = choice.workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool, console.bar(label="embed", hidden=not dist.is_main()) as bar:
         for piece in todo:
             embed_piece(piece, reader, encoder, run, choice, pool, bar)
+
+
+def unfinished(pieces: list[Piece], run: Run) -> list[Piece]:
+    """Pieces without a marker."""
+    return [piece for piece in pieces if not _marker(run, piece.index).exists()]
 
 
 def embed_piece(

@@ -21,6 +21,7 @@ from jsonargparse import ArgumentParser, Namespace
 from noisycorr.pairs import UsageError
 
 EPILOG = "In names of options - and _ are the same. Where true or false is asked for, --x alone is true, --no_x false."
+CONFIG_BYTES = 1_000_000  # no config is longer
 TRUE_OR_FALSE = ("true", "false", "yes", "no")
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 JOINED = {"path": "::", "stages": ","}  # how a list in a config file is written as one word
@@ -151,6 +152,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """A YAML mapping; UsageError if it is no file, no mapping, or names a key twice."""
     if not path.is_file():
         raise UsageError(f"config {path} is not a file: give the path of a YAML file.")
+    if path.stat().st_size > CONFIG_BYTES:
+        raise UsageError(f"config {path} has {path.stat().st_size:,} bytes, expected at most {CONFIG_BYTES:,}.")
     try:
         body = yaml.load(path.read_text(encoding="utf-8-sig"), _Strict)
     except _TwiceError as error:
@@ -288,11 +291,18 @@ def _place(key: str, config: Path | None) -> str:
 
 
 class _TwiceError(Exception):
-    """A key stands twice."""
+    """A key stands twice, or as an alias."""
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML that refuses a key that stands twice."""
+    """YAML that refuses a key that stands twice, and aliases, with which a few lines unfold into gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The node, if it is written out."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise _TwiceError(f"line {mark.line + 1} has an alias (*name): write the value out")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping, if its keys differ."""

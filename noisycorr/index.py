@@ -2,29 +2,25 @@
 
     found = neighbors(features, 10, seed=0)         # found.ids (n, 10), found.similarity (n, 10), found.recall
 
-Features are read in blocks and never copied as a whole into float32: a search of one million rows of 512 numbers
-(float16) by one another stayed below 3 GB, the mapped input of 1 GB included.
+Features are read in blocks. A large set is copied once, list by list, in 32, 16 or 8 bits a number by its size.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import faiss
 import numpy as np
 
+from noisycorr.inverted import SAMPLED, Lists, build_lists, list_count, probes_for, search_all, search_some
 from noisycorr.pairs import UsageError
 
 Features = np.ndarray | Sequence[np.ndarray]  # (n, d) array or memory map, or its parts in order
 BLOCK = 32768  # rows in float32 at once
 PROBED = 256  # queries on which recall is measured
 TIE = 1e-3  # similarities this close count as equal when recall is measured: float16 cannot tell them apart
-GPU_PROBES = 2048  # limit of faiss
-FULL_PRECISION_BYTES = 1_500_000_000  # larger indices store 8 bits a number instead of 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +55,8 @@ def neighbors(
     """Find the k most similar rows of `data` for every row of it, or for other queries.
 
     Rows of zeros (a missing image or text) are never neighbours of anything, and as queries they find nothing.
-    Above `exact_below` rows an inverted file is built and its probes are doubled until `target_recall` is measured
-    against exact search on 256 sampled queries. Same data, seed and threads: same result.
+    Above `exact_below` rows an inverted file is built, and so many of its lists are looked into that `target_recall`
+    is measured against exact search on 256 sampled queries. Same data, seed and threads: same result.
 
     Args:
         data: (n, d) float16 or float32, rows of any length (they are scaled to length 1), or a list of such parts.
@@ -80,24 +76,34 @@ def neighbors(
         UsageError: If shapes do not fit or k < 1.
     """
     parts = [data] if isinstance(data, np.ndarray) else list(data)
-    n, d = _checked(parts, k, queries, skip)
+    n = _checked(parts, k, queries, skip)
     k_found = k + 1 if queries is None and exclude_self else k
     with _threads(threads):
         present = present_rows(parts, skip)
-        search: _Exact | _Inverted = _Exact(parts, present)
+        search: _Exact | _Lists = _Exact(parts, present)
         method, recall = "exact", 1.0
         if n > exact_below and present.sum() > exact_below:
-            search, method, recall = _approximate(parts, d, present, k, seed, target_recall)
+            search, method, recall = _approximate(parts, present, k, seed, target_recall)
         ids, similarity = np.full((_rows(queries, n), k), -1, np.int64), np.full((_rows(queries, n), k), np.nan, "f4")
-        asked = parts if queries is None else [queries]
-        for start, block in _blocks(asked):
-            rows = np.arange(start, start + len(block))
-            some = np.flatnonzero(present[rows] if queries is None else np.any(block, axis=1))
-            found, values = search(block[some], k_found)
+        for rows, found, values in _answers(search, parts, queries, present, k_found):
             if k_found > k:
-                found, values = _without(found, values, rows[some])
-            ids[rows[some]], similarity[rows[some]] = found, values
+                found, values = _without(found, values, rows)
+            ids[rows], similarity[rows] = found, values
     return Neighbors(ids=ids, similarity=similarity, method=method, recall=recall)
+
+
+def _answers(
+    search: _Exact | _Lists, parts: list[np.ndarray], queries: np.ndarray | None, present: np.ndarray, k: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows of queries that have features, and what they find, piece by piece."""
+    if queries is None and isinstance(search, _Lists):
+        for rows, found, values in search_all(search.lists, k, search.probes):
+            yield rows, *_tidy(found, values)
+        return
+    for start, block in _blocks(parts if queries is None else [queries]):
+        rows = np.arange(start, start + len(block))
+        some = np.flatnonzero(present[rows] if queries is None else np.any(block, axis=1))
+        yield rows[some], *search(block[some], k)
 
 
 def mutual_neighbors(found: Neighbors) -> tuple[np.ndarray, np.ndarray]:
@@ -142,51 +148,47 @@ class _Exact:
         return _tidy(ids, values)
 
 
-class _Inverted:
-    """Search in an inverted file; ids of the index are rows."""
+class _Lists:
+    """Search in an inverted file."""
 
-    def __init__(self, index: Any) -> None:
-        self.index = index
+    def __init__(self, lists: Lists, probes: int) -> None:
+        self.lists, self.probes = lists, probes
 
     def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         if not len(queries):
             return np.full((0, k), -1, np.int64), np.zeros((0, k), np.float32)
-        values, ids = self.index.search(queries, k)
-        return _tidy(ids, values)
+        return _tidy(*search_some(self.lists, queries, k, self.probes))
+
+
+class _Blocks:
+    """Blocks of all rows, as often as they are wanted."""
+
+    def __init__(self, parts: list[np.ndarray]) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        return _blocks(self.parts)
 
 
 def _approximate(
-    parts: list[np.ndarray], d: int, present: np.ndarray, k: int, seed: int, target_recall: float
-) -> tuple[_Inverted, str, float]:
-    """Build an inverted file and raise its probes until the recall on sampled queries reaches the target."""
+    parts: list[np.ndarray], present: np.ndarray, k: int, seed: int, target_recall: float
+) -> tuple[_Lists, str, float]:
+    """Build an inverted file, and find how many lists it takes to reach the recall on sampled queries."""
     rng = np.random.default_rng(seed)
     rows = np.flatnonzero(present)
-    lists = int(min(4 * math.sqrt(len(rows)), len(rows) / 40))
-    kind, name = faiss.ScalarQuantizer.QT_fp16, "16 bit"
-    if len(rows) * d * 2 > FULL_PRECISION_BYTES:
-        kind, name = faiss.ScalarQuantizer.QT_8bit, "8 bit"
-    coarse = faiss.IndexFlatIP(d)
-    index = faiss.IndexIVFScalarQuantizer(coarse, d, lists, kind, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.niter, index.cp.spherical = int(rng.integers(2**30)), 10, True
-    sample = np.sort(rng.choice(rows, min(len(rows), 50 * lists), replace=False))
-    index.train(take_rows(parts, sample))
-    for start, block in _blocks(parts):
-        some = np.flatnonzero(present[start : start + len(block)])
-        if len(some):
-            index.add_with_ids(block[some], some + start)
-    index, most = _on_gpu(index, lists)
+    sample = np.sort(rng.choice(rows, min(len(rows), SAMPLED * list_count(len(rows))), replace=False))
+    lists = build_lists(_Blocks(parts), take_rows(parts, sample), present, seed=int(rng.integers(2**30)))
     own = np.sort(rng.choice(rows, min(len(rows), PROBED), replace=False))
     probe = take_rows(parts, own)
-    truth = _without(*_Exact(parts, present)(probe, k + 1), own)[1]  # a row finds itself at once: that proves nothing
-    probes, recall = 4, 0.0
+    ids, truth = _without(*_Exact(parts, present)(probe, k + 1), own)  # a row finds itself at once: that proves nothing
+    probes, most = probes_for(lists, own, ids, target_recall), len(lists.centers)
     while True:
-        index.nprobe = probes
-        found = _without(*_Inverted(index)(probe, k + 1), own)[0]
+        found = _without(*_Lists(lists, probes)(probe, k + 1), own)[0]
         recall = _recall(parts, probe, found, truth)
         if recall >= target_recall or probes >= most:
             break
-        probes = min(2 * probes, most)
-    return _Inverted(index), f"inverted file, {name}, {probes} of {lists} lists", recall
+        probes = min(probes + max(1, probes // 4), most)
+    return _Lists(lists, probes), f"inverted file, {lists.bits} bit, {probes} of {most} lists", recall
 
 
 def _recall(parts: list[np.ndarray], probe: np.ndarray, found: np.ndarray, truth: np.ndarray) -> float:
@@ -199,13 +201,6 @@ def _recall(parts: list[np.ndarray], probe: np.ndarray, found: np.ndarray, truth
     worst = np.where(wanted, truth, np.inf).min(axis=1, keepdims=True)
     hits = np.minimum((exact >= worst - TIE).sum(axis=1), wanted.sum(axis=1))
     return float(hits.sum() / max(wanted.sum(), 1))
-
-
-def _on_gpu(index: Any, lists: int) -> tuple[Any, int]:
-    """The index on the first GPU, if faiss was built for GPUs and finds one; and the most lists it can probe."""
-    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
-        return index, lists
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index), min(lists, GPU_PROBES)
 
 
 def _without(ids: np.ndarray, values: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -235,12 +230,11 @@ def _blocks(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
 
 def take_rows(parts: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Unit float32 copies of ascending rows."""
-    ends = np.cumsum([len(part) for part in parts])
-    out = []
-    for part, end in zip(parts, ends):
-        some = rows[(rows >= end - len(part)) & (rows < end)] - (end - len(part))
-        out.append(unit_rows(part[some]))
-    return np.concatenate(out)
+    starts = np.cumsum([0, *(len(part) for part in parts)])
+    cuts = np.searchsorted(rows, starts)
+    return np.concatenate(
+        [unit_rows(part[rows[one:two] - start]) for part, start, one, two in zip(parts, starts, cuts, cuts[1:])]
+    )
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
@@ -261,7 +255,7 @@ def _rows(queries: np.ndarray | None, n: int) -> int:
     return n if queries is None else len(queries)
 
 
-def _checked(parts: list[np.ndarray], k: int, queries: np.ndarray | None, skip: np.ndarray | None) -> tuple[int, int]:
+def _checked(parts: list[np.ndarray], k: int, queries: np.ndarray | None, skip: np.ndarray | None) -> int:
     given = parts if queries is None else [*parts, queries]
     widths = {part.shape[1] if part.ndim == 2 else -1 for part in given}
     if len(widths) != 1 or -1 in widths:
@@ -272,7 +266,7 @@ def _checked(parts: list[np.ndarray], k: int, queries: np.ndarray | None, skip: 
     n = sum(len(part) for part in parts)
     if skip is not None and np.shape(skip) != (n,):
         raise UsageError(f"skip has shape {np.shape(skip)}, expected ({n},).")
-    return n, widths.pop()
+    return n
 
 
 @contextlib.contextmanager

@@ -169,12 +169,6 @@ def _is_alive(process: int) -> bool:
 
 def provenance() -> dict[str, Any]:
     """Versions, platform and threads of this process: what a reader needs to reproduce a number."""
-    names = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pyarrow", "pillow", "faiss-cpu",
-             "open_clip_torch", "transformers", "datasets", "accelerate", "timm")  # fmt: skip
-    versions = {}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     import torch
 
     return {
@@ -183,8 +177,19 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "versions": versions,
+        "versions": library_versions(),
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that numbers depend on, of those that are installed."""
+    names = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pyarrow", "pillow", "faiss-cpu",
+             "open_clip_torch", "transformers", "datasets", "accelerate", "timm")  # fmt: skip
+    versions = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _flat(value: Any, place: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], str]:

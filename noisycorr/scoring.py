@@ -21,9 +21,10 @@ from noisycorr.mixture import Fit
 from noisycorr.noise_swaps import text_ids
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, read_json, write_json
-from noisycorr.score.duplicates import DuplicateGroups, group_names, near_duplicates
+from noisycorr.score.duplicates import DuplicateGroups, group_names, near_duplicates, search_sides
 from noisycorr.score.image_issues import image_issues
 from noisycorr.score.pipeline import Heads, Scored, score_pairs
+from noisycorr.score.sides import Side
 from noisycorr.score.text_issues import shared_text_alikeness, text_issues
 from noisycorr.score.view import View, release
 
@@ -53,7 +54,8 @@ def score_run(plan: Plan, run: Run, heads_of: Heads | None = None) -> dict[str, 
     found = load_pairs(plan, run)
     facts, texts, groups, view = found.facts, found.texts, found.groups, found.view
     learn = plan.score.align in ("cross-fit", "trained") or (plan.score.align == "auto" and not embedded["joint"])
-    scored = score_pairs(view, joint_features(plan, embedded, view), plan.score, learn=learn, heads_of=heads_of)
+    scored = score_pairs(view, joint_features(plan, embedded, view), plan.score, learn=learn, heads_of=heads_of,
+                         sides=found.sides)  # fmt: skip
     table = _columns(plan, facts, texts, groups, view, scored, embedded, found.has_image, found.has_text)
     _write(run, table)
     write_json(run.path("scores", "fit.json"), _fit_json(scored))
@@ -72,6 +74,7 @@ class Loaded:
         has_text: bool (n,): of a text.
         groups: Near-duplicates.
         view: What scorers see.
+        sides: What was found among images and among texts; None without a search for near-duplicates.
     """
 
     facts: pa.Table
@@ -80,6 +83,7 @@ class Loaded:
     has_text: np.ndarray
     groups: DuplicateGroups
     view: View
+    sides: tuple[Side, Side] | None
 
 
 def load_pairs(plan: Plan, run: Run) -> Loaded:
@@ -96,7 +100,12 @@ def load_pairs(plan: Plan, run: Run) -> Loaded:
     has_image, has_text = _present(image), _present(text)
     hashes = facts.column("image_hash").to_pylist()
     copies = _same(hashes)
-    groups = _groups(plan, facts, image, text, texts, hashes, copies)
+    sides = None
+    if plan.score.near_duplicates:
+        most = max(plan.duplicates.neighbors, plan.score.neighbors)
+        sides = search_sides(image, text, hashes, texts, most, seed=plan.score.seed,
+                             target_recall=plan.score.target_recall)  # fmt: skip
+    groups = _groups(plan, facts, image, text, texts, hashes, copies, sides)
     view = View(
         image=image,
         text=text,
@@ -106,7 +115,8 @@ def load_pairs(plan: Plan, run: Run) -> Loaded:
         seed=plan.score.seed,
         picture=_own_row(copies),
     )
-    return Loaded(facts=facts, texts=texts, has_image=has_image, has_text=has_text, groups=groups, view=view)
+    return Loaded(facts=facts, texts=texts, has_image=has_image, has_text=has_text, groups=groups, view=view,
+                  sides=sides)  # fmt: skip
 
 
 def _text_ids(texts: list[str | None]) -> np.ndarray:
@@ -125,12 +135,14 @@ def _present(parts: Features) -> np.ndarray:
     return np.concatenate(out) if out else np.zeros(0, bool)
 
 
-def _groups(plan: Plan, facts: pa.Table, image: Features, text: Features, texts: list[str | None],
-            hashes: list[str | None], copies: np.ndarray) -> DuplicateGroups:  # fmt: skip
+def _groups(
+    plan: Plan, facts: pa.Table, image: Features, text: Features, texts: list[str | None], hashes: list[str | None],
+    copies: np.ndarray, sides: tuple[Side, Side] | None,
+) -> DuplicateGroups:  # fmt: skip
     """Near-duplicates, or exact copies only if the search is switched off."""
     if plan.score.near_duplicates:
         phash = facts.column("image_phash").to_pylist()
-        return near_duplicates(image, text, hashes, phash, texts, choice=plan.duplicates)
+        return near_duplicates(image, text, hashes, phash, texts, choice=plan.duplicates, sides=sides)
     by_image, by_text = copies, _same([t.strip() or None if t else None for t in texts])
     code = np.where((by_image >= 0) & (by_text >= 0), by_image * len(by_text) + by_text, -1)
     _, first, inverse, counts = np.unique(code, return_index=True, return_inverse=True, return_counts=True)

@@ -32,6 +32,7 @@ from noisycorr.score.image_issues import ImageLimits
 from noisycorr.score.pipeline import Score
 from noisycorr.score.text_issues import TextLimits
 
+HOW = ("workers", "distributor", "ray_workers")  # change how fast features come, not what they are
 STAGES = ("embed", "score", "decide", "report")
 
 
@@ -149,14 +150,19 @@ def embed_stage(plan: Plan, run: Run, *, overwrite: bool = False) -> None:
         say("embed: nothing changed, skipped")
         return
     if dist.is_main():
-        run.finish("embed_started", inputs)
+        run.finish("embed_started", inputs, {"pieces": len(pieces)})
         write_json(
             run.path("provenance.json"), provenance() | {"encoder": encoder.name, "weights": encoder.weights_hash}
         )
         write_config(run, plan)
     dist.wait()
     started = time.perf_counter()
-    embed_pieces(dist.my_share(pieces), reader, encoder, run, plan.embed)
+    if plan.embed.distributor == "ray":
+        from noisycorr.on_ray import embed_on_ray
+
+        embed_on_ray(plan, pieces, run)
+    else:
+        embed_pieces(dist.my_share(pieces), reader, encoder, run, plan.embed)
     dist.wait()
     if dist.is_main():
         _finish_embed(run, inputs, encoder, len(pieces), time.perf_counter() - started)
@@ -322,7 +328,7 @@ def _refuse_other(plan: Plan, run: Run) -> None:
     need(run, "embed")
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
     for name, value in (dataclasses.asdict(plan.source) | dataclasses.asdict(plan.embed)).items():
-        if name != "workers" and stored.get(name) != value:
+        if name not in HOW and stored.get(name) != value:
             raise UsageError(
                 f"{run.folder} was embedded with {name} = {stored.get(name)!r}, now it is {value!r}, but --stages "
                 "leaves out embed: give the same value, or choose another --output_folder."

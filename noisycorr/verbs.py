@@ -5,6 +5,7 @@ Everything heavy is imported where it is used, so that the help comes at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -15,7 +16,9 @@ from jsonargparse import Namespace
 from noisycorr import console, dist
 from noisycorr.audit_verbs import Audit
 from noisycorr.classify_verbs import BenchWebly, ClassifyTrain
+from noisycorr.doctor_verbs import Doctor, Status
 from noisycorr.flags import Parser, add_choice, pick, read_words
+from noisycorr.lock import locked
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import (
     FOLDER,
@@ -118,7 +121,8 @@ class RunConfig:
         Clean.flags(parser)
         body = read_words(parser, [], Path(given.config_file))
         body.overwrite = body.overwrite or given.overwrite
-        Clean.run(body)
+        with locked(Path(body.output_folder), RunConfig.name) if dist.is_main() else contextlib.nullcontext():
+            Clean.run(body)
 
 
 class Embed:
@@ -360,6 +364,7 @@ VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Recaption, Report, Explain, Export, Inject,
     Train, Evaluate, Audit, ClassifyTrain, Prompt, Tune, Annotate,
     CaptionScore,
+    Status, Doctor,
     BenchNoise, BenchWebly, BenchPrompt,
 )  # fmt: skip
 

@@ -13,8 +13,8 @@ import noisycorr
 ROOT = Path(noisycorr.__file__).parent
 FLOORS = (
     ("run", "dist", "console"),
-    ("pairs", "formats", "noise", "noise_swaps", "noise_labels"),
-    ("encoders", "embed", "index"),
+    ("pairs", "formats", "noise", "noise_swaps", "noise_labels", "lock"),
+    ("encoders", "embed", "index", "inverted"),
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
      "export", "inject", "recall", "partition", "posterior", "caption_metrics", "caption_score", "recaption",
      "class_metrics"),
@@ -25,7 +25,8 @@ FLOORS = (
      "bench", "testing", "__main__", "recaption_stage", "recaption_verbs",
      "audit", "audit_verbs", "tune_verbs", "tune_stage", "annotate",
      "webly_bench", "webly_choice", "webly_samples", "classes", "classify_stage", "classify_verbs",
-     "prompt_verbs", "prompt_stage", "prompt_images", "prompt_summary", "bench_prompt"),
+     "prompt_verbs", "prompt_stage", "prompt_images", "prompt_summary", "bench_prompt",
+     "doctor", "doctor_verbs", "status", "on_ray"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

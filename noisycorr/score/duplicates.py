@@ -16,8 +16,9 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from noisycorr.index import Features, Neighbors, neighbors, present_rows, take_rows
+from noisycorr.index import Features, take_rows
 from noisycorr.noise_swaps import text_ids
+from noisycorr.score.sides import Side, first_neighbors, search_side
 
 WIDE = 20_000  # in larger clusters a centre is compared with rows two steps away only
 
@@ -98,6 +99,7 @@ def near_duplicates(
     *,
     choice: Duplicates,
     threads: int | None = None,
+    sides: tuple[Side, Side] | None = None,
 ) -> DuplicateGroups:
     """Find near-duplicates.
 
@@ -112,6 +114,7 @@ def near_duplicates(
         texts: The n texts as they came; blank ones are in no group.
         choice: What counts.
         threads: Of the neighbour search; None leaves the setting of faiss.
+        sides: What `search_sides` found among images and among texts, or None to search now.
 
     Returns:
         Groups; same input, same groups.
@@ -131,8 +134,11 @@ def near_duplicates(
     if lengths != {n}:
         raise ValueError(f"columns have {sorted(lengths | {n})} rows, expected the same number")
     bits = _Bits.of(image_phash, choice) if image_phash is not None else None
-    image, near_image, found_image = _group(images, _codes(image_hash), choice.image_threshold, bits, choice, threads)
-    text, near_text, found_text = _group(words, text_ids(texts), choice.text_threshold, None, choice, threads)
+    if sides is None:
+        sides = search_sides(images, words, image_hash, texts, choice.neighbors, seed=choice.seed, threads=threads)
+    found_image, found_text = (side.distinct for side in sides)
+    image, near_image = _group(images, sides[0], choice.image_threshold, bits, choice.neighbors)
+    text, near_text = _group(words, sides[1], choice.text_threshold, None, choice.neighbors)
     pair = _both(image, text)
     lone = 1 - np.fmin(near_image, near_text)
     score = np.where(pair >= 0, np.clip(lone, 0, 0.5), np.clip(lone, 0.5, 1)).astype(np.float32)
@@ -215,25 +221,34 @@ class _Bits:
         return self.known[one] & self.known[other] & (differing <= self.distance) & (cosine >= self.threshold)
 
 
+def search_sides(
+    images: list[np.ndarray], words: list[np.ndarray], image_hash: Sequence[str | None], texts: Sequence[str | None],
+    k: int, *, seed: int, target_recall: float = 0.95, threads: int | None = None,
+) -> tuple[Side, Side]:  # fmt: skip
+    """Neighbours among images and among texts, for whatever asks for them: equal bytes and equal texts are copies.
+
+    Args:
+        images: Parts of (n, d) features.
+        words: Parts of (n, e) features.
+        image_hash: As in `near_duplicates`.
+        texts: As there.
+        k: Neighbours of each row.
+        seed: For the approximate search of large sets.
+        target_recall: Of that search.
+        threads: Of faiss; None leaves its setting.
+    """
+    image, text = (
+        search_side(parts, codes, k, seed=seed, target_recall=target_recall, threads=threads)
+        for parts, codes in ((images, _codes(image_hash)), (words, text_ids(texts)))
+    )
+    return image, text
+
+
 def _group(
-    parts: list[np.ndarray],
-    codes: np.ndarray,
-    threshold: float,
-    bits: _Bits | None,
-    choice: Duplicates,
-    threads: int | None,
-) -> tuple[np.ndarray, np.ndarray, Neighbors]:
-    """Groups over rows of which equal codes >= 0 are exact copies; cosine to the nearest other row (0 = none)."""
-    n = len(codes)
-    first = np.arange(n)  # the row that stands for all exact copies: the first with features
-    blank = ~present_rows(parts)
-    order = np.lexsort((first, blank, codes))
-    coded = order[codes[order] >= 0]
-    _, begin, inverse, counts = np.unique(codes[coded], return_index=True, return_inverse=True, return_counts=True)
-    first[coded] = coded[begin][inverse]
-    copied = np.zeros(n, bool)
-    copied[coded] = counts[inverse] > 1
-    found = neighbors(parts, choice.neighbors, seed=choice.seed, skip=first != np.arange(n), threads=threads)
+    parts: list[np.ndarray], side: Side, threshold: float, bits: _Bits | None, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Groups over rows of one side; cosine to the nearest other row (0 = none)."""
+    n, first, found = len(side.original), side.original, first_neighbors(side.distinct, k)
     one, place = np.nonzero(found.ids >= 0)
     other, cosine = found.ids[one, place], found.similarity[one, place]
     alike = cosine >= threshold
@@ -242,8 +257,8 @@ def _group(
     star = _stars(parts, n, one[alike], other[alike], threshold, bits)[first]
     _, least, back, sizes = np.unique(star, return_index=True, return_inverse=True, return_counts=True)
     group = np.where(sizes[back] > 1, least[back], -1)  # a group is named by its smallest row
-    nearest = np.where(copied, 1.0, np.nan_to_num(found.similarity[first, 0], nan=0.0))
-    return group, nearest, found
+    nearest = np.where(side.copied, 1.0, np.nan_to_num(found.similarity[first, 0], nan=0.0))
+    return group, nearest
 
 
 def _stars(

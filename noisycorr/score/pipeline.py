@@ -22,6 +22,7 @@ from noisycorr.score.combine import combine
 from noisycorr.score.crossfit import CrossFit, cross_fit
 from noisycorr.score.neighbors import consensus, mean_feature
 from noisycorr.score.siblings import vouch
+from noisycorr.score.sides import Side, whole_neighbors
 from noisycorr.score.similarity import margin
 from noisycorr.score.view import Repaired, Signal, View, own_cosine, pair_cosine, repaired, with_near_misses
 
@@ -99,6 +100,7 @@ def score_pairs(
     *,
     learn: bool,
     heads_of: Heads | None = None,
+    sides: tuple[Side, Side] | None = None,
 ) -> Scored:
     """Score every pair.
 
@@ -108,6 +110,7 @@ def score_pairs(
         choice: How.
         learn: Learn heads on the pairs (`--align cross-fit`).
         heads_of: Image and text rows (n, d) of further heads that never saw the fold (n,) of a pair; None = none.
+        sides: What was found among images and among texts already, with at least `choice.neighbors` neighbours.
 
     Returns:
         The signals. With too few pairs to learn heads (under 100) the joint space alone is used.
@@ -141,7 +144,7 @@ def score_pairs(
         signals |= {f"trained_{name}": signal for name, signal in further.items()}
     hood: np.ndarray | None = None
     if choice.neighbors and int(view.present.sum()) > 2:
-        found, hood = _neighborhoods(view, pairs, trust, choice, facts)
+        found, hood = _neighborhoods(view, pairs, trust, choice, facts, sides)
         signals |= found
     if heads is not None and classes:
         pair, fit = class_score(view, heads, hood, mean_feature(view.text), pairs)
@@ -214,7 +217,12 @@ def _margins(
 
 
 def _neighborhoods(
-    view: View, pairs: Repaired, trust: np.ndarray, choice: Score, facts: dict[str, Any]
+    view: View,
+    pairs: Repaired,
+    trust: np.ndarray,
+    choice: Score,
+    facts: dict[str, Any],
+    known: tuple[Side, Side] | None,
 ) -> tuple[dict[str, Signal], np.ndarray]:
     """Do the texts of similar images prefer this text, do the images of similar texts prefer this image?
 
@@ -226,7 +234,10 @@ def _neighborhoods(
     sides = (("image", view.image, view.text, view.text_id), ("text", view.text, view.image, view.image_id))
     for side, here, there, identity in sides:
         k = min(choice.neighbors, view.n - 1)
-        found = neighbors(list(here), k, seed=choice.seed, target_recall=choice.target_recall)
+        if known is None:
+            found = neighbors(list(here), k, seed=choice.seed, target_recall=choice.target_recall)
+        else:
+            found = whole_neighbors(known[side == "text"], list(here), k, seed=choice.seed)
         facts[f"{side}_neighbors"] = {"method": found.method, "recall": round(found.recall, 4)}
         mean = mean_feature(there)
         hood = consensus(found, there, mean, trust, view.image_id)

@@ -1,4 +1,7 @@
-"""Writer of cleanlab's issue table: issues.csv with one row for each pair, summary.csv with one for each issue."""
+"""Writer of cleanlab's issue table: issues.csv with one row for each pair, summary.csv with one for each issue.
+
+People open it in spreadsheets, so keys that begin like a formula get an apostrophe; `row` tells which pair it is.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 
 from noisycorr.formats.writers import Format, Layout, Row
 from noisycorr.formats.writers.shards import join_parts, part_names, part_path
-from noisycorr.formats.writers.values import cell_line
+from noisycorr.formats.writers.values import cell_line, harmless
 from noisycorr.run import atomic_path
 
 NAME, SUMMARY = "issues.csv", "summary.csv"
@@ -30,7 +33,7 @@ def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict
     count = 0
     with atomic_path(part_path(folder, index)) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         for row in rows:
-            file.write(cell_line((row.values.get(name) for name in columns), ","))
+            file.write(cell_line((harmless(row.values.get(name)) for name in columns), ","))
             count += 1
             for issue in issues:
                 score = row.values.get(f"{issue}_score")

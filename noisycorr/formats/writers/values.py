@@ -91,9 +91,17 @@ def json_line(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
 
 
+_FORMULA = ("=", "+", "-", "@", "|", "%")
+
+
 def cell_line(values: Iterable[Any], delimiter: str) -> str:
     """One line of a delimited table with its newline: "" for None and NaN, quotes where the reader needs them."""
     return delimiter.join(_cell(value, delimiter) for value in values) + "\n"
+
+
+def harmless(value: Any) -> Any:
+    """A cell for people: text that a spreadsheet would run as a formula gets an apostrophe, which it then hides."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip()[:1] in _FORMULA else value
 
 
 def _cell(value: Any, delimiter: str) -> str:
