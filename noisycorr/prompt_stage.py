@@ -16,7 +16,7 @@ from noisycorr import dist
 from noisycorr.encoders import load_encoder
 from noisycorr.encoders.frozen import check_width
 from noisycorr.pairs import UsageError
-from noisycorr.prompt.build import build, class_vectors, lookalikes, scale_of, zero_shot
+from noisycorr.prompt.build import build, lookalikes, scale_of, zero_shot
 from noisycorr.prompt.choice import Steps
 from noisycorr.prompt.fit import PICTURES
 from noisycorr.prompt.keep import Rounds, facts_of, save_prompt, write_classifier, write_pairs, write_tables
@@ -25,6 +25,7 @@ from noisycorr.prompt.measure import doubts
 from noisycorr.prompt.model import Prompted
 from noisycorr.prompt.task import Task, read_classes
 from noisycorr.prompt.text import TextSide, text_side
+from noisycorr.prompt_baselines import free_baselines
 from noisycorr.prompt_images import Images, Plan, make_pixels, make_task, read_images, read_prior, tuning_inputs
 from noisycorr.prompt_summary import say, summary, tell, tell_end
 from noisycorr.run import Run, atomic_path, provenance, read_json, write_json
@@ -130,23 +131,10 @@ def make_ready(plan: Plan, run: Run, images: Images, names: list[str], descripti
     logits = scale_of(side, plan.context) * joint @ zero.T
     alike = lookalikes(images.features[task.unlabelled], plan.rounds.neighbors, seed=plan.steps.seed)
     prior = read_prior(Path(plan.class_prior), names) if plan.class_prior else None
-    baselines = free_baselines(side, names, descriptions, joint, logits, device)
+    baselines = free_baselines(side, task, descriptions, joint, logits, scale=scale_of(side, plan.context),
+                               image=images.features)  # fmt: skip
     return Ready(task=task, truth=truth, model=model, zero=logits, baselines=baselines, alike=alike, prior=prior,
                  side=side, joint=joint)  # fmt: skip
-
-
-def free_baselines(side: TextSide, names: list[str], descriptions: dict[str, list[str]], joint: torch.Tensor,
-                   zero: torch.Tensor, device: torch.device) -> dict[str, np.ndarray]:  # fmt: skip
-    """Predictions of classifiers that need no training, int64 (n,) each."""
-    from open_clip import SIMPLE_IMAGENET_TEMPLATES
-
-    out = {"zero-shot": zero.argmax(1).cpu().numpy()}
-    texts = {"template ensemble": [[template(name) for template in SIMPLE_IMAGENET_TEMPLATES] for name in names]}
-    if descriptions:
-        texts["class descriptions"] = [descriptions.get(name) or [f"a photo of a {name}"] for name in names]
-    for name, some in texts.items():
-        out[name] = (joint @ class_vectors(side, some, device).T).argmax(1).cpu().numpy()
-    return out
 
 
 def finish(plan: Plan, run: Run, images: Images, ready: Ready, state: State, evidence: dict[str, Any],

@@ -25,7 +25,7 @@ FLOORS = (
      "bench", "testing", "__main__", "recaption_stage", "recaption_verbs",
      "audit", "audit_verbs", "tune_verbs", "tune_stage", "annotate",
      "webly_bench", "webly_choice", "webly_samples", "classes", "classify_stage", "classify_verbs",
-     "prompt_verbs", "prompt_stage", "prompt_images", "prompt_summary", "bench_prompt",
+     "prompt_verbs", "prompt_stage", "prompt_baselines", "prompt_images", "prompt_summary", "bench_prompt",
      "doctor", "doctor_verbs", "status", "on_ray"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
