@@ -149,7 +149,8 @@ class Run:
 RUN_CONTENT = (
     "config.yaml", "provenance.json", "pairs", "embeddings", "scores", "ledger", "export", "stages", "checkpoints",
     "metrics.jsonl", "evaluation.json", "report.json", "report.html", "model.safetensors", "model.json",
-    "trust.parquet", "split.parquet", "networks", "pictures", "trackers",
+    "trust.parquet", "split.parquet", "networks", "pictures", "trackers", "captioner.json", "captioner.safetensors",
+    "aligner.safetensors", "levels.json", "pieces.json", "language", "captions",
 )  # fmt: skip
 _PLACES = ("pairs", "embeddings", "scores", "ledger", "stages")  # exports look after themselves
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pyarrow.parquet as pq
 import yaml
 
 from noisycorr import console, dist
-from noisycorr.embed import Embed
 from noisycorr.encoders.trainable import Trainable
 from noisycorr.evaluate import detection
 from noisycorr.evaluate_run import plain_json, truth_of_source
@@ -36,12 +34,11 @@ from noisycorr.learn.tune_choice import Regions, Tune
 from noisycorr.learn.tuned import TunedNetwork
 from noisycorr.pairs import UsageError
 from noisycorr.report.training import write_training_report
-from noisycorr.run import RUN_CONTENT, Run, atomic_path, provenance, read_json, write_json
-from noisycorr.stages import Plan as CleanPlan
-from noisycorr.stages import clean
+from noisycorr.run import Run, atomic_path, provenance, read_json, write_json
 from noisycorr.strategies import find_strategy, load_strategy
+from noisycorr.train_pairs import clear_training, run_of_pairs, same_encoder, text_encoder
 from noisycorr.train_regions import check_regions, read_region_corpus
-from noisycorr.train_towers import embedding_model, find_trainable, run_towers
+from noisycorr.train_towers import find_trainable, run_towers
 
 WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
 
@@ -124,11 +121,11 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     if plan.regions.region != "none":
         return _train_regions(plan, run, overwrite)
     trainable = find_trainable(plan.clip_model, plan.tune)
-    source_run = _pairs(plan, run, plan.source.path, "data", score=True, overwrite=overwrite)
+    source_run = run_of_pairs(plan.source, plan.clip_model, run, "data", score=True, overwrite=overwrite)
     corpus = read_corpus(source_run)
     if plan.split.texts == "rectified" and corpus.rectified:
         say(f"train: {len(corpus.rectified):,} texts are those that the ledger repaired")
-        corpus = rectify_texts(corpus, _text_encoder(source_run))
+        corpus = rectify_texts(corpus, text_encoder(source_run))
     split = split_corpus(
         corpus, val_fraction=0.0 if plan.split.val_data else plan.split.val_fraction,
         test_fraction=plan.split.test_fraction, seed=plan.train.seed,
@@ -136,7 +133,7 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     if plan.split.pairs == "kept":
         split[(split == TRAIN) & ~corpus.kept] = UNUSED
     if overwrite:
-        _clear(run)
+        clear_training(run)
     validation = _validation(plan, run, source_run, trainable, overwrite=overwrite)
     towers = run_towers(run, corpus, plan.train, plan.tune, trainable, source_run=source_run, name="data",
                         rectified=corpus.rectified if plan.split.texts == "rectified" else None)  # fmt: skip
@@ -156,7 +153,7 @@ def _train_regions(plan: Plan, run: Run, overwrite: bool) -> dict[str, Any]:
     corpus, towers, wrong = read_region_corpus(plan.source.path, plan.regions, plan.train)
     split = split_corpus(corpus, val_fraction=0.0, test_fraction=0.0, seed=plan.train.seed)
     if overwrite:
-        _clear(run)
+        clear_training(run)
     check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, towers), plan.train)
     folder = str(Path(plan.source.path).expanduser().resolve())
     _start(plan, run, {"encoder": f"regions:{plan.regions.region}", "pairs": folder}, corpus, split)
@@ -222,12 +219,9 @@ def evaluate_model(run: Run, test_data: str | None) -> dict[str, Any]:
     else:
         source_fields = {field.name for field in dataclasses.fields(Source)} - {"path"}
         source = Source(path=test_data, **{name: stored[name] for name in source_fields})
-        plan = Plan(
-            source=source, clip_model=stored["clip_model"], train=choice, split=Split(), strategy=("", Strategy())
-        )
-        test_run = _pairs(plan, run, test_data, "test", score=False)
+        test_run = run_of_pairs(source, stored["clip_model"], run, "test", score=False)
         if trainable is None:
-            _same_encoder(source_run, test_run, "--test_data")
+            same_encoder(source_run, test_run, "--test_data")
         corpus = read_corpus(test_run)
         rows = np.flatnonzero(corpus.usable)
     towers = run_towers(run, corpus, choice, tune, trainable, source_run=test_run, name=name)
@@ -249,81 +243,20 @@ def say(message: str) -> None:
         console.say(message)
 
 
-def _pairs(plan: Plan, run: Run, path: str, name: str, *, score: bool, overwrite: bool = False) -> Run:
-    """The run folder that a path is, or the one that its pairs are embedded into, inside the model's folder."""
-    if (Path(path) / "stages" / "embed.json").is_file():
-        if Path(path).resolve() == run.folder.resolve():
-            raise UsageError(f"{path} is the run of the pairs: choose another --output_folder for the model.")
-        return Run(path)
-    inner = Run(run.folder / name)
-    embed = Embed(clip_model=embedding_model(plan.clip_model))
-    cleaning = CleanPlan(source=dataclasses.replace(plan.source, path=path), embed=embed)
-    stages = ("embed", "score", "decide") if score else ("embed",)
-    clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
-    dist.wait()
-    return inner
-
-
-def _text_encoder(source_run: Run) -> Callable[[list[str]], np.ndarray]:
-    """The text side of the encoder that a run was embedded with."""
-    from noisycorr.encoders import load_encoder
-
-    stored = yaml.safe_load((source_run.folder / "config.yaml").read_text(encoding="utf-8"))
-    embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
-    if embedded.startswith("precomputed"):
-        raise UsageError(
-            f"{source_run.folder} has repaired texts, but its embeddings came without an encoder: use --texts given."
-        )
-    encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
-    if encoder.name != embedded:
-        raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
-
-    def encode(texts: list[str]) -> np.ndarray:
-        parts = [encoder.text(encoder.tokenize(texts[start : start + 64])) for start in range(0, len(texts), 64)]
-        return np.concatenate([part.float().cpu().numpy() for part in parts])
-
-    return encode
-
-
-def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
-    """True if the folder holds the pairs of another source or encoder, as far as its config tells."""
-    if not (inner.folder / "config.yaml").is_file():
-        return False
-    stored = yaml.safe_load((inner.folder / "config.yaml").read_text(encoding="utf-8"))
-    wanted = dataclasses.asdict(cleaning.source) | {"clip_model": cleaning.embed.clip_model}
-    return any(stored.get(name) != value for name, value in wanted.items())
-
-
 def _validation(plan: Plan, run: Run, source_run: Run, trainable: Trainable | None, *,
                 overwrite: bool) -> Validation | None:  # fmt: skip
     if plan.split.val_data is None:
         return None
-    other = _pairs(plan, run, plan.split.val_data, "valid", score=False, overwrite=overwrite)
+    there = dataclasses.replace(plan.source, path=plan.split.val_data)
+    other = run_of_pairs(there, plan.clip_model, run, "valid", score=False, overwrite=overwrite)
     if trainable is None:
-        _same_encoder(source_run, other, "--val_data")
+        same_encoder(source_run, other, "--val_data")
     found = read_corpus(other)
     rows = np.flatnonzero(found.usable)
     if len(rows) < 2:
         raise UsageError(f"--val_data {plan.split.val_data} holds {len(rows)} usable pairs, expected at least 2.")
     towers = run_towers(run, found, plan.train, plan.tune, trainable, source_run=other, name="valid")
     return Validation(towers=towers, rows=rows, shown=found.shown[rows])
-
-
-def _same_encoder(one: Run, two: Run, flag: str) -> None:
-    names = [(run.stage("embed") or {})["facts"]["encoder"] for run in (one, two)]
-    if names[0] != names[1]:
-        raise UsageError(f"{flag} was embedded by {names[1]}, but the training pairs by {names[0]}: use one encoder.")
-
-
-def _clear(run: Run) -> None:
-    """Delete what a training left, but not the embeddings in its `data` folder."""
-    if dist.is_main() and run.folder.exists():
-        owner = run.folder / "stages" / "train_started.json"
-        taken = [name for name in RUN_CONTENT if (run.folder / name).exists()]
-        if taken and not owner.exists():
-            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no training: --overwrite deletes trainings only.")
-        run.clear()
-    dist.wait()
 
 
 def _start(plan: Plan, run: Run, facts: dict[str, str], corpus: Corpus, split: np.ndarray) -> None:

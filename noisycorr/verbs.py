@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from jsonargparse import Namespace
 
 from noisycorr import console, dist
+from noisycorr.caption_verbs import BenchCaption, CaptionGenerate, CaptionTrain
 from noisycorr.flags import Parser, add_choice, pick, read_words
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import (
@@ -331,7 +332,7 @@ class Evaluate:
 
 VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Report, Explain, Export, Inject, Train, Evaluate,
-    BenchNoise,
+    BenchNoise, CaptionTrain, CaptionGenerate, BenchCaption,
 )  # fmt: skip
 
 

@@ -17,9 +17,9 @@ FLOORS = (
     ("encoders", "embed", "index"),
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
      "export", "inject", "recall", "partition", "posterior"),
-    ("losses", "learn", "strategies"),
+    ("losses", "learn", "strategies", "captioner"),
     ("report", "cli", "flags", "plan_flags", "verbs", "stages", "train_verbs", "train_stage",
-     "train_towers", "train_regions",
+     "train_towers", "train_regions", "train_pairs", "caption_stage", "caption_verbs", "caption_bench",
      "bench", "testing", "__main__"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,27 @@ def save_checkpoint(learner: Learner, folder: Path, *, keep: int = 2) -> Path:
     Raises:
         OSError: If the disk is full; older checkpoints are as they were.
     """
-    target = folder / f"step-{learner.cursor.steps:08d}"
+    return store_checkpoint(folder, learner.cursor.steps, lambda place: _write(learner, place), keep=keep)
+
+
+def store_checkpoint(folder: Path, steps: int, write: Callable[[Path], None], *, keep: int) -> Path:
+    """Make the checkpoint of a step, whole or not at all, and delete those before the last `keep`.
+
+    Args:
+        folder: Holds the checkpoints of one training.
+        steps: Done so far.
+        write: Writes the files into a folder; only in the main process.
+        keep: How many stay, >= 1.
+    """
+    target = folder / f"step-{steps:08d}"
     if dist.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{target.name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            _write(learner, temporary)
+            write(temporary)
+            store(temporary / COMPLETE, b"")
             shutil.rmtree(target, ignore_errors=True)
             temporary.replace(target)
         finally:
@@ -99,7 +112,7 @@ def load_checkpoint(learner: Learner, path: Path) -> None:
     for number, one in enumerate(learner.memories):
         one.restore(memory, f"memory.{number}.")
     learner.trusts = [_trust(memory, number, body["notes"][number]) for number in range(len(learner.networks))]
-    _load_optimizer(learner.optimizer, load_file(path / "optimizer.safetensors"))
+    load_optimizer(learner.optimizer, load_file(path / "optimizer.safetensors"))
     learner.cursor = Cursor(**body["cursor"])
 
 
@@ -122,15 +135,19 @@ def _write(learner: Learner, place: Path) -> None:
         ("model", learner.weights()),
         ("best", learner.best),
         ("memory", memory),
-        ("optimizer", _optimizer_tensors(learner.optimizer)),
+        ("optimizer", optimizer_tensors(learner.optimizer)),
     ):
-        body = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        _store(place / f"{name}.safetensors", save(body))
+        store_tensors(place / f"{name}.safetensors", tensors)
     write_json(place / "cursor.json", {"cursor": dataclasses.asdict(learner.cursor), "notes": notes})
-    _store(place / COMPLETE, b"")
 
 
-def _store(path: Path, data: bytes) -> None:
+def store_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of safetensors."""
+    store(path, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+
+
+def store(path: Path, data: bytes) -> None:
+    """Write a file that stays when the machine goes down."""
     with path.open("wb") as file:  # through Python, so that a full disk is an OSError
         file.write(data)
         file.flush()
@@ -146,13 +163,14 @@ def _trust(tensors: Mapping[str, Tensor], number: int, note: str | None) -> Trus
     return Trust(p_clean=tensors[f"{start}p_clean"].numpy(), clean=sets.pop("clean"), sets=sets, note=note)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Moments of each parameter by its number. Rates and the like follow from the cursor and the settings."""
     state = optimizer.state_dict()["state"]
     return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Take over what `optimizer_tensors` gave."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)

@@ -123,8 +123,8 @@ def _fill(sizes: np.ndarray, count: int) -> np.ndarray:
     return share
 
 
-def reduce_width(parts: Sequence[np.ndarray], width: int) -> np.ndarray:
-    """Centre, keep the leading principal components, scale to mean squared length 1: float32 (n, min(d, width)).
+def principal_map(parts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (d,) and leading principal components (d, min(d, width)), scaled to mean squared length 1.
 
     Uses each side alone, never the pairing, so that held-out scores stay held out.
     """
@@ -138,6 +138,12 @@ def reduce_width(parts: Sequence[np.ndarray], width: int) -> np.ndarray:
     values, vectors = np.linalg.eigh(covariance)
     keep = vectors[:, ::-1][:, :width] / np.sqrt(max(values[-width:].sum(), 1e-12))
     keep *= np.where(np.abs(keep).max(0) == keep.max(0), 1, -1)  # a sign that does not depend on the solver's mood
+    return np.asarray(mean), keep
+
+
+def reduce_width(parts: Sequence[np.ndarray], width: int) -> np.ndarray:
+    """Rows mapped by `principal_map`: float32 (n, min(d, width)); zero rows stay zero."""
+    mean, keep = principal_map(parts, width)
     out = []
     for _, block in blocks(parts):
         moved = ((block - mean) @ keep).astype(np.float32)

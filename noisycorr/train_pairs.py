@@ -1,0 +1,99 @@
+"""The pairs that a model is trained on: a run of `clean`, or a source that is embedded and scored first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from noisycorr import dist
+from noisycorr.embed import Embed
+from noisycorr.formats import Source
+from noisycorr.pairs import UsageError
+from noisycorr.run import RUN_CONTENT, Run
+from noisycorr.stages import Plan as CleanPlan
+from noisycorr.stages import clean
+from noisycorr.train_towers import embedding_model
+
+
+def run_of_pairs(source: Source, clip_model: str, run: Run, name: str, *, score: bool, overwrite: bool = False) -> Run:
+    """The run folder that a source is, or the one that its pairs are embedded into, inside the model's folder.
+
+    Args:
+        source: What the user named.
+        clip_model: Encoder of a source that is not embedded yet.
+        run: Of the model.
+        name: Of the folder inside it.
+        score: Score and decide, too.
+        overwrite: Embed anew if the folder holds other pairs.
+
+    Raises:
+        UsageError: If the folder is that of the pairs themselves.
+    """
+    path = source.path
+    if (Path(path) / "stages" / "embed.json").is_file():
+        if Path(path).resolve() == run.folder.resolve():
+            raise UsageError(f"{path} is the run of the pairs: choose another --output_folder for the model.")
+        return Run(path)
+    inner = Run(run.folder / name)
+    embed = Embed(clip_model=embedding_model(clip_model))
+    cleaning = CleanPlan(source=source, embed=embed)
+    stages = ("embed", "score", "decide") if score else ("embed",)
+    clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
+    dist.wait()
+    return inner
+
+
+def text_encoder(source_run: Run) -> Callable[[list[str]], np.ndarray]:
+    """The text side of the encoder that a run was embedded with.
+
+    Raises:
+        UsageError: If its embeddings came without an encoder, or the encoder is another one now.
+    """
+    from noisycorr.encoders import load_encoder
+
+    stored = yaml.safe_load((source_run.folder / "config.yaml").read_text(encoding="utf-8"))
+    embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
+    if embedded.startswith("precomputed"):
+        raise UsageError(
+            f"{source_run.folder} has repaired texts, but its embeddings came without an encoder: use --texts given."
+        )
+    encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
+    if encoder.name != embedded:
+        raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+
+    def encode(texts: list[str]) -> np.ndarray:
+        parts = [encoder.text(encoder.tokenize(texts[start : start + 64])) for start in range(0, len(texts), 64)]
+        return np.concatenate([part.float().cpu().numpy() for part in parts])
+
+    return encode
+
+
+def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
+    """True if the folder holds the pairs of another source or encoder, as far as its config tells."""
+    if not (inner.folder / "config.yaml").is_file():
+        return False
+    stored = yaml.safe_load((inner.folder / "config.yaml").read_text(encoding="utf-8"))
+    wanted = dataclasses.asdict(cleaning.source) | {"clip_model": cleaning.embed.clip_model}
+    return any(stored.get(name) != value for name, value in wanted.items())
+
+
+def same_encoder(one: Run, two: Run, flag: str) -> None:
+    """Refuse two runs by different encoders; `flag` named the second one."""
+    names = [(run.stage("embed") or {})["facts"]["encoder"] for run in (one, two)]
+    if names[0] != names[1]:
+        raise UsageError(f"{flag} was embedded by {names[1]}, but the training pairs by {names[0]}: use one encoder.")
+
+
+def clear_training(run: Run, owner: str = "train_started") -> None:
+    """Delete what a training left, but not the embeddings in its `data` folder."""
+    if dist.is_main() and run.folder.exists():
+        owner = run.folder / "stages" / f"{owner}.json"
+        taken = [name for name in RUN_CONTENT if (run.folder / name).exists()]
+        if taken and not owner.exists():
+            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no training: --overwrite deletes trainings only.")
+        run.clear()
+    dist.wait()
