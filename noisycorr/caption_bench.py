@@ -1,8 +1,9 @@
 """`noisycorr bench caption`: sets x noise x ratios x methods x seeds; what captioners learn from wrong texts.
 
-A cell is one training; its result is one small file, so that the same command continues. Scores that levels, weights and
-filters go by are those that `noisycorr clean` would give to the noisy pairs. Alignment and self-retrieval are measured by
-heads learned on the true texts of the training pictures, which no method sees.
+A cell is one training; its result is one small file, so that the same command continues. Scores that levels, weights
+and filters go by are those that `noisycorr clean` would give to the noisy pairs. Alignment and self-retrieval are
+measured by heads learned on the true texts of the training pictures, which no method sees. Methods take the same number
+of steps: where fewer pairs are kept, they are seen more often.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from noisycorr.caption_stage import align_with
 from noisycorr.captioner.align import Aligner, fit_aligner
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
 from noisycorr.captioner.select import STARVED, best_sample
-from noisycorr.captioner.teach import Class, Material, Recipe, open_class, settle, train_class
+from noisycorr.captioner.teach import Class, Material, Recipe, kept_rows, open_class, settle, train_class
 from noisycorr.encoders import load_encoder
 from noisycorr.learn.bench import BenchSet
 from noisycorr.learn.corpus import Corpus, swap_texts
@@ -214,7 +215,9 @@ def run_cell(data: BenchSet, noisy: Callable[[], _Noisy], cell: dict[str, Any], 
         columns={name: values[use] for name, values in given.columns.items()}, made_by={},
         valid_image=data.valid.image[valid], valid_texts=[data.valid_texts[row] for row in valid],
     )  # fmt: skip
-    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=cell["seed"]))
+    kept = len(kept_rows(material.columns, len(use), recipe.teach))
+    epochs = round(recipe.train.epochs * int(given.corpus.usable.sum()) / kept)
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=cell["seed"], epochs=epochs))
     group = open_class(material, recipe)
     train_class(group)
     align = align_with(given.aligner, material.valid_image, encode)

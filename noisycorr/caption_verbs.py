@@ -15,8 +15,8 @@ from noisycorr.plan_flags import NEED_FOLDER, make_choice, new_run
 SOURCE = "Run folder of `noisycorr clean`, or any source that it reads, which is then embedded and scored first"
 PICTURES = "Run folder of `noisycorr clean` or `embed`, or any source; only its pictures are read"
 NEED = "the source is missing: name a run folder or a source"
-LEVEL = ("best, the one that was best aligned on validation pairs; given, that of each pair by its own score; each, all "
-         "levels, of which the best aligned text is taken; or a number")  # fmt: skip
+LEVEL = ("best, the one that was best aligned on validation pairs; given, that of each pair by its own score; each, "
+         "all levels, of which the best aligned text is taken; or a number")  # fmt: skip
 FOUND = frozenset({"guidance", "samples"})  # found on validation pairs
 
 
@@ -68,8 +68,8 @@ class CaptionTrain:
 class CaptionGenerate:
     """Write a text for every picture, and score it; the pairs themselves are not changed.
 
-    Writes captions/NNNNN.parquet with key, row, text, level, score (alignment, higher = better), log_prob and ended. The
-    same command continues an interrupted one.
+    Writes captions/NNNNN.parquet with key, row, text, level, score (alignment, higher = better), log_prob and ended.
+    The same command continues an interrupted one.
     """
 
     name, usage, parallel = "caption generate", "SOURCE --model FOLDER --output_folder FOLDER", True

@@ -31,7 +31,7 @@ class LevelChoice:
         levels: How many bins, 2 to 64.
         bins: uniform between the lowest and the highest score (as published), clipped between their 0.5 % and 99.5 %
             quantiles, or quantile for bins of equal counts.
-        level_least: Fewest pairs of a bin; a smaller one is merged with its smaller neighbour.
+        level_least: Fewest pairs of a bin; a smaller one is merged with its smaller neighbour; 0 = never, as published.
         level_dropout: Share of the pairs whose level is hidden in a step, which teaches the level `unscored`, [0, 1).
 
     Raises:
@@ -48,7 +48,7 @@ class LevelChoice:
         _words(self, "bins", ("uniform", "clipped", "quantile"))
         if not 2 <= self.levels <= 64:
             raise UsageError(f"--levels is {self.levels}, expected 2 to 64.")
-        _least(self, {"level_least": 1, "level_dropout": 0})
+        _least(self, {"level_least": 0, "level_dropout": 0})
         if self.level_dropout >= 1:
             raise UsageError(f"--level_dropout is {self.level_dropout}, expected less than 1.")
         if self.level_by not in (NONE, "p_clean") and not self.level_by.startswith("score_"):

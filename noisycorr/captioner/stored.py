@@ -94,7 +94,7 @@ class Trained:
         levels = self._levels(level, n)
         names = list(range(n)) if names is None else names
         texts, log_prob, ended = [""] * n, np.zeros(n), np.zeros(n, bool)
-        shown = np.flatnonzero(image.reshape(n, -1).any(1))
+        shown = np.flatnonzero(image.any(axis=tuple(range(1, image.ndim))))
         self.network.eval()
         for start in range(0, len(shown), ROWS):
             some = shown[start : start + ROWS]
