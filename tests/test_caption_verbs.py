@@ -93,7 +93,9 @@ def test_what_generating_writes(place: Path):
 def test_levels_by_number_and_given(place: Path):
     assert main(generate(place, "low", "--level", "0", "--search", "greedy")) == 0
     low = written(place, "low")
-    assert low.column("text").to_pylist().count(JUNK) > 100 and set(low.column("level").to_pylist()) == {0}
+    best = written(place, "texts").column("text").to_pylist()
+    assert low.column("text").to_pylist().count(JUNK) > best.count(JUNK) + 20
+    assert set(low.column("level").to_pylist()) == {0}
     assert main(generate(place, "given", "--level", "given")) == 0
     assert len(set(written(place, "given").column("level").to_pylist())) > 1
 
@@ -134,12 +136,12 @@ def test_other_pictures_and_other_scores_are_refused(place: Path, tmp_path: Path
     other = tmp_path / "source"
     other.mkdir()
     rng = np.random.default_rng(0)
-    np.save(other / "image.npy", rng.normal(size=(30, 20)).astype(np.float32))
+    np.save(other / "image.npy", rng.normal(size=(30, 19)).astype(np.float32))
     np.save(other / "text.npy", rng.normal(size=(30, 12)).astype(np.float32))
     assert main(["clean", str(other), "--output_folder", str(tmp_path / "run"), "-q"]) == 0
     words = ["caption", "generate", str(tmp_path / "run"), "--model", str(place / "model"), "--output_folder",
              str(tmp_path / "texts"), "-q"]  # fmt: skip
-    assert main(words) == 2 and "reads pictures by precomputed" in capsys.readouterr().err
+    assert main(words) == 2 and "reads image vectors of width 20 by precomputed" in capsys.readouterr().err
     shutil.copytree(place / "run", tmp_path / "again")
     assert main(["score", "--output_folder", str(tmp_path / "again"), "--seed", "3", "-q"]) == 0
     words[2] = str(tmp_path / "again")

@@ -13,7 +13,7 @@ from reference.captioner_reference import level_loop, loss_loop, repeats_loop
 
 from noisycorr.captioner.align import Aligner, fit_aligner
 from noisycorr.captioner.choice import CaptionTrain, Decode, Design, Held, LevelChoice, Teach
-from noisycorr.captioner.decode import forbid
+from noisycorr.captioner.decode import Next, forbid, write
 from noisycorr.captioner.levels import Levels, fit_levels
 from noisycorr.captioner.select import Fluency, best_of, best_sample, candidates, choose
 from noisycorr.captioner.stored import Texts, load_captioner, make_writer
@@ -235,15 +235,44 @@ def test_the_cache_changes_nothing(taught: Class, decode: Decode):
     assert one.texts == two.texts and np.allclose(one.log_prob, two.log_prob, atol=1e-5)
 
 
-def test_beams_find_at_least_what_greedy_finds():
-    group = open_small(epochs=2)
-    train_class(group)
-    image = world().image
+class Chain(Next):
+    """Words that depend on the one before alone: numbers 3 and up are words, 2 is the end."""
+
+    def __init__(self, share: list[list[float]]) -> None:
+        self.share = torch.tensor(share, dtype=torch.float64).log()
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.share[tokens[:, -1]]
+
+    def fresh(self) -> Chain:
+        return self
+
+    def take(self, rows: torch.Tensor) -> None:
+        """Nothing to keep."""
+
+
+def test_beams_find_what_greedy_misses():
+    # From the start: 3 with 0.6, 4 with 0.4. After 3: 5 or 6, 0.5 each, which end. After 4: 5 with 1.
+    chain = Chain([[1] + [0] * 6, [0, 0, 0, 0.6, 0.4, 0, 0], [0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0.51, 0.49],
+                   [0, 0, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]])  # fmt: skip
+    words = Pieces.learn(["ab"], 300)
+    plain = Decode(search="greedy", length_penalty=0, no_repeat_ngram=0, least_tokens=0)
+    found = {name: write(chain, 2, words, dataclasses.replace(plain, search=name, beams=2), most=5,
+                         device=torch.device("cpu")) for name in ("greedy", "beam")}  # fmt: skip
+    assert found["greedy"].tokens == [[3, 5]] * 2 and found["beam"].tokens == [[4, 5]] * 2
+    assert found["greedy"].log_prob.exp().tolist() == pytest.approx([0.306] * 2)
+    assert found["beam"].log_prob.exp().tolist() == pytest.approx([0.4] * 2)
+
+
+def test_beams_never_find_less_than_greedy(taught: Class):
+    image = np.random.default_rng(0).normal(size=(60, 9)).astype(np.float32)  # nothing that it has seen: many ways on
+    better = 0
     for decode in (Decode(length_penalty=0, beams=4), Decode(length_penalty=0, beams=2, no_repeat_ngram=2)):
-        greedy = group.trained.write(image, 1, dataclasses.replace(decode, search="greedy"))
-        beam = group.trained.write(image, 1, decode)
+        greedy = taught.trained.write(image, 1, dataclasses.replace(decode, search="greedy"))
+        beam = taught.trained.write(image, 1, decode)
         assert (beam.log_prob >= greedy.log_prob - 1e-9)[greedy.ended].all()
-    assert (beam.log_prob > greedy.log_prob + 1e-6).any(), "or the search does nothing"
+        better += int((beam.log_prob > greedy.log_prob + 1e-6).sum())
+    assert better, "or the search does nothing"
 
 
 def test_log_prob_is_that_of_the_text(taught: Class):

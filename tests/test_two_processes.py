@@ -18,7 +18,7 @@ from two_processes import NETWORKS, found
 from noisycorr.strategies import BUILT_IN
 
 HERE = Path(__file__).parent
-CASES = [*BUILT_IN, *NETWORKS]
+CASES = [*BUILT_IN, *NETWORKS, "captioner"]
 PATIENCE = 900
 
 

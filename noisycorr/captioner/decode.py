@@ -62,6 +62,10 @@ class Next:
             return found[0]
         return torch.log_softmax(found[0] + self.guidance * (found[0] - found[1]), -1)
 
+    def fresh(self) -> Next:
+        """The same before the first word."""
+        return Next(self.decoder, self.memories, self.guidance, cached=self.cached)
+
     def take(self, rows: Int[Tensor, " r"]) -> None:
         """Go on with these rows."""
         self.memories = [memory[rows] for memory in self.memories]
@@ -162,8 +166,7 @@ def _one_by_one(following: Next, rows: int, words: Words, choice: Decode, most: 
 
 def _beam(following: Next, rows: int, words: Words, choice: Decode, most: int, device: torch.device) -> Written:
     """The best of the beams and of the greedy text, so that more search never finds less."""
-    greedy = _one_by_one(Next(following.decoder, following.memories, following.guidance, cached=following.cached), rows,
-                         words, choice, most, device, _likeliest)  # fmt: skip
+    greedy = _one_by_one(following.fresh(), rows, words, choice, most, device, _likeliest)
     k = choice.beams
     following.take(torch.arange(rows, device=device).repeat_interleave(k))
     tokens = torch.full((rows * k, 1), words.start, device=device)

@@ -56,7 +56,8 @@ class LanguageDecoder(nn.Module):
 
     def reorder(self, cache: dict[str, Any], rows: Tensor) -> dict[str, Any]:
         """The cache of some rows; the given one is used up."""
-        cache["past"].reorder_cache(rows)
+        if "past" in cache:
+            cache["past"].reorder_cache(rows)
         return cache
 
 
