@@ -94,7 +94,7 @@ def test_levels_by_number_and_given(place: Path):
     assert main(generate(place, "low", "--level", "0", "--search", "greedy")) == 0
     low = written(place, "low")
     best = written(place, "texts").column("text").to_pylist()
-    assert low.column("text").to_pylist().count(JUNK) > best.count(JUNK) + 20
+    assert low.column("text").to_pylist().count(JUNK) > 1.5 * best.count(JUNK)
     assert set(low.column("level").to_pylist()) == {0}
     assert main(generate(place, "given", "--level", "given")) == 0
     assert len(set(written(place, "given").column("level").to_pylist())) > 1

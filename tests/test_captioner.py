@@ -71,7 +71,7 @@ def test_levels_refuse_what_they_are_not_of(tmp_path: Path):
     levels.save(tmp_path / "levels.json")
     assert Levels.load(tmp_path / "levels.json") == levels
     levels.refuse_other(dict(made))
-    with pytest.raises(UsageError, match="scorer 'a', but .* 'b'"):
+    with pytest.raises(UsageError, match=r"scorer 'a', but .* 'b'"):
         levels.refuse_other({**made, "scorer": "b"})
     with pytest.raises(UsageError, match="corpus"):
         levels.refuse_other({**made, "corpus": "2"})
