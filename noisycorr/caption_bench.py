@@ -246,7 +246,7 @@ def _measure(group: Class, data: BenchSet, evaluator: Aligner, scorer: Aligner, 
         written, _ = best_sample(trained, image, align_with(scorer, image, encode))
     else:
         written = trained.write(image).texts
-    out = _numbers(written, references, image, evaluator, encode)
+    out: dict[str, Any] = dict(_numbers(written, references, image, evaluator, encode))
     levels = trained.levels
     if levels is not None:
         fed = [z for z in levels.trained() if z < levels.count and levels.counts[z] >= STARVED * sum(levels.counts)]

@@ -226,7 +226,7 @@ def _write_part(run: Run, source_run: Run, index: int, start: int, trained: Trai
     keys = (
         pq.read_table(source_run.folder / "pairs" / f"{index:05d}.parquet", columns=["key"]).column("key").to_pylist()
     )
-    n, shown = len(image), image.any(1)
+    n, shown = len(image), np.asarray(image.any(1))
     align = None if encode is None else align_with(trained.aligner, image, encode)
     extra: dict[str, Any] = {}
     wanted: int | np.ndarray | None = level if isinstance(level, int) else None
@@ -260,7 +260,7 @@ def _given_levels(trained: Trained, source_run: Run) -> np.ndarray:
     paths = [source_run.folder / "ledger" / f"{index:05d}.parquet" for index in parts(source_run)]
     levels = trained.levels.of(np.concatenate([pq.read_table(p, columns=[column]).column(0).to_numpy() for p in paths]))
     known = np.isin(levels, trained.levels.trained())
-    return np.where(known, levels, trained.level)
+    return np.where(known, levels, trained.levels.unscored if trained.level is None else trained.level)
 
 
 def _number(level: str) -> int:

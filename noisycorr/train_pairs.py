@@ -91,9 +91,9 @@ def same_encoder(one: Run, two: Run, flag: str) -> None:
 def clear_training(run: Run, owner: str = "train_started") -> None:
     """Delete what a training left, but not the embeddings in its `data` folder."""
     if dist.is_main() and run.folder.exists():
-        owner = run.folder / "stages" / f"{owner}.json"
+        marker = run.folder / "stages" / f"{owner}.json"
         taken = [name for name in RUN_CONTENT if (run.folder / name).exists()]
-        if taken and not owner.exists():
+        if taken and not marker.exists():
             raise UsageError(f"{run.folder} holds {taken[0]!r}, but no training: --overwrite deletes trainings only.")
         run.clear()
     dist.wait()

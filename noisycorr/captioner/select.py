@@ -128,7 +128,7 @@ def best_of(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, lev
             score[pick, np.arange(len(image))])  # fmt: skip
 
 
-def best_sample(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, level: int | None = None,
+def best_sample(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, level: int | np.ndarray | None = None,
                 decode: Decode | None = None, *, seed: int = 0) -> tuple[list[str], np.ndarray]:  # fmt: skip
     """Draw `decode.samples` texts for each picture, and keep the best aligned: choice by scorer alone."""
     decode = decode or trained.decode
