@@ -112,11 +112,11 @@ def load_set(text: str, run: Run, limit: int, caption_col: str | None, clip_mode
     parts = places.split("|")
     runs = [_embedded(place, run, f"{name}-{number}", caption_col, clip_model) for number, place in enumerate(parts)]
     corpora = [read_corpus(one) for one in runs]
-    texts = read_facts(runs[0], ["text"]).column("text").to_pylist()
+    texts = [read_facts(one, ["text"]).column("text").to_pylist() for one in runs]
     if len(corpora) == 1:
         split = split_corpus(corpora[0], val_fraction=0.1, test_fraction=0.1, seed=0)
         rows = [np.flatnonzero(split == kind) for kind in (TRAIN, VALID, TEST)]
-        corpora = [corpora[0]] * 3
+        corpora, texts = corpora * 3, texts * 3
     else:
         rows = [np.flatnonzero(corpus.usable) for corpus in corpora]
     if limit:
@@ -125,7 +125,9 @@ def load_set(text: str, run: Run, limit: int, caption_col: str | None, clip_mode
         raise UsageError(f"the set {name} has {', '.join(str(len(r)) for r in rows)} usable pairs to train, validate "
                          "and test; at least 2 of each are needed.")  # fmt: skip
     train, valid, test = (take(corpus, some) for corpus, some in zip(corpora, rows))
-    return BenchSet(name=name, train=train, texts=[texts[row] for row in rows[0]], valid=valid, test=test)
+    own = [[found[row] for row in some] for found, some in zip(texts, rows)]
+    return BenchSet(name=name, train=train, texts=own[0], valid=valid, test=test, valid_texts=own[1],
+                    test_texts=own[2])  # fmt: skip
 
 
 def take(corpus: Corpus, rows: np.ndarray) -> Corpus:

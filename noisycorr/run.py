@@ -150,7 +150,8 @@ RUN_CONTENT = (
     "config.yaml", "provenance.json", "pairs", "embeddings", "scores", "ledger", "export", "stages", "checkpoints",
     "metrics.jsonl", "evaluation.json", "report.json", "report.html", "model.safetensors", "model.json",
     "trust.parquet", "split.parquet", "networks", "pictures", "trackers", "recaption", "models",
-    "predictions.parquet",
+    "predictions.parquet", "captioner.json", "captioner.safetensors", "aligner.safetensors", "levels.json",
+    "pieces.json", "language", "captions",
 )  # fmt: skip
 _PLACES = ("pairs", "embeddings", "scores", "ledger", "recaption", "stages")  # exports look after themselves
 

@@ -32,7 +32,7 @@ from noisycorr.learn.tuned import TunedNetwork
 from noisycorr.pairs import UsageError
 from noisycorr.report.training import write_training_report
 from noisycorr.run import Run, read_json, write_json
-from noisycorr.train_pairs import Plan, pairs_run, same_encoder, say, text_encoder
+from noisycorr.train_pairs import Plan, run_of_pairs, same_encoder, say, text_encoder
 from noisycorr.train_regions import read_region_corpus
 from noisycorr.train_towers import run_towers
 
@@ -184,7 +184,8 @@ def _test_run(run: Run, source_run: Run, stored: dict[str, Any], asked: Evaluati
     source = Source(path=asked.test_data, **({name: stored[name] for name in names} | columns))
     plan = Plan(source=source, clip_model=stored["clip_model"], train=_stored(Train, stored), split=Split(),
                 strategy=("", Strategy()))  # fmt: skip
-    test_run = pairs_run(plan, run, asked.test_data, "test", score=False, overwrite=True)
+    there = dataclasses.replace(plan.source, path=asked.test_data)
+    test_run = run_of_pairs(there, plan.clip_model, run, "test", score=False, overwrite=True)
     if not tuned:
         same_encoder(source_run, test_run, "--test_data")
     return test_run

@@ -17,7 +17,7 @@ from noisycorr.learn.choice import Split, Train
 from noisycorr.learn.contract import Strategy
 from noisycorr.learn.tune_choice import Regions, Tune
 from noisycorr.pairs import UsageError
-from noisycorr.run import Run
+from noisycorr.run import RUN_CONTENT, Run
 from noisycorr.stages import Plan as CleanPlan
 from noisycorr.stages import clean
 from noisycorr.train_towers import embedding_model
@@ -56,15 +56,27 @@ def say(message: str) -> None:
         console.say(message)
 
 
-def pairs_run(plan: Plan, run: Run, path: str, name: str, *, score: bool, overwrite: bool = False) -> Run:
-    """The run folder that a path is, or the one that its pairs are embedded into, inside the model's folder."""
+def run_of_pairs(source: Source, clip_model: str, run: Run, name: str, *, score: bool, overwrite: bool = False) -> Run:
+    """The run folder that a source is, or the one that its pairs are embedded into, inside the model's folder.
+
+    Args:
+        source: What the user named.
+        clip_model: Encoder of a source that is not embedded yet.
+        run: Of the model.
+        name: Of the folder inside it.
+        score: Score and decide, too.
+        overwrite: Embed anew if the folder holds other pairs.
+
+    Raises:
+        UsageError: If the folder is that of the pairs themselves.
+    """
+    path = source.path
     if (Path(path) / "stages" / "embed.json").is_file():
         if Path(path).resolve() == run.folder.resolve():
             raise UsageError(f"{path} is the run of the pairs: choose another --output_folder for the model.")
         return Run(path)
     inner = Run(run.folder / name)
-    embed = Embed(clip_model=embedding_model(plan.clip_model))
-    cleaning = CleanPlan(source=dataclasses.replace(plan.source, path=path), embed=embed)
+    cleaning = CleanPlan(source=source, embed=Embed(clip_model=embedding_model(clip_model)))
     stages = ("embed", "score", "decide") if score else ("embed",)
     clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
     dist.wait()
@@ -116,3 +128,18 @@ def same_encoder(one: Run, two: Run, flag: str) -> None:
     names = [(run.stage("embed") or {})["facts"]["encoder"] for run in (one, two)]
     if names[0] != names[1]:
         raise UsageError(f"{flag} was embedded by {names[1]}, but the training pairs by {names[0]}: use one encoder.")
+
+
+def clear_training(run: Run, owner: str = "train_started") -> None:
+    """Delete what a training left, but not the embeddings in its `data` folder.
+
+    Raises:
+        UsageError: If the folder holds something else.
+    """
+    if dist.is_main() and run.folder.exists():
+        marker = run.folder / "stages" / f"{owner}.json"
+        taken = [name for name in RUN_CONTENT if (run.folder / name).exists()]
+        if taken and not marker.exists():
+            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no training: --overwrite deletes trainings only.")
+        run.clear()
+    dist.wait()

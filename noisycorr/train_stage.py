@@ -36,10 +36,10 @@ from noisycorr.learn.retrieval import (
 )
 from noisycorr.pairs import UsageError
 from noisycorr.report.training import write_training_report
-from noisycorr.run import RUN_CONTENT, Run, atomic_path, provenance, write_json
+from noisycorr.run import Run, atomic_path, provenance, write_json
 from noisycorr.strategies import find_strategy, load_strategy
 from noisycorr.train_evaluate import evaluate_model
-from noisycorr.train_pairs import Plan, pairs_run, same_encoder, say, text_encoder
+from noisycorr.train_pairs import Plan, clear_training, run_of_pairs, same_encoder, say, text_encoder
 from noisycorr.train_regions import check_regions, read_region_corpus
 from noisycorr.train_towers import find_trainable, run_towers
 
@@ -97,7 +97,7 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     if plan.regions.region != "none":
         return _train_regions(plan, run, overwrite)
     trainable = find_trainable(plan.clip_model, plan.tune)
-    source_run = pairs_run(plan, run, plan.source.path, "data", score=True, overwrite=overwrite)
+    source_run = run_of_pairs(plan.source, plan.clip_model, run, "data", score=True, overwrite=overwrite)
     corpus = read_corpus(source_run)
     if plan.split.texts == "rectified" and corpus.rectified:
         say(f"train: {len(corpus.rectified):,} texts are those that the ledger repaired")
@@ -113,7 +113,7 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     if plan.split.pairs == "kept":
         split[(split == TRAIN) & ~corpus.kept] = UNUSED
     if overwrite:
-        _clear(run)
+        clear_training(run)
     validation = _validation(plan, run, source_run, trainable, overwrite=overwrite)
     towers = run_towers(run, corpus, plan.train, plan.tune, trainable, source_run=source_run, name="data",
                         rectified=corpus.rectified if plan.split.texts == "rectified" else None)  # fmt: skip
@@ -133,7 +133,7 @@ def _train_regions(plan: Plan, run: Run, overwrite: bool) -> dict[str, Any]:
     corpus, towers, wrong = read_region_corpus(plan.source.path, plan.regions, plan.train)
     split = split_corpus(corpus, val_fraction=0.0, test_fraction=0.0, seed=plan.train.seed)
     if overwrite:
-        _clear(run)
+        clear_training(run)
     check_folder(run, training_inputs(corpus, split, plan.strategy, plan.train, towers), plan.train)
     folder = str(Path(plan.source.path).expanduser().resolve())
     _start(plan, run, {"encoder": f"regions:{plan.regions.region}", "pairs": folder}, corpus, split)
@@ -147,7 +147,8 @@ def _validation(plan: Plan, run: Run, source_run: Run, trainable: Trainable | No
                 overwrite: bool) -> Validation | None:  # fmt: skip
     if plan.split.val_data is None:
         return None
-    other = pairs_run(plan, run, plan.split.val_data, "valid", score=False, overwrite=overwrite)
+    there = dataclasses.replace(plan.source, path=plan.split.val_data)
+    other = run_of_pairs(there, plan.clip_model, run, "valid", score=False, overwrite=overwrite)
     if trainable is None:
         same_encoder(source_run, other, "--val_data")
     found = read_corpus(other)
@@ -156,17 +157,6 @@ def _validation(plan: Plan, run: Run, source_run: Run, trainable: Trainable | No
         raise UsageError(f"--val_data {plan.split.val_data} holds {len(rows)} usable pairs, expected at least 2.")
     towers = run_towers(run, found, plan.train, plan.tune, trainable, source_run=other, name="valid")
     return Validation(towers=towers, rows=rows, shown=found.shown[rows])
-
-
-def _clear(run: Run) -> None:
-    """Delete what a training left, but not the embeddings in its `data` folder."""
-    if dist.is_main() and run.folder.exists():
-        owner = run.folder / "stages" / "train_started.json"
-        taken = [name for name in RUN_CONTENT if (run.folder / name).exists()]
-        if taken and not owner.exists():
-            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no training: --overwrite deletes trainings only.")
-        run.clear()
-    dist.wait()
 
 
 def _start(plan: Plan, run: Run, facts: dict[str, str], corpus: Corpus, split: np.ndarray) -> None:

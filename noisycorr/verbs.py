@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 
 from noisycorr import console, dist
 from noisycorr.audit_verbs import Audit
+from noisycorr.caption_verbs import BenchCaption, CaptionGenerate, CaptionTrain
 from noisycorr.classify_verbs import BenchWebly, ClassifyTrain
 from noisycorr.doctor_verbs import Doctor, Status
 from noisycorr.flags import Parser, add_choice, pick, read_words
@@ -363,9 +364,9 @@ class Evaluate:
 VERBS: tuple[type[Verb], ...] = (
     Clean, RunConfig, Embed, Score, Decide, Recaption, Report, Explain, Export, Inject,
     Train, Evaluate, Audit, ClassifyTrain, Prompt, Tune, Annotate,
-    CaptionScore,
+    CaptionTrain, CaptionGenerate, CaptionScore,
     Status, Doctor,
-    BenchNoise, BenchWebly, BenchPrompt,
+    BenchNoise, BenchWebly, BenchPrompt, BenchCaption,
 )  # fmt: skip
 
 

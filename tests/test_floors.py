@@ -18,7 +18,7 @@ FLOORS = (
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
      "export", "inject", "recall", "partition", "posterior", "caption_metrics", "caption_score", "recaption",
      "class_metrics"),
-    ("losses", "learn", "strategies", "webly", "prompt"),
+    ("losses", "learn", "strategies", "webly", "prompt", "captioner"),
     ("report", "cli", "flags", "plan_flags", "verbs", "stages", "train_verbs", "train_stage",
      "train_pairs", "train_evaluate",
      "train_towers", "train_regions",
@@ -26,7 +26,7 @@ FLOORS = (
      "audit", "audit_verbs", "tune_verbs", "tune_stage", "annotate",
      "webly_bench", "webly_choice", "webly_samples", "classes", "classify_stage", "classify_verbs",
      "prompt_verbs", "prompt_stage", "prompt_baselines", "prompt_images", "prompt_summary", "bench_prompt",
-     "doctor", "doctor_verbs", "status", "on_ray"),
+     "doctor", "doctor_verbs", "status", "on_ray", "caption_stage", "caption_verbs", "caption_bench"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -19,7 +19,7 @@ from noisycorr.strategies import BUILT_IN
 from noisycorr.webly.methods import BUILT_IN as METHODS
 
 HERE = Path(__file__).parent
-CASES = [*BUILT_IN, *NETWORKS, *(f"{CLASSES}{name}" for name in METHODS)]
+CASES = [*BUILT_IN, *NETWORKS, *(f"{CLASSES}{name}" for name in METHODS), "captioner"]
 PATIENCE = 900
 
 

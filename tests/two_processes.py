@@ -33,6 +33,8 @@ def found(case: str, place: Path) -> dict[str, Tensor]:
         import webly_data
 
         return webly_data.found(case.removeprefix(CLASSES))
+    if case == "captioner":
+        return _captioner()
     if case not in NETWORKS:
         return outcome(load_strategy(case, OPTIONS.get(case)))
     if case == "tuned":
@@ -53,6 +55,24 @@ def found(case: str, place: Path) -> dict[str, Tensor]:
     one.optimizer.zero_grad()
     fit(one)
     return result | one.weights()
+
+
+def _captioner() -> dict[str, Tensor]:
+    """With dropout, hidden levels and pictures, and weights."""
+    import numpy as np
+    from caption_data import open_small
+
+    from noisycorr.captioner import train
+
+    changes = {"precision": "fp64", "weight_by": "p_clean", "image_dropout": 0.2, "dropout": 0.2, "epochs": 1}
+    trainer = open_small(**changes).trainer
+    train.backward(trainer, np.arange(0, 90, 2))
+    dist.average_gradients(trainer.parameters)
+    own = trainer.network.named_parameters()
+    result = {f"gradient of {name}": p.grad.clone() for name, p in own if p.grad is not None}
+    trainer.optimizer.zero_grad()
+    train.fit(trainer)
+    return result | trainer.snapshot()
 
 
 def main(place: Path, cases: list[str]) -> None:

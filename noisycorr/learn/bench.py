@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +43,8 @@ class BenchSet:
         texts: Their n texts.
         valid: Pairs to select on.
         test: Pairs to report.
+        valid_texts: Texts of the validation pairs, for captioners.
+        test_texts: Texts of the test pairs.
     """
 
     name: str
@@ -50,6 +52,8 @@ class BenchSet:
     texts: list[str | None]
     valid: Corpus
     test: Corpus
+    valid_texts: list[str | None] = field(default_factory=list)
+    test_texts: list[str | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ def method_of(spec: str) -> tuple[str, Strategy]:
         options[key] = yaml.safe_load(value)
     name = "plain" if name == ORACLE else name
     kind = find_strategy(name)
-    peers = [field for field in dataclasses.fields(kind) if field.name == "peer"]  # type: ignore[arg-type]
+    peers = [item for item in dataclasses.fields(kind) if item.name == "peer"]  # type: ignore[arg-type]
     if peers and "peer" not in options:
         options["peer"] = "twin" if peers[0].default == "none" else peers[0].default
     return name, load_strategy(name, options)

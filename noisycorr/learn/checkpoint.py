@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,27 @@ def save_checkpoint(learner: Learner, folder: Path, *, keep: int = 2) -> Path:
     Raises:
         OSError: If the disk is full; older checkpoints are as they were.
     """
-    target = folder / f"step-{learner.cursor.steps:08d}"
+    return store_checkpoint(folder, learner.cursor.steps, lambda place: _write(learner, place), keep=keep)
+
+
+def store_checkpoint(folder: Path, steps: int, write: Callable[[Path], None], *, keep: int) -> Path:
+    """Make the checkpoint of a step, whole or not at all, and delete those before the last `keep`.
+
+    Args:
+        folder: Holds the checkpoints of one training.
+        steps: Done so far.
+        write: Writes the files into a folder; only in the main process.
+        keep: How many stay, >= 1.
+    """
+    target = folder / f"step-{steps:08d}"
     if dist.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{target.name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            _write(learner, temporary)
+            write(temporary)
+            store(temporary / COMPLETE, b"")
             shutil.rmtree(target, ignore_errors=True)
             temporary.replace(target)
         finally:
@@ -126,14 +139,19 @@ def _write(learner: Learner, place: Path) -> None:
         ("memory", memory),
         ("optimizer", optimizer_tensors(learner.optimizer)),
     ):
-        whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        _store(place / f"{name}.safetensors", save(whole))
+        store_tensors(place / f"{name}.safetensors", tensors)
     body = {"cursor": dataclasses.asdict(learner.cursor), "notes": notes, "scaler": learner.scaler.state_dict()}
     write_json(place / "cursor.json", body)
-    _store(place / COMPLETE, b"")
+    store(place / COMPLETE, b"")
 
 
-def _store(path: Path, data: bytes) -> None:
+def store_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of safetensors."""
+    store(path, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+
+
+def store(path: Path, data: bytes) -> None:
+    """Write a file that stays when the machine goes down."""
     with path.open("wb") as file:  # through Python, so that a full disk is an OSError
         file.write(data)
         file.flush()

@@ -1,0 +1,362 @@
+"""`noisycorr bench caption`: sets x noise x ratios x methods x seeds; what captioners learn from wrong texts.
+
+A cell is one training; its result is one small file, so that the same command continues. Scores that levels, weights
+and filters go by are those that `noisycorr clean` would give to the noisy pairs. Alignment and self-retrieval are
+measured by heads learned on the true texts of the training pictures, which no method sees. Methods take the same number
+of steps: where fewer pairs are kept, they are seen more often.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import yaml
+from scipy import stats
+
+from noisycorr import __version__, console, dist
+from noisycorr.bench import listed, load_set
+from noisycorr.caption_stage import align_with
+from noisycorr.captioner.align import Aligner, fit_aligner
+from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
+from noisycorr.captioner.select import STARVED, best_sample
+from noisycorr.captioner.teach import Class, Material, Recipe, kept_rows, open_class, settle, train_class
+from noisycorr.encoders import load_encoder
+from noisycorr.learn.bench import BenchSet
+from noisycorr.learn.corpus import Corpus, swap_texts
+from noisycorr.noise import RandomSwap
+from noisycorr.pairs import UsageError
+from noisycorr.recall import feature_blocks, recall_at, retrieval_ranks
+from noisycorr.run import Run, fingerprint, provenance, read_json, write_json
+from noisycorr.score.pipeline import Score, score_pairs
+from noisycorr.score.view import View
+
+METHODS: dict[str, dict[str, Any]] = {
+    "vanilla": {"level_by": NONE, "weight_by": NONE},
+    "filter": {"level_by": NONE, "weight_by": NONE, "keep_fraction": "auto"},
+    "weight": {"level_by": NONE, "weight_by": "p_clean"},
+    "noc": {"level_by": "score_pair", "weight_by": NONE, "guidances": "0"},
+    "choice": {"level_by": NONE, "weight_by": NONE, "search": "nucleus", "samples": 5},
+    "default": {},
+    "oracle": {"level_by": NONE, "weight_by": NONE},
+}
+NOISES = ("random", "junk")
+JUNK = (
+    "best price online", "free shipping", "click to enlarge", "image not available", "new arrival", "stock photo",
+    "buy one get one free", "limited offer", "see more on our site", "sign up for news", "product image", "no title",
+    "share this page", "related items", "customer favourite", "sold out", "view details", "add to basket",
+    "photo of the day", "untitled document",
+)  # fmt: skip
+Made = TypeVar("Made")
+Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]  # texts, references of each -> higher = better
+
+
+def unigram_f1(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Mean over texts of the best F1 of its words, counted, with one of its references; 0 to 100."""
+
+    def one(text: str, reference: str) -> float:
+        a, b = Counter(text.lower().split()), Counter(reference.lower().split())
+        return 2 * (a & b).total() / max(a.total() + b.total(), 1)
+
+    return 100 * float(np.mean([max(one(t, r) for r in found) for t, found in zip(texts, references)]))
+
+
+METRICS: dict[str, Metric] = {"F1": unigram_f1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What the benchmark runs.
+
+    Attributes:
+        sets: NAME=SOURCE, or NAME=TRAIN|VALID|TEST for sets that come split, joined by commas.
+        noises: random swaps texts among pairs; junk puts one of twenty stock phrases, the first most often, in their
+            place; joined by commas.
+        ratios: Shares of wrong pairs, joined by commas.
+        methods: vanilla, filter, weight, noc, choice, default, oracle (right pairs alone), joined by commas; options
+            follow as noc+levels=4.
+        seeds: Of noise and training, joined by commas.
+        limit: Training pairs of each set, from the start; 0 = all.
+        test_limit: Test pictures, from the start; 0 = all.
+        val_limit: Validation pictures that are written for to choose, from the start; 0 = all.
+
+    Raises:
+        UsageError: If a list is empty, or holds a word that is not one of these.
+    """
+
+    sets: str = "sample=sample"
+    noises: str = "random"
+    ratios: str = "0,0.2,0.4,0.6"
+    methods: str = "vanilla,filter,weight,noc,choice,default,oracle"
+    seeds: str = "0,1,2"
+    limit: int = 4000
+    test_limit: int = 500
+    val_limit: int = 200
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and not listed(value):
+                raise UsageError(f"--{field.name} is empty.")
+            if isinstance(value, int) and value < 0:
+                raise UsageError(f"--{field.name} is {value}, expected 0 (all) or more.")
+        for name in listed(self.noises):
+            if name not in NOISES:
+                raise UsageError(f"--noises names {name!r}, expected {' or '.join(NOISES)}.")
+        for name in listed(self.sets):
+            if "=" not in name or name.count("|") not in (0, 2):
+                raise UsageError(f"--sets has {name!r}, expected NAME=SOURCE or NAME=TRAIN|VALID|TEST.")
+
+    def cells(self) -> list[dict[str, Any]]:
+        """Every training on one set, seed by seed."""
+        try:
+            ratios, seeds = [float(x) for x in listed(self.ratios)], [int(x) for x in listed(self.seeds)]
+        except ValueError as error:
+            raise UsageError(f"--ratios and --seeds must be numbers: {error}.") from error
+        if any(not 0 <= ratio <= 1 for ratio in ratios):
+            raise UsageError(f"--ratios is {self.ratios}, expected shares in 0 to 1.")
+        return [{"noise": noise, "ratio": ratio, "method": method, "seed": seed}
+                for seed, noise, ratio, method in itertools.product(seeds, listed(self.noises), ratios,
+                                                                    listed(self.methods))]  # fmt: skip
+
+
+def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
+    """The choices of a method `NAME+option=value+...`.
+
+    Raises:
+        UsageError: If there is no such method or option.
+    """
+    name, *rest = spec.split("+")
+    if name not in METHODS:
+        raise UsageError(f"--methods names {name!r}, expected some of {', '.join(METHODS)}.")
+    values = dict(METHODS[name])
+    for part in rest:
+        key, sign, value = part.partition("=")
+        if not sign:
+            raise UsageError(f"--methods: {part!r} in {spec!r} is no option=value.")
+        values[key] = value if key in ("keep_fraction", "guidances") else yaml.safe_load(value)
+    guidances = tuple(float(x) for x in str(values.pop("guidances", "0,1")).split(","))
+    parts: dict[str, Any] = {"levels": LevelChoice(), "teach": Teach(), "decode": Decode(), "design": design}
+    for part, choice in parts.items():
+        own = {field.name for field in fields(choice)}
+        parts[part] = dataclasses.replace(choice, **{key: value for key, value in values.items() if key in own})
+        values = {key: value for key, value in values.items() if key not in own}
+    if values:
+        raise UsageError(f"--methods: {next(iter(values))!r} in {spec!r} is no option of a captioner.")
+    return Recipe(**parts, train=train, guidances=guidances)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Noisy:
+    """One set with its noise, and what `noisycorr clean` would say of it."""
+
+    corpus: Corpus
+    texts: list[str | None]
+    wrong: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    aligner: Aligner
+
+
+Encode = Callable[[list[str]], np.ndarray]
+
+
+def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Encode) -> _Noisy:
+    """Put noise in, and score."""
+    if noise == "junk":
+        rng = np.random.default_rng(seed)
+        n = len(data.texts)
+        rows = np.sort(rng.permutation(n)[: round(ratio * n)])
+        weight = 1 / np.arange(1, len(JUNK) + 1)
+        picked = rng.choice(len(JUNK), len(rows), p=weight / weight.sum())
+        texts, wrong = list(data.texts), np.zeros(n, bool)
+        wrong[rows] = True
+        text, group = data.train.text.copy(), data.train.text_group.copy()
+        if len(rows):
+            text[rows] = encode(list(JUNK))[picked]
+        group[rows] = group.max() + 1 + picked
+        for row, phrase in zip(rows.tolist(), picked.tolist()):
+            texts[row] = JUNK[phrase]
+        corpus = dataclasses.replace(data.train, text=text, text_group=group)
+    else:
+        injected = RandomSwap(ratio=ratio, seed=seed)(data.texts, image_ids=data.train.shown)
+        corpus, texts, wrong = swap_texts(data.train, injected.source_row), injected.texts, injected.wrong
+    view = View(image=[corpus.image], text=[corpus.text], text_id=corpus.text_group, image_id=corpus.image_group,
+                present=corpus.usable, seed=seed, picture=corpus.shown)  # fmt: skip
+    scored = score_pairs(view, None, Score(seed=seed), learn=True)
+    p_clean = np.nan_to_num(scored.fit(scored.pair.given))
+    aligner = fit_aligner(corpus.image, corpus.text, p_clean, seed=seed)
+    columns = {"score_pair": scored.pair.given, "p_clean": p_clean}
+    return _Noisy(corpus=corpus, texts=texts, wrong=wrong, columns=columns, aligner=aligner)
+
+
+def run_cell(data: BenchSet, noisy: Callable[[], _Noisy], cell: dict[str, Any], recipe: Recipe, run: Run, choice: Bench,
+             evaluator: Callable[[], Aligner], encode: Encode) -> dict[str, Any]:  # fmt: skip
+    """Train and test one cell, unless its result is there."""
+    inputs = {"set": [data.train.identity, data.valid.identity, data.test.identity], "pairs": len(data.texts),
+              "cell": cell, "recipe": recipe.settings(), "limits": [choice.test_limit, choice.val_limit],
+              "noisycorr": __version__}  # fmt: skip
+    path = run.folder / "cells" / f"{data.name}-{fingerprint(inputs)}.json"
+    if path.exists():
+        return dict(read_json(path))
+    given, started = noisy(), time.process_time()
+    use = np.flatnonzero(given.corpus.usable & ~given.wrong if cell["method"].startswith("oracle")
+                         else given.corpus.usable)  # fmt: skip
+    valid = np.flatnonzero(data.valid.usable)
+    material = Material(
+        image=given.corpus.image[use], texts=[given.texts[row] for row in use], encoder="bench",
+        columns={name: values[use] for name, values in given.columns.items()}, made_by={},
+        valid_image=data.valid.image[valid], valid_texts=[data.valid_texts[row] for row in valid],
+    )  # fmt: skip
+    kept = len(kept_rows(material.columns, len(use), recipe.teach))
+    epochs = round(recipe.train.epochs * int(given.corpus.usable.sum()) / kept)
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=cell["seed"], epochs=epochs))
+    group = open_class(material, recipe)
+    train_class(group)
+    align = align_with(given.aligner, material.valid_image, encode)
+    chosen = settle(group, material, recipe, align, choice.val_limit)
+    trained_seconds = time.process_time() - started
+    picked = next(row for row in chosen if row["chosen"])
+    row: dict[str, Any] = {"set": data.name, **cell, "pairs": len(group.rows), "level": picked["level"],
+                           "guidance": picked["guidance"]}  # fmt: skip
+    row |= _measure(group, data, evaluator(), given.aligner, encode, choice)
+    row["seconds"] = round(trained_seconds, 1)
+    write_json(path, row)
+    return row
+
+
+def _measure(group: Class, data: BenchSet, evaluator: Aligner, scorer: Aligner, encode: Encode,
+             choice: Bench) -> dict[str, Any]:  # fmt: skip
+    """Texts for test pictures, one for each picture, against all of its own."""
+    trained = group.trained
+    usable = np.flatnonzero(data.test.usable)
+    _, first = np.unique(data.test.shown[usable], return_index=True)
+    rows = usable[np.sort(first)][: choice.test_limit or None]
+    references = [[data.test_texts[other] or "" for other in usable[data.test.shown[usable] == data.test.shown[row]]]
+                  for row in rows]  # fmt: skip
+    image = data.test.image[rows]
+    if trained.decode.samples > 1:
+        written, _ = best_sample(trained, image, align_with(scorer, image, encode))
+    else:
+        written = trained.write(image).texts
+    out: dict[str, Any] = dict(_numbers(written, references, image, evaluator, encode))
+    levels = trained.levels
+    if levels is not None:
+        fed = [z for z in levels.trained() if z < levels.count and levels.counts[z] >= STARVED * sum(levels.counts)]
+        plain = dataclasses.replace(trained.decode, search="greedy", guidance=0.0)
+        by_level = [_numbers(trained.write(image, z, plain).texts, references, image, evaluator, encode) for z in fed]
+        out["by_level"] = [{"level": z, "count": levels.counts[z], **found} for z, found in zip(fed, by_level)]
+        for name in ("alignment", "F1"):
+            values = [found[name] for found in by_level]
+            out[f"control_{name}"] = float(stats.spearmanr(fed, values).statistic) if len(set(values)) > 1 else None
+    out["examples"] = [[text, found[0]] for text, found in zip(written[:8], references)]
+    return out
+
+
+def _numbers(written: list[str], references: list[list[str]], image: np.ndarray, evaluator: Aligner,
+             encode: Encode) -> dict[str, float]:  # fmt: skip
+    a, b = evaluator.images(image), evaluator.texts(encode(written))
+    _, ranks = retrieval_ranks(feature_blocks(a, b), np.arange(len(a)), len(a))
+    found = {name: metric(written, references) for name, metric in METRICS.items()}
+    found |= {"alignment": float((a * b).sum(1).mean()), "R@1": recall_at(ranks, 1),
+              "unique": len(set(written)) / max(len(written), 1),
+              "words": float(np.mean([len(text.split()) for text in written]))}  # fmt: skip
+    return found
+
+
+def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, caption_col: str | None,
+          clip_model: str) -> list[dict[str, Any]]:  # fmt: skip
+    """Run what is missing, and write `bench.json` and `bench.md`.
+
+    Args:
+        choice: What to run.
+        train: The budget of each training; its seed is not used.
+        design: The network of each.
+        run: The folder.
+        caption_col: Column of the texts of sources that are not embedded yet.
+        clip_model: Their encoder.
+    """
+    cells = choice.cells()
+    recipes = {method: recipe_of(method, train, design) for method in listed(choice.methods)}
+    write_json(run.path("provenance.json"), provenance())
+    encode, rows = _encode(clip_model), []
+    for text in listed(choice.sets):
+        data = load_set(text, run, choice.limit, caption_col, clip_model)
+        evaluator = _once(partial(_evaluator, data))
+        made: dict[str, Callable[[], _Noisy]] = {}
+        for cell in cells:
+            key = f"{cell['noise']} {cell['ratio']} {cell['seed']}"
+            if key not in made:
+                made = {key: _once(partial(make_noisy, data, cell["noise"], cell["ratio"], cell["seed"], encode))}
+            row = run_cell(data, made[key], cell, recipes[cell["method"]], run, choice, evaluator, encode)
+            rows.append(row)
+            console.say(f"{len(rows)}/{len(cells) * len(listed(choice.sets))} {row['set']} {row['ratio']:.0%} "
+                        f"{row['noise']}, {row['method']}, seed {row['seed']}: F1 {row['F1']:.1f}, alignment "
+                        f"{row['alignment']:.3f}, R@1 {row['R@1']:.1f}, {row['seconds']:.0f} s")  # fmt: skip
+    write_json(run.path("bench.json"), {"bench": vars(choice), "train": train.settings(), "rows": rows})
+    run.path("bench.md").write_text(tables(rows), encoding="utf-8")
+    return rows
+
+
+def _encode(clip_model: str) -> Encode:
+    """Texts to features, each distinct text once; the encoder is loaded when it is first needed."""
+    memory: dict[str, np.ndarray] = {}
+    encoder = _once(partial(load_encoder, clip_model, device=dist.device()))
+
+    def encode(texts: list[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in memory]
+        for start in range(0, len(new), 64):
+            some = new[start : start + 64]
+            memory.update(zip(some, encoder().text(encoder().tokenize(some)).float().cpu().numpy()))
+        nothing = np.zeros(encoder().text_dim, np.float32)
+        return np.stack([memory.get(text, nothing) for text in texts])
+
+    return encode
+
+
+def _evaluator(data: BenchSet) -> Aligner:
+    """Heads learned on the true texts; only for numbers that are reported."""
+    return fit_aligner(data.train.image, data.train.text, np.ones(len(data.texts)), seed=1)
+
+
+def _once(make: Callable[[], Made]) -> Callable[[], Made]:
+    """Make it when it is first asked for, and keep it."""
+    return functools.cache(make)
+
+
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One Markdown table for each metric: mean and standard deviation over seeds; the best method is bold."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    places = list(dict.fromkeys((row["set"], row["ratio"], row["noise"]) for row in rows))
+    out = []
+    for metric in (*METRICS, "R@1", "alignment", "unique", "control_alignment", "seconds"):
+        lines = [
+            f"**{metric}**",
+            "",
+            "| set | noise | " + " | ".join(methods) + " |",
+            "|---" * (len(methods) + 2) + "|",
+        ]
+        for place in places:
+            found = {m: [row[metric] for row in rows if (row["set"], row["ratio"], row["noise"]) == place
+                         and row["method"] == m and row.get(metric) is not None] for m in methods}  # fmt: skip
+            means = {m: np.mean(v) for m, v in found.items() if v and not m.startswith("oracle")}
+            best = max(means.values(), default=None) if metric != "seconds" else None
+            line = [_shown(found[m], best if m in means else None, metric) for m in methods]
+            lines.append(f"| {place[0]} | {place[1]:.0%} {place[2]} | " + " | ".join(line) + " |")
+        out.append("\n".join(lines))
+    return "\n\n".join(out) + "\n"
+
+
+def _shown(values: list[float], best: float | None, metric: str) -> str:
+    if not values:
+        return "–"
+    digits = 1 if metric in (*METRICS, "R@1", "seconds") else 3
+    text = f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+    return f"**{text}**" if best is not None and np.mean(values) >= best else text

@@ -1,0 +1,357 @@
+"""`noisycorr caption train` and `generate`: from a run of `clean` to a captioner, and from pictures to texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from noisycorr import console, dist
+from noisycorr.captioner.align import Aligner, fit_aligner
+from noisycorr.captioner.choice import Decode, Held
+from noisycorr.captioner.select import Align, best_of, best_sample
+from noisycorr.captioner.stored import Trained, load_captioner
+from noisycorr.captioner.teach import Class, Material, Recipe, open_class, settle, train_class
+from noisycorr.embed import part_sizes, parts, read_facts, read_features
+from noisycorr.formats import Source
+from noisycorr.learn.checkpoint import checkpoints, sweep
+from noisycorr.learn.corpus import TRAIN, UNUSED, VALID, read_corpus, rectify_texts, split_corpus
+from noisycorr.pairs import UsageError
+from noisycorr.run import Run, atomic_path, fingerprint, provenance, write_json
+from noisycorr.train_pairs import clear_training, run_of_pairs, same_encoder, text_encoder
+
+Encode = Callable[[list[str]], np.ndarray]
+SHOWN = 5  # examples at the end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All choices of `caption train`.
+
+    Attributes:
+        source: Where the pairs come from; its path may be a run folder.
+        clip_model: Encoder of a source that is not embedded yet.
+        recipe: Of the training.
+        held: What is held out.
+    """
+
+    source: Source
+    clip_model: str
+    recipe: Recipe
+    held: Held
+
+
+def train_captioner(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
+    """Read or embed the pairs, train, choose a level, and write the folder.
+
+    Args:
+        plan: All choices.
+        run: The folder.
+        overwrite: Delete what an earlier training left there.
+
+    Returns:
+        The report.
+
+    Raises:
+        UsageError: If the folder holds another training, or the pairs do not suffice.
+    """
+    source_run = run_of_pairs(plan.source, plan.clip_model, run, "data", score=True, overwrite=overwrite)
+    material, told = read_material(plan, run, source_run, overwrite=overwrite)
+    if overwrite:
+        clear_training(run, "caption_started")
+    inputs = {"recipe": plan.recipe.settings(), "held": dataclasses.asdict(plan.held), "pairs": told}
+    if run.is_done("caption", inputs) and (run.folder / "captioner.json").is_file():
+        say("caption: nothing changed, skipped")
+        return dict((run.stage("caption") or {})["facts"])
+    _check_folder(run, inputs, plan)
+    _start(plan, run, source_run, inputs)
+    group = open_class(material, plan.recipe)
+    _introduce(group)
+    with console.bar(
+        label="caption", total=plan.recipe.train.epochs * len(group.rows), hidden=not dist.is_main()
+    ) as bar:
+        train_class(group, checkpoints=run.folder / "checkpoints", moved=bar.update,
+                    told=lambda record, seconds: _tell(run, record, seconds, plan, len(group.rows)))  # fmt: skip
+    encode = encoder_of(source_run)
+    trained = group.trained
+    trained.aligner = _aligner(material, source_run, plan) if encode is not None else None
+    align = None if encode is None else align_with(trained.aligner, material.valid_image, encode)
+    chosen = settle(group, material, plan.recipe, align, plan.held.val_most)
+    report = {"pairs": group.facts, "history": group.trainer.at.history, "best_epoch": group.trainer.at.best,
+              "levels": chosen}  # fmt: skip
+    if dist.is_main():
+        trained.facts = {"pairs": group.facts, "trained_on": str(source_run.folder)}
+        trained.save_pretrained(run.folder)
+        write_json(run.path("report.json"), report)
+        run.finish("caption", inputs, report)
+        _conclude(trained, chosen, material)
+    dist.wait()
+    return report
+
+
+def read_material(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> tuple[Material, dict[str, Any]]:
+    """Training and validation pairs, and JSON of what they depend on."""
+    corpus = read_corpus(source_run)
+    texts = read_facts(source_run, ["text"]).column("text").to_pylist()
+    if plan.held.texts == "rectified" and corpus.rectified:
+        say(f"caption: {len(corpus.rectified):,} texts are those that the ledger repaired")
+        for row, text in corpus.rectified.items():
+            texts[row] = text
+        if (encode := encoder_of(source_run)) is not None:
+            corpus = rectify_texts(corpus, encode)
+    split = split_corpus(corpus, val_fraction=0.0 if plan.held.val_data else plan.held.val_fraction, test_fraction=0.0,
+                         seed=plan.recipe.train.seed)  # fmt: skip
+    rows, valid, held = np.flatnonzero(split == TRAIN), np.flatnonzero(split == VALID), corpus
+    valid_texts = texts
+    if plan.held.val_data:
+        there = dataclasses.replace(plan.source, path=plan.held.val_data)
+        other = run_of_pairs(there, plan.clip_model, run, "valid", score=False, overwrite=overwrite)
+        same_encoder(source_run, other, "--val_data")
+        held = read_corpus(other)
+        valid, valid_texts = np.flatnonzero(held.usable), read_facts(other, ["text"]).column("text").to_pylist()
+    words = {"train": len(rows), "valid": len(valid), "unused": int((split == UNUSED).sum())}
+    say("caption: pairs: " + ", ".join(f"{count:,} {word}" for word, count in words.items()))
+    material = Material(
+        image=corpus.image[rows], texts=[texts[row] for row in rows], encoder=_encoder_name(source_run),
+        columns={name: values[rows] for name, values in corpus.columns.items()}, made_by=made_by(source_run),
+        valid_image=held.image[valid], valid_texts=[valid_texts[row] for row in valid],
+    )  # fmt: skip
+    return _Full(**vars(material), text=corpus.text[rows]), {"train": dict(corpus.identity),
+                                                             "valid": dict(held.identity)}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Full(Material):
+    """With the text features, for the scorer of written texts."""
+
+    text: np.ndarray
+
+
+def made_by(source_run: Run) -> dict[str, str]:
+    """What the scores of a run depend on: encoder, preprocessing, and the pairs with the settings of scoring."""
+    embed, score = source_run.stage("embed") or {}, source_run.stage("score") or {}
+    return {"scorer": _encoder_name(source_run), "preprocessing": str(embed["inputs"].get("preprocessing")),
+            "corpus": str(score.get("fingerprint"))}  # fmt: skip
+
+
+def encoder_of(source_run: Run) -> Encode | None:
+    """Texts to features by the encoder of a run, each distinct text once; None if its embeddings came without one."""
+    if _encoder_name(source_run).startswith("precomputed"):
+        return None
+    memory: dict[str, np.ndarray] = {}
+    loaded: list[Encode] = []
+
+    def encode(texts: list[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in memory]
+        if new:
+            loaded.extend([] if loaded else [text_encoder(source_run, "captions are to be compared with texts")])
+            memory.update(zip(new, loaded[0](new)))
+        width = len(next(iter(memory.values()))) if memory else 1
+        return np.stack([memory.get(text, np.zeros(width, np.float32)) for text in texts])
+
+    return encode
+
+
+def align_with(aligner: Aligner | None, image: np.ndarray, encode: Encode) -> Align:
+    """A function of rows of these pictures and their texts; 0 for an empty text."""
+    known = aligner or Aligner()
+
+    def align(rows: np.ndarray, texts: list[str]) -> np.ndarray:
+        if not any(text.strip() for text in texts):
+            return np.zeros(len(texts), np.float32)
+        return known(image[rows], encode(texts))
+
+    return align
+
+
+def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Write `captions/NNNNN.parquet` with key, row, text, level, score, log_prob and ended of every pair.
+
+    Args:
+        run: The folder for them.
+        source: Pictures: a run folder, or any source.
+        model: Folder of `caption train`.
+        level: best, given, each, or a number.
+        asked: Fields of `Decode` that differ from what the model says.
+        seed: Of the nucleus.
+
+    Raises:
+        UsageError: If model, level and pictures do not go together.
+    """
+    trained = load_captioner(model)
+    stored = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
+    decode = dataclasses.replace(trained.decode, **asked)
+    source_run = run_of_pairs(source, stored["clip_model"], run, "data", score=level == "given")
+    if (name := _encoder_name(source_run)) != trained.encoder:
+        raise UsageError(f"{source.path} was embedded by {name}, but {model} reads pictures by {trained.encoder}: "
+                         "embed them with that encoder.")  # fmt: skip
+    encode = encoder_of(source_run)
+    if encode is None and (level == "each" or decode.samples > 1):
+        raise UsageError("choosing by scorer needs the encoder of texts, but these embeddings came without one.")
+    given = _given_levels(trained, source_run) if level == "given" else None
+    number = None if level in ("best", "given", "each") else _number(level)
+    if number is not None and trained.levels is not None:
+        trained.levels.check(np.array([number]))
+    inputs = {"model": fingerprint((model / "captioner.json").read_text()), "level": level, "seed": seed,
+              "weights": fingerprint((model / "captioner.safetensors").stat().st_mtime_ns), "decode": vars(decode),
+              "pairs": (source_run.stage("embed") or {})["fingerprint"]}  # fmt: skip
+    if differences := run.differences("generate", inputs):
+        raise UsageError(f"{run.folder} holds texts of another kind ({differences[0]}): choose another "
+                         "--output_folder.")  # fmt: skip
+    if dist.is_main():
+        run.finish("generate", inputs)
+    dist.wait()
+    ends = dict(zip(part_sizes(source_run), np.cumsum([0, *part_sizes(source_run).values()]).tolist()))
+    for index in dist.my_share(parts(source_run)):
+        if not (run.folder / "captions" / f"{index:05d}.parquet").exists():
+            _write_part(run, source_run, index, ends[index], trained, decode, level if number is None else number,
+                        given, encode, seed)  # fmt: skip
+    dist.wait()
+    facts = _facts(run)
+    say(f"caption: {facts['texts']:,} texts for {facts['pairs']:,} pairs in {run.folder / 'captions'}")
+    return facts
+
+
+def _write_part(run: Run, source_run: Run, index: int, start: int, trained: Trained, decode: Decode, level: str | int,
+                given: np.ndarray | None, encode: Encode | None, seed: int) -> None:  # fmt: skip
+    """One piece; each is written whole or not at all."""
+    image = read_features(source_run, index, "image")
+    keys = (
+        pq.read_table(source_run.folder / "pairs" / f"{index:05d}.parquet", columns=["key"]).column("key").to_pylist()
+    )
+    n, shown = len(image), np.asarray(image.any(1))
+    align = None if encode is None else align_with(trained.aligner, image, encode)
+    extra: dict[str, Any] = {}
+    wanted: int | np.ndarray | None = level if isinstance(level, int) else None
+    if given is not None:
+        wanted = given[start : start + n]
+    if level == "each" and align is not None and trained.levels is not None:
+        texts, levels, score = best_of(trained, image, align, trained.levels.trained(), decode)
+    else:
+        if decode.samples > 1 and align is not None:
+            texts, score = best_sample(trained, image, align, wanted, decode, seed=seed)
+        else:
+            found = trained.write(image, wanted, decode, seed=seed, names=keys)
+            texts, extra = found.texts, {"log_prob": found.log_prob, "ended": found.ended}
+            score = np.full(n, np.nan) if align is None else align(np.arange(n), texts)
+        top = trained.level if wanted is None else wanted
+        levels = np.broadcast_to(np.asarray(-1 if top is None else top), (n,))
+    score = np.where(shown, score, np.nan)
+    table = {"key": keys, "row": np.arange(start, start + n), "level": levels.astype(np.int32),
+             "text": pa.array([text if there else None for text, there in zip(texts, shown)], pa.string()),
+             "score": score.astype(np.float32), **extra}  # fmt: skip
+    with atomic_path(run.path("captions", f"{index:05d}.parquet")) as path:
+        pq.write_table(pa.table(table), path, compression="zstd")
+
+
+def _given_levels(trained: Trained, source_run: Run) -> np.ndarray:
+    """The level of each pair by its own score; refused if the scores are others than the edges are of."""
+    if trained.levels is None:
+        raise UsageError("--level given needs a captioner with levels.")
+    column = trained.levels.made_by["column"]
+    trained.levels.refuse_other({"column": column, **made_by(source_run)})
+    paths = [source_run.folder / "ledger" / f"{index:05d}.parquet" for index in parts(source_run)]
+    levels = trained.levels.of(np.concatenate([pq.read_table(p, columns=[column]).column(0).to_numpy() for p in paths]))
+    known = np.isin(levels, trained.levels.trained())
+    return np.where(known, levels, trained.levels.unscored if trained.level is None else trained.level)
+
+
+def _number(level: str) -> int:
+    try:
+        return int(level)
+    except ValueError:
+        raise UsageError(f"--level is {level!r}, expected best, given, each, or a number.") from None
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    pairs = texts = 0
+    for path in sorted((run.folder / "captions").glob("*.parquet")):
+        column = pq.read_table(path, columns=["text"]).column("text")
+        pairs, texts = pairs + len(column), texts + len(column) - column.null_count
+    return {"pairs": pairs, "texts": texts}
+
+
+def _encoder_name(source_run: Run) -> str:
+    return str((source_run.stage("embed") or {})["facts"]["encoder"])
+
+
+def _aligner(material: Material, source_run: Run, plan: Plan) -> Aligner:
+    assert isinstance(material, _Full)
+    if (source_run.stage("embed") or {})["facts"]["joint"]:
+        return Aligner()
+    weight = np.nan_to_num(material.columns.get("p_clean", np.ones(len(material.texts))))
+    return fit_aligner(material.image, material.text, weight, seed=plan.recipe.train.seed)
+
+
+def _check_folder(run: Run, inputs: dict[str, Any], plan: Plan) -> None:
+    """Refuse a folder of another training; tidy one of this."""
+    there = bool(checkpoints(run.folder / "checkpoints")) or (run.folder / "captioner.json").exists()
+    if there and (differences := run.differences("caption_started", inputs)):
+        more = f" and {len(differences) - 2} more" if len(differences) > 2 else ""
+        raise UsageError(f"{run.folder} holds another training ({'; '.join(differences[:2])}{more}): choose another "
+                         "--output_folder, or add --overwrite.")  # fmt: skip
+    if dist.is_main():
+        sweep(run.folder / "checkpoints")
+        run.finish("caption_started", inputs)
+    dist.wait()
+
+
+def _start(plan: Plan, run: Run, source_run: Run, inputs: dict[str, Any]) -> None:
+    if not dist.is_main():
+        return
+    recipe = plan.recipe
+    values: dict[str, Any] = {"output_folder": str(run.folder), "clip_model": plan.clip_model}
+    for part in (plan.source, recipe.levels, recipe.teach, recipe.design, recipe.train, plan.held, recipe.decode):
+        values |= dataclasses.asdict(part)
+    for name in ("guidance", "samples"):
+        values.pop(name)
+    with atomic_path(run.path("config.yaml")) as path:
+        path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    write_json(run.path("provenance.json"), provenance() | {"pairs": str(source_run.folder)})
+
+
+def _introduce(group: Class) -> None:
+    facts, levels = group.facts, group.trained.levels
+    left = ", ".join(f"{facts[name]:,} {name.replace('_', ' ')}" for name in ("not_kept", "without_text", "cut")
+                     if facts[name])  # fmt: skip
+    say(f"caption: {len(group.rows):,} pairs teach" + (f" ({left})" if left else ""))
+    if levels is not None:
+        counts = "|".join(f"{count:,}" for count in levels.counts[:-1])
+        say(f"caption: {levels.count} levels by {levels.made_by['column']}, with {counts} pairs"
+            + (f", {levels.counts[-1]:,} unscored" if levels.counts[-1] else ""))  # fmt: skip
+
+
+def _tell(run: Run, record: Any, seconds: float, plan: Plan, pairs: int) -> None:
+    speed = pairs / max(seconds, 1e-9)
+    if dist.is_main():
+        run.log("caption_epoch", **record, samples_per_second=round(speed, 1))
+    say(f"epoch {record['epoch'] + 1}/{plan.recipe.train.epochs}: loss {record['loss']:.3f}, valid "
+        f"{record['valid_loss']:.3f} nats a word, {speed:,.0f} samples/s")  # fmt: skip
+
+
+def _conclude(trained: Trained, chosen: Sequence[dict[str, Any]], material: Material) -> None:
+    """What was chosen, and a few texts."""
+    for row in chosen:
+        level = "without levels" if row["level"] is None else f"level {row['level']}"
+        if trained.levels is not None and row["level"] == trained.levels.unscored:
+            level = "unscored"
+        numbers = ", ".join(f"{name} {row[name]:.3f}" for name in ("alignment", "length", "fluency", "unique",
+                                                                  "valid_loss") if name in row)  # fmt: skip
+        marks = "" if row.get("allowed", True) else " (not fluent)"
+        say(f"  {level}, guidance {row['guidance']:g}: {numbers}{marks}{' <- chosen' if row['chosen'] else ''}")
+    found = trained.write(material.valid_image[:SHOWN]).texts
+    for text, real in zip(found, material.valid_texts):
+        say(f"  written: {text!r}, given: {real!r}")
+
+
+def say(message: str) -> None:
+    """One line, from the main process."""
+    if dist.is_main():
+        console.say(message)

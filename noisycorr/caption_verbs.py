@@ -1,0 +1,153 @@
+"""The verbs of captioners. Everything heavy is imported where it is used, so that the help comes at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from noisycorr.flags import Parser, add_choice, pick
+from noisycorr.plan_flags import NEED_FOLDER, make_choice, new_run
+
+SOURCE = "Run folder of `noisycorr clean`, or any source that it reads, which is then embedded and scored first"
+PICTURES = "Run folder of `noisycorr clean` or `embed`, or any source; only its pictures are read"
+NEED = "the source is missing: name a run folder or a source"
+LEVEL = ("best, the one that was best aligned on validation pairs; given, that of each pair by its own score; each, "
+         "all levels, of which the best aligned text is taken; or a number")  # fmt: skip
+FOUND = frozenset({"guidance", "samples"})  # found on validation pairs
+
+
+class CaptionTrain:
+    """Train a captioner on all pairs, told how well each is aligned.
+
+    Works on the image vectors that `noisycorr clean` stored. Levels, weights and kept pairs come from its ledger; the
+    level to write with is chosen on validation pairs. The same command continues an interrupted training.
+    """
+
+    name, usage, parallel = "caption train", "SOURCE --output_folder FOLDER", True
+
+    @staticmethod
+    def flags(parser: Parser) -> None:
+        """The pairs, the levels, the network, and how to train and write."""
+        from noisycorr.captioner.choice import CaptionTrain as Choice
+        from noisycorr.captioner.choice import Decode, Design, Held, LevelChoice, Teach
+        from noisycorr.formats import Source
+
+        parser.add_word("path", "SOURCE", SOURCE, need=NEED)
+        parser.add("output_folder", str, None, "Folder for the captioner; made if absent", need=NEED_FOLDER)
+        parser.add("config", str | None, None, "YAML file with any of these keys, `path` among them; flags win over it")
+        parser.add_switch("overwrite", "Delete what an earlier training left in the folder")
+        for choice in (LevelChoice, Teach, Design, Choice, Held):
+            add_choice(parser, choice)
+        add_choice(parser, Decode, skip=FOUND)
+        parser.add("clip_model", str, "embedded", "Encoder of a source that is not embedded yet, as for `clean`")
+        add_choice(parser, Source, skip=frozenset({"path"}))
+
+    @staticmethod
+    def run(given: Namespace) -> None:
+        """Train."""
+        from noisycorr.captioner.choice import CaptionTrain as Choice
+        from noisycorr.captioner.choice import Decode, Design, Held, LevelChoice, Teach
+        from noisycorr.formats import Source
+
+        levels, teach, held = (make_choice(given, "", kind) for kind in (LevelChoice, Teach, Held))
+        design, train, decode = (make_choice(given, "", kind) for kind in (Design, Choice, Decode))
+        source, run = Source(**pick(given, Source)), new_run(given.output_folder)
+        from noisycorr.caption_stage import Plan, train_captioner
+        from noisycorr.captioner.teach import Recipe
+
+        recipe = Recipe(levels=levels, teach=teach, design=design, train=train, decode=decode,
+                        guidances=held.strengths)  # fmt: skip
+        plan = Plan(source=source, clip_model=given.clip_model, recipe=recipe, held=held)
+        train_captioner(plan, run, overwrite=given.overwrite)
+
+
+class CaptionGenerate:
+    """Write a text for every picture, and score it; the pairs themselves are not changed.
+
+    Writes captions/NNNNN.parquet with key, row, text, level, score (alignment, higher = better), log_prob and ended.
+    The same command continues an interrupted one.
+    """
+
+    name, usage, parallel = "caption generate", "SOURCE --model FOLDER --output_folder FOLDER", True
+
+    @staticmethod
+    def flags(parser: Parser) -> None:
+        """The pictures, the model, and how to write."""
+        from noisycorr.captioner.choice import Decode
+        from noisycorr.formats import Source
+
+        parser.add_word("path", "SOURCE", PICTURES, need=NEED)
+        parser.add("model", str, None, "Folder of `noisycorr caption train`",
+                   need="--model is missing: name a folder of `noisycorr caption train`")  # fmt: skip
+        parser.add("output_folder", str, None, "Folder for the texts; made if absent", need=NEED_FOLDER)
+        parser.add("level", str, "best", LEVEL)
+        parser.add("seed", int, 0, "Of the nucleus")
+        told = _abouts(Decode)
+        hints = typing.get_type_hints(Decode)
+        group = parser.add_argument_group("How texts are written; what is not given is as it was chosen in training")
+        for field in dataclasses.fields(Decode):
+            parser.add(field.name, hints[field.name] | None, None, told[field.name], group=group)
+        add_choice(parser, Source, skip=frozenset({"path"}))
+
+    @staticmethod
+    def run(given: Namespace) -> None:
+        """Write."""
+        from noisycorr.captioner.choice import Decode
+        from noisycorr.formats import Source
+
+        asked = {name: value for name, value in pick(given, Decode).items() if value is not None}
+        source, run = Source(**pick(given, Source)), new_run(given.output_folder)
+        from noisycorr.caption_stage import generate
+
+        generate(run, source, Path(given.model), given.level, asked, given.seed)
+
+
+class BenchCaption:
+    """Compare captioners under known noise, on frozen features; with tables.
+
+    Puts noise into the training pairs of each set, trains each method with the same budget, chooses on clean validation
+    pairs and reports on clean test pairs. What is done is not done again.
+    """
+
+    name, usage, parallel = "bench caption", "--output_folder FOLDER", False
+
+    @staticmethod
+    def flags(parser: Parser) -> None:
+        """What to run, and the budget."""
+        from noisycorr.caption_bench import Bench as Choice
+        from noisycorr.captioner.choice import CaptionTrain as TrainChoice
+        from noisycorr.captioner.choice import Design
+
+        parser.add("output_folder", str, None, "Folder for features, cells and tables; made if absent",
+                   need=NEED_FOLDER)  # fmt: skip
+        parser.add("config", str | None, None, "YAML file with any of these keys; flags win over it")
+        add_choice(parser, Choice)
+        add_choice(parser, Design, skip=frozenset({"image_dropout"}))
+        add_choice(parser, TrainChoice, skip=frozenset({"seed", "resume", "save_every", "keep_checkpoints"}))
+        parser.add("clip_model", str, "embedded", "Encoder of sources that are not embedded yet")
+        parser.add("caption_col", str | None, None, "Column of their texts; detected if none")
+
+    @staticmethod
+    def run(given: Namespace) -> None:
+        """Run what is missing; the tables go to stdout, too."""
+        from noisycorr.caption_bench import Bench as Choice
+        from noisycorr.caption_bench import bench
+        from noisycorr.captioner.choice import CaptionTrain as TrainChoice
+        from noisycorr.captioner.choice import Design
+
+        choice, budget, design = (make_choice(given, "", kind) for kind in (Choice, TrainChoice, Design))
+        run = new_run(given.output_folder)
+        bench(choice, budget, design, run, caption_col=given.caption_col, clip_model=given.clip_model)
+        print((run.folder / "bench.md").read_text(encoding="utf-8"), end="")
+
+
+def _abouts(choice: type) -> dict[str, Any]:
+    """What the docstring of a choice says of each field."""
+    import docstring_parser
+
+    told = docstring_parser.parse(choice.__doc__ or "")
+    return {param.arg_name: " ".join((param.description or "").split()) for param in told.params}

@@ -1,0 +1,89 @@
+"""The network: a picture becomes a few tokens, its level one more, and a decoder writes the text behind them.
+
+    memory = [prefix((x - mean) / std), E[level]],    loss_i = - sum_t log p(w_t | w_<t, memory)
+
+Source: NoC (Kang et al., ICCV 2023).
+Differs: the level table E is trained; in the released code it belongs to no group of the optimiser. There is one more
+level, `unscored`. Pictures come as stored vectors of a frozen tower, which become several tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from noisycorr.learn.heads import RowDropout
+
+
+class CaptionNetwork(nn.Module):
+    """A captioner on stored image vectors, or grids of them.
+
+    Args:
+        decoder: `CrossDecoder` or `LanguageDecoder`.
+        image_dim: Width f of an image vector.
+        cells: Vectors of a picture; 1 = a single vector, which becomes `prefix_tokens` tokens.
+        prefix_tokens: k.
+        levels: L + 1 rows of the level table; 0 = without levels.
+    """
+
+    def __init__(self, decoder: Any, *, image_dim: int, cells: int, prefix_tokens: int, levels: int) -> None:
+        super().__init__()
+        self.image_mean: Tensor
+        self.image_std: Tensor
+        width = decoder.width
+        self.decoder, self.cells = decoder, cells
+        self.tokens = prefix_tokens if cells == 1 else cells
+        self.prefix = nn.Linear(image_dim, width * (prefix_tokens if cells == 1 else 1))
+        self.norm = nn.LayerNorm(width)
+        nn.init.constant_(self.norm.weight, decoder.scale)
+        self.nothing = nn.Parameter(torch.zeros(self.tokens, width))  # stands for a hidden picture
+        self.level = nn.Embedding(levels, width) if levels else None
+        if self.level is not None:
+            nn.init.normal_(self.level.weight, std=decoder.scale)
+        self.register_buffer("image_mean", torch.zeros(image_dim))
+        self.register_buffer("image_std", torch.ones(image_dim))
+
+    def standardise(self, image: Float[np.ndarray, "n f"]) -> None:
+        """Take mean and standard deviation of the training features."""
+        wide = np.asarray(image, np.float64).reshape(-1, image.shape[-1])
+        std = wide.std(0)
+        std[std < 1e-6 * max(std.max(), 1e-12)] = 1.0  # a feature that never changes says nothing
+        self.image_mean.copy_(torch.from_numpy(wide.mean(0)))
+        self.image_std.copy_(torch.from_numpy(std))
+
+    def memory(self, image: Float[Tensor, "b ..."], level: Int[Tensor, " b"] | None,
+               hidden: Bool[Tensor, " b"] | None = None) -> Float[Tensor, "b m d"]:  # fmt: skip
+        """What the decoder reads.
+
+        Args:
+            image: (b, f) vectors, or (b, cells, f).
+            level: Of each row; None only without levels.
+            hidden: Rows whose picture is not shown.
+        """
+        x = self.prefix((image - self.image_mean) / self.image_std)
+        x = self.norm(x.view(len(x), self.tokens, -1))
+        if hidden is not None:
+            x = torch.where(hidden[:, None, None], self.nothing.to(x.dtype), x)
+        if self.level is None:
+            return x
+        return torch.cat([x, self.level(level)[:, None].to(x.dtype)], 1)
+
+    def losses(self, memory: Float[Tensor, "b m d"], tokens: Int[Tensor, "b t"], length: Int[Tensor, " b"],
+               ) -> Float[Tensor, " b"]:  # fmt: skip
+        """Negative log-likelihood of each text, summed over its words and its end, in nats; 0 for an empty one."""
+        logits = self.decoder(tokens[:, :-1], memory).float() if memory.dtype != torch.float64 else self.decoder(
+            tokens[:, :-1], memory)  # fmt: skip
+        loss = functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        place = torch.arange(1, tokens.shape[1], device=tokens.device)
+        return (loss * (place < length[:, None])).sum(1)
+
+    def set_window(self, size: int, rows: slice) -> None:
+        """Which rows of the global batch come next, for dropout that does not depend on the number of processes."""
+        for module in self.modules():
+            if isinstance(module, RowDropout):
+                module.window = (size, rows)

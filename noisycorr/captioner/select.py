@@ -1,0 +1,138 @@
+"""The level and the way to write with, chosen on validation pictures: best aligned among those that are fluent.
+
+Alignment alone would choose what games the scorer; so a way of writing is allowed only if its texts are about as long
+as real ones, come to an end, and put words together as the training texts do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from noisycorr.captioner.choice import Decode
+from noisycorr.captioner.stored import Texts, Trained
+
+LENGTH = (0.5, 1.5)  # of the mean words of real texts
+FLUENCY = 0.1  # how far below real texts the share of known pairs of words may lie
+ENDED = 0.9
+STARVED = 0.01  # share of the training pairs below which a level is not asked for
+
+Align = Callable[[np.ndarray, list[str]], np.ndarray]  # rows of pictures, their texts -> (k,) higher = better aligned
+
+
+@dataclass(frozen=True, slots=True)
+class Fluency:
+    """Pairs of neighbouring words of the training texts, and what real texts look like: words, share of known pairs."""
+
+    known: frozenset[tuple[str, str]]
+    words: float
+    share: float
+
+    @staticmethod
+    def learn(train: Sequence[str], valid: Sequence[str]) -> Fluency:
+        """From training texts, and real texts that were not among them."""
+        known = frozenset(pair for text in train for pair in _neighbours(text))
+        words = float(np.mean([len(text.split()) for text in valid])) if valid else 0.0
+        return Fluency(known, words, _share(valid, known))
+
+    def judge(self, written: Texts) -> dict[str, float]:
+        """length: mean words against real texts; fluency: known pairs of words, less those of real texts; ended."""
+        words = float(np.mean([len(text.split()) for text in written.texts])) if written.texts else 0.0
+        return {"length": words / max(self.words, 1e-9), "fluency": _share(written.texts, self.known) - self.share,
+                "ended": float(written.ended.mean()) if len(written.ended) else 0.0,
+                "unique": len(set(written.texts)) / max(len(written.texts), 1)}  # fmt: skip
+
+
+def _neighbours(text: str) -> list[tuple[str, str]]:
+    return list(pairwise(["", *text.lower().split(), ""]))
+
+
+def _share(texts: Sequence[str], known: frozenset[tuple[str, str]]) -> float:
+    found = [pair in known for text in texts for pair in _neighbours(text)]
+    return float(np.mean(found)) if found else 0.0
+
+
+def allowed(row: dict[str, Any]) -> bool:
+    """True if these texts look like texts."""
+    return bool(LENGTH[0] <= row["length"] <= LENGTH[1] and row["fluency"] >= -FLUENCY and row["ended"] >= ENDED)
+
+
+def candidates(trained: Trained, decode: Decode, guidances: Sequence[float]) -> list[tuple[int | None, Decode]]:
+    """Levels with enough training pairs, each with each strength of guidance; `unscored` is one of them."""
+    if trained.levels is None:
+        levels: list[int | None] = [None]
+    else:
+        counts = np.asarray(trained.levels.counts)
+        levels = [z for z in trained.levels.trained()
+                  if z == trained.levels.unscored or counts[z] >= STARVED * counts.sum()]  # fmt: skip
+    out = []
+    for level in levels:
+        for guidance in guidances:
+            against = guidance and decode.against == "level"
+            if against and (trained.levels is None or level == trained.levels.trained()[0]):
+                continue
+            if guidance and decode.against == "image" and not trained.design.image_dropout:
+                continue
+            out.append((level, dataclasses.replace(decode, guidance=guidance)))
+    return out
+
+
+def choose(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, fluency: Fluency,
+           options: Sequence[tuple[int | None, Decode]]) -> list[dict[str, Any]]:  # fmt: skip
+    """Write with every option, greedily instead of with beams, and set level and way of the best in `trained`.
+
+    Args:
+        trained: Gets `level` and `decode`.
+        image: Of n validation pictures.
+        align: Scorer.
+        fluency: What real texts look like.
+        options: From `candidates`.
+
+    Returns:
+        One row each: level, guidance, alignment, its spread, length, fluency, ended, unique, allowed, chosen. If no
+        option is allowed, the best aligned of all is chosen.
+    """
+    rows: list[dict[str, Any]] = []
+    for level, decode in options:
+        quick = dataclasses.replace(decode, search="greedy") if decode.search == "beam" else decode
+        written = trained.write(image, level, quick)
+        score = align(np.arange(len(image)), written.texts)
+        row: dict[str, Any] = {"level": level, "guidance": decode.guidance, "alignment": float(score.mean()),
+                               "error": float(score.std() / np.sqrt(max(len(score), 1)))}  # fmt: skip
+        row |= fluency.judge(written)
+        rows.append(row | {"allowed": allowed(row), "chosen": False})
+    free = [row for row in rows if row["allowed"]] or rows
+    best = rows.index(max(free, key=lambda row: row["alignment"]))
+    rows[best]["chosen"] = True
+    trained.level, trained.decode = options[best]
+    return rows
+
+
+def best_of(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, levels: Sequence[int],
+            decode: Decode | None = None) -> tuple[list[str], np.ndarray, np.ndarray]:  # fmt: skip
+    """Write at several levels, and keep for each picture the text that is best aligned.
+
+    Returns:
+        Texts, their levels (n,) and their alignment (n,); of equal ones the first level's.
+    """
+    found = [trained.write(image, level, decode).texts for level in levels]
+    score = np.stack([align(np.arange(len(image)), texts) for texts in found])
+    pick = score.argmax(0)
+    return ([found[p][row] for row, p in enumerate(pick.tolist())], np.asarray(levels)[pick],
+            score[pick, np.arange(len(image))])  # fmt: skip
+
+
+def best_sample(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, level: int | np.ndarray | None = None,
+                decode: Decode | None = None, *, seed: int = 0) -> tuple[list[str], np.ndarray]:  # fmt: skip
+    """Draw `decode.samples` texts for each picture, and keep the best aligned: choice by scorer alone."""
+    decode = decode or trained.decode
+    found = [trained.write(image, level, decode, seed=seed + number).texts for number in range(decode.samples)]
+    score = np.stack([align(np.arange(len(image)), texts) for texts in found])
+    pick = score.argmax(0)
+    return [found[p][row] for row, p in enumerate(pick.tolist())], score[pick, np.arange(len(image))]

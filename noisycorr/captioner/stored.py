@@ -1,0 +1,259 @@
+"""A trained captioner: the network and all it needs to write, in one folder of safetensors and JSON.
+
+captioner.json          how to build it, the encoder of its pictures, what it was found to write best with
+captioner.safetensors   weights
+levels.json             edges, counts, and what the scores were of; not without levels
+pieces.json             vocabulary; or language/ with config and vocabulary of a language model
+aligner.safetensors     scorer of written texts; not where it has none
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save
+
+from noisycorr import dist
+from noisycorr.captioner.align import Aligner
+from noisycorr.captioner.choice import Decode, Design
+from noisycorr.captioner.decode import Next, Written, write
+from noisycorr.captioner.decoder import CrossDecoder
+from noisycorr.captioner.levels import Levels
+from noisycorr.captioner.network import CaptionNetwork
+from noisycorr.captioner.words import Pieces, Words
+from noisycorr.learn.batches import stream_seed
+from noisycorr.pairs import UsageError
+from noisycorr.run import atomic_path, read_json, write_json
+
+ROWS = 256  # pictures that are written for at once
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What was written: n texts, their log-likelihood in nats, and whether each came to its end."""
+
+    texts: list[str]
+    log_prob: Float[np.ndarray, " n"]
+    ended: np.ndarray
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """A captioner that can write.
+
+    Attributes:
+        network: On its device.
+        words: Vocabulary.
+        design: What it is made of.
+        levels: Edges; None without levels.
+        aligner: Scores written texts; None where the encoder of texts is not known.
+        encoder: Name of the encoder of its pictures, with its weights.
+        precision: Of the training.
+        level: The one to write with, found on validation pairs; None without levels.
+        decode: How to write, found on validation pairs.
+        facts: What else is worth knowing; JSON.
+    """
+
+    network: CaptionNetwork
+    words: Words
+    design: Design
+    levels: Levels | None
+    encoder: str
+    precision: str = "fp32"
+    aligner: Aligner | None = None
+    level: int | None = None
+    decode: Decode = dataclasses.field(default_factory=Decode)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def write(self, image: Float[np.ndarray, "n f"], level: Int[np.ndarray, " n"] | int | None = None,
+              decode: Decode | None = None, *, seed: int = 0, names: Sequence[str | int] | None = None,
+              cached: bool = True) -> Texts:  # fmt: skip
+        """Write one text for each picture.
+
+        Args:
+            image: Stored vectors of the encoder that it was trained with; zero rows get an empty text.
+            level: Of each picture, or of all; None = the one found on validation pairs.
+            decode: How; None = what was found on validation pairs.
+            seed: Of the nucleus.
+            names: Of the pictures, such as keys: what the nucleus draws for one depends on its name and the seed alone.
+            cached: Keep keys and values between words.
+
+        Raises:
+            UsageError: If the vectors have another width, or a level cannot be asked for.
+        """
+        decode, n = decode or self.decode, len(image)
+        self._check(image)
+        levels = self._levels(level, n)
+        names = list(range(n)) if names is None else names
+        texts, log_prob, ended = [""] * n, np.zeros(n), np.zeros(n, bool)
+        shown = np.flatnonzero(image.any(axis=tuple(range(1, image.ndim))))
+        self.network.eval()
+        for start in range(0, len(shown), ROWS):
+            some = shown[start : start + ROWS]
+            found = self._write(image[some], levels[some], decode, seed, [names[row] for row in some], cached)
+            for row, tokens in zip(some.tolist(), found.tokens):
+                texts[row] = self.words.decode(tokens)
+            log_prob[some], ended[some] = found.log_prob.cpu().numpy(), found.ended.cpu().numpy()
+        return Texts(texts, log_prob, ended)
+
+    def _write(self, image: np.ndarray, level: np.ndarray, decode: Decode, seed: int, names: Sequence[str | int],
+               cached: bool) -> Written:  # fmt: skip
+        most = min(decode.most_tokens or self.design.longest, self.design.longest)
+        device, dtype = self.network.image_mean.device, self.network.image_mean.dtype
+        x, z = torch.from_numpy(np.asarray(image)).to(device, dtype), torch.from_numpy(level).to(device)
+        noise = None
+        if decode.search == "nucleus":
+            noise = torch.from_numpy(np.stack([
+                np.random.default_rng(stream_seed(seed, "write", name)).random(most + 1) for name in names
+            ])).to(device)  # fmt: skip
+        with torch.inference_mode():
+            memories = [self.network.memory(x, z)]
+            if decode.guidance:
+                memories.append(self._without(x, z, decode))
+            following = Next(self.network.decoder, memories, decode.guidance, cached=cached)
+            return write(following, len(x), self.words, decode, most=most, device=device, noise=noise)
+
+    def _without(self, x: torch.Tensor, z: torch.Tensor, decode: Decode) -> torch.Tensor:
+        """What guidance leads away from."""
+        if decode.against == "image":
+            if not self.design.image_dropout:
+                raise UsageError("guidance by pictures needs a captioner trained with --image_dropout above 0.")
+            return self.network.memory(x, z, torch.ones(len(x), dtype=torch.bool, device=x.device))
+        if self.levels is None:
+            raise UsageError("guidance by levels needs a captioner with levels.")
+        return self.network.memory(x, torch.full_like(z, self.levels.trained()[0]))
+
+    def _check(self, image: np.ndarray) -> None:
+        width = len(self.network.image_mean)
+        if image.shape[-1] != width or image.ndim != (2 if self.network.cells == 1 else 3):
+            raise UsageError(
+                f"the captioner reads image vectors of width {width} by {self.encoder}, but these have the shape "
+                f"{tuple(image.shape[1:])}: embed the pictures with that encoder."
+            )
+
+    def _levels(self, level: np.ndarray | int | None, n: int) -> np.ndarray:
+        if self.levels is None:
+            if level is not None:
+                raise UsageError("this captioner was trained without levels, so none can be asked for.")
+            return np.zeros(n, np.int64)
+        asked = self.level if level is None else level
+        out = np.broadcast_to(np.asarray(asked, np.int64), (n,)).copy()
+        self.levels.check(out)
+        return out
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.words.save(folder)
+        if self.design.decoder != "scratch":
+            from noisycorr.captioner.language import save_language
+
+            save_language(self.network.decoder, folder)
+        with atomic_path(folder / "captioner.safetensors") as path:
+            path.write_bytes(save(own_weights(self.network)))
+        if self.levels is not None:
+            self.levels.save(folder / "levels.json")
+        if self.aligner is not None:
+            self.aligner.save(folder / "aligner.safetensors")
+        body = {name: getattr(self, name) for name in ("encoder", "precision", "level", "facts")}
+        body |= {"design": dataclasses.asdict(self.design), "decode": dataclasses.asdict(self.decode)}
+        body |= {"image_dim": len(self.network.image_mean), "cells": self.network.cells}
+        write_json(folder / "captioner.json", body)  # last: it says that the folder is whole
+
+    @staticmethod
+    def from_pretrained(folder: Path | str, device: torch.device | None = None) -> Trained:
+        """Read the folder.
+
+        Raises:
+            UsageError: If it holds no finished captioner.
+        """
+        return load_captioner(folder, device)
+
+
+def own_weights(network: CaptionNetwork) -> dict[str, torch.Tensor]:
+    """All weights, shared ones once."""
+    seen: set[int] = set()
+    out = {}
+    for name, value in network.state_dict().items():
+        if value.data_ptr() not in seen or not value.numel():
+            seen.add(value.data_ptr())
+            out[name] = value.detach().cpu().contiguous().clone()
+    return out
+
+
+def build(design: Design, words: Words, decoder: Any, *, image_dim: int, cells: int, levels: Levels | None,
+          precision: str) -> CaptionNetwork:  # fmt: skip
+    """A network; random weights come from the generator of torch."""
+    if decoder is None:
+        decoder = CrossDecoder(words.size, width=design.width, layers=design.layers, heads=design.attention_heads,
+                               longest=design.longest + 2, dropout=design.dropout,
+                               norm_first=design.norm_first)  # fmt: skip
+    rows = 0 if levels is None else levels.count + 1
+    network = CaptionNetwork(decoder, image_dim=image_dim, cells=cells, prefix_tokens=design.prefix_tokens, levels=rows)
+    return network.to(DTYPES[precision])
+
+
+def load_captioner(folder: Path | str, device: torch.device | None = None) -> Trained:
+    """Read what `noisycorr caption train` wrote.
+
+    Args:
+        folder: Of the model.
+        device: Where it shall live; None = that of this process.
+
+    Raises:
+        UsageError: If it holds no finished captioner.
+    """
+    folder = Path(folder)
+    if not (folder / "captioner.json").is_file():
+        raise UsageError(f"{folder} holds no finished captioner: run `noisycorr caption train` to its end first.")
+    body = read_json(folder / "captioner.json")
+    design = Design(**body["design"])
+    levels = Levels.load(folder / "levels.json") if (folder / "levels.json").is_file() else None
+    decoder: Any = None
+    words: Words
+    if design.decoder == "scratch":
+        words = Pieces.load(folder)
+    else:
+        from noisycorr.captioner.language import rebuild_language
+
+        decoder, words = rebuild_language(folder, design)
+    network = build(design, words, decoder, image_dim=body["image_dim"], cells=body["cells"], levels=levels,
+                    precision=body["precision"])  # fmt: skip
+    found = network.load_state_dict(load_file(folder / "captioner.safetensors"), strict=False)
+    if found.unexpected_keys or set(found.missing_keys) - (set(network.state_dict()) - set(own_weights(network))):
+        raise UsageError(f"{folder} holds weights that do not fit its captioner.json: train it again.")
+    aligner = folder / "aligner.safetensors"
+    return Trained(
+        network=network.to(device or dist.device()).eval(), words=words, design=design, levels=levels,
+        encoder=body["encoder"], precision=body["precision"],
+        aligner=Aligner.load(aligner) if aligner.is_file() else None, level=body["level"],
+        decode=Decode(**body["decode"]), facts=body["facts"],
+    )  # fmt: skip
+
+
+def make_writer(trained: Trained, image: Float[np.ndarray, "n f"], *, level: Int[np.ndarray, " n"] | int | None = None,
+                decode: Decode | None = None, seed: int = 0) -> Callable[[np.ndarray], list[str]]:  # fmt: skip
+    """A plain function from rows of these pictures to texts, one each.
+
+    Args:
+        trained: The captioner.
+        image: Vectors of all n pictures by the encoder that it was trained with.
+        level: Of each picture, or of all; None = the one found on validation pairs.
+        decode: How to write; None = as found on validation pairs.
+        seed: Of the nucleus.
+    """
+
+    def written(rows: np.ndarray) -> list[str]:
+        rows = np.asarray(rows, np.int64)
+        asked = level if level is None or np.ndim(level) == 0 else np.asarray(level)[rows]
+        return trained.write(image[rows], asked, decode, seed=seed, names=rows.tolist()).texts
+
+    return written

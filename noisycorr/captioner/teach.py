@@ -1,0 +1,272 @@
+"""From pairs with the columns of their ledger to a captioner: levels, weights, kept pairs, vocabulary, training.
+
+Vanilla, filtering, weighting and NoC are one engine: `level_by`, `weight_by` and `keep_fraction` switch its parts.
+
+Source: NoC (Kang et al., ICCV 2023) and the baselines it compares with.
+Differs: levels, weights and filtering can be used together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from noisycorr import dist
+from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
+from noisycorr.captioner.levels import Levels, fit_levels
+from noisycorr.captioner.select import STARVED, Align, Fluency, candidates, choose
+from noisycorr.captioner.stored import Trained, build
+from noisycorr.captioner.train import (
+    Hooks,
+    Lesson,
+    Trainer,
+    continue_training,
+    fit,
+    save_training,
+    word_loss,
+)
+from noisycorr.captioner.words import Pieces, Words, token_table
+from noisycorr.learn.batches import stream_seed
+from noisycorr.pairs import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All choices of a training.
+
+    Attributes:
+        levels: Levels of alignment.
+        teach: Weights and kept pairs.
+        design: The network.
+        train: Its training.
+        decode: How to write; level and guidance are chosen.
+        guidances: Strengths to choose from.
+    """
+
+    levels: LevelChoice = field(default_factory=LevelChoice)
+    teach: Teach = field(default_factory=Teach)
+    design: Design = field(default_factory=Design)
+    train: CaptionTrain = field(default_factory=CaptionTrain)
+    decode: Decode = field(default_factory=Decode)
+    guidances: tuple[float, ...] = (0.0, 1.0)
+
+    def settings(self) -> dict[str, Any]:
+        """JSON of what the result depends on."""
+        return {**dataclasses.asdict(self), "train": self.train.settings()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Pairs to train on and to select on. Holds no truth.
+
+    Attributes:
+        image: (n, f) stored vectors of the training pairs, or (n, cells, f).
+        texts: Their n texts.
+        columns: (n,) each: what the ledger says of them.
+        made_by: Scorer, preprocessing and corpus of the columns.
+        encoder: Name of the encoder of the vectors.
+        valid_image: (m, f) of the validation pairs.
+        valid_texts: Their m texts.
+    """
+
+    image: np.ndarray
+    texts: list[str | None]
+    columns: Mapping[str, np.ndarray]
+    made_by: Mapping[str, str]
+    encoder: str
+    valid_image: np.ndarray
+    valid_texts: list[str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Class:
+    """A captioner before its first step, and what it will learn from.
+
+    Attributes:
+        trained: Holds the network.
+        trainer: Its training.
+        valid: Validation pairs with a text.
+        rows: int64 (k,): training pairs of the material that teach.
+        facts: JSON: counts of pairs that do not teach, by reason, and of texts that were cut.
+    """
+
+    trained: Trained
+    trainer: Trainer
+    valid: Lesson
+    rows: Int[np.ndarray, " k"]
+    facts: dict[str, Any]
+
+
+def column_of(columns: Mapping[str, np.ndarray], name: str, flag: str) -> Float[np.ndarray, " n"]:
+    """A column of the ledger as float64.
+
+    Raises:
+        UsageError: If there is none of this name, or it is a truth column.
+    """
+    if name not in columns or name.startswith("truth_"):
+        known = ", ".join(sorted(columns)) or "nothing, for the run was not scored"
+        raise UsageError(f"--{flag} {name}: the ledger has no such column; it has {known}.")
+    return np.asarray(columns[name], np.float64)
+
+
+def kept_rows(columns: Mapping[str, np.ndarray], n: int, choice: Teach) -> Int[np.ndarray, " k"]:
+    """Pairs of the kept fraction, in order; of equal ones the first."""
+    if choice.fraction == 1 or choice.keep_by == NONE:
+        return np.arange(n)
+    score = column_of(columns, choice.keep_by, "keep_by")
+    fraction = choice.fraction
+    if choice.keep_fraction == "auto":
+        fraction = float(np.nanmean(column_of(columns, "p_clean", "keep_fraction")))
+    best = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")
+    return np.sort(best[: max(2, round(fraction * n))])
+
+
+def pair_weights(columns: Mapping[str, np.ndarray], rows: np.ndarray, choice: Teach) -> Float[np.ndarray, " k"]:
+    """Weights with mean 1: max(column, 0), and the mean where it is not known.
+
+    Raises:
+        UsageError: If no pair has a weight above 0.
+    """
+    if choice.weight_by == NONE:
+        return np.ones(len(rows))
+    weight = np.maximum(column_of(columns, choice.weight_by, "weight_by")[rows], 0)
+    mean = np.nanmean(weight) if np.isfinite(weight).any() else 0.0
+    if not mean > 0:
+        raise UsageError(f"--weight_by {choice.weight_by} is nowhere above 0: choose another column, or none.")
+    return np.where(np.isfinite(weight), weight, mean) / mean
+
+
+def open_class(material: Material, recipe: Recipe) -> Class:
+    """Levels, vocabulary, network and lessons, before the first step.
+
+    Raises:
+        UsageError: If fewer than 2 training pairs or no validation pair have a text.
+    """
+    design = recipe.design
+    rows = kept_rows(material.columns, len(material.texts), recipe.teach)
+    decoder: Any = None
+    words: Words
+    if design.decoder == "scratch":
+        words = Pieces.learn([material.texts[row] or "" for row in rows], design.vocabulary)
+    else:
+        from noisycorr.captioner.language import load_language
+
+        decoder, words = load_language(design)
+    tokens, length = token_table([material.texts[row] for row in rows], words, design.longest)
+    cut = int(((length == design.longest + 1) & (tokens[:, design.longest + 1] == words.pad)).sum())
+    facts = {"pairs": len(material.texts), "not_kept": len(material.texts) - len(rows),
+             "without_text": int((length == 0).sum()), "cut": cut}  # fmt: skip
+    full = length > 0
+    rows, tokens, length = rows[full], tokens[full], length[full]
+    if len(rows) < 2:
+        raise UsageError(f"{len(rows)} training pairs have image and text, expected at least 2.")
+    levels, level = _levels(material, rows, recipe)
+    torch.manual_seed(stream_seed(recipe.train.seed, "captioner"))
+    cells = 1 if material.image.ndim == 2 else material.image.shape[1]
+    network = build(design, words, decoder, image_dim=material.image.shape[-1], cells=cells, levels=levels,
+                    precision=recipe.train.precision).to(dist.device())  # fmt: skip
+    network.standardise(material.image[rows])
+    lesson = Lesson(
+        image=material.image[rows], tokens=tokens, length=length, level=level,
+        weight=pair_weights(material.columns, rows, recipe.teach), unscored=0 if levels is None else levels.unscored,
+        hide_level=0.0 if levels is None else recipe.levels.level_dropout, hide_image=design.image_dropout,
+    )  # fmt: skip
+    trained = Trained(network=network, words=words, design=design, levels=levels, encoder=material.encoder,
+                      precision=recipe.train.precision, level=None if levels is None else top_level(levels),
+                      decode=recipe.decode)  # fmt: skip
+    return Class(trained=trained, trainer=Trainer(network, lesson, recipe.train), rows=rows, facts=facts,
+                 valid=_valid(material, trained, words))  # fmt: skip
+
+
+def top_level(levels: Levels) -> int:
+    """The highest level that is not starved."""
+    counts = np.asarray(levels.counts[:-1])
+    fed = np.flatnonzero(counts >= STARVED * counts.sum())
+    return int(fed[-1]) if len(fed) else levels.unscored
+
+
+def _levels(material: Material, rows: np.ndarray, recipe: Recipe) -> tuple[Levels | None, np.ndarray | None]:
+    choice = recipe.levels
+    if choice.level_by == NONE:
+        return None, None
+    score = column_of(material.columns, choice.level_by, "level_by")[rows]
+    levels = fit_levels(score, choice, {"column": choice.level_by, **material.made_by})
+    return levels, levels.of(score)
+
+
+def _valid(material: Material, trained: Trained, words: Words) -> Lesson:
+    """Validation pairs at the highest level: they are held to be right."""
+    tokens, length = token_table(material.valid_texts, words, trained.design.longest)
+    full = length > 0
+    if not full.any():
+        raise UsageError("no validation pair has image and text: give more pairs, or other ones by --val_data.")
+    level = None if trained.level is None else np.full(int(full.sum()), trained.level)
+    return Lesson(image=material.valid_image[full], tokens=tokens[full], length=length[full], level=level,
+                  weight=np.ones(int(full.sum())))  # fmt: skip
+
+
+def train_class(group: Class, *, checkpoints: Path | None = None, told: Callable[..., Any] | None = None,
+                moved: Callable[[int], Any] | None = None) -> None:  # fmt: skip
+    """Train to the end, from the last checkpoint if there is one; the best epoch on validation pairs stays.
+
+    Args:
+        group: From `open_class`.
+        checkpoints: Folder for them, or None for none.
+        told: Called with the record of each epoch and its seconds.
+        moved: Called with the number of pairs of each step.
+    """
+    trainer = group.trainer
+    if checkpoints is not None and trainer.choice.resume == "latest":
+        continue_training(trainer, checkpoints)
+
+    def save(it: Trainer) -> None:
+        if checkpoints is not None:
+            save_training(it, checkpoints, keep=it.choice.keep_checkpoints)
+
+    fit(trainer, Hooks(
+        validate=lambda network: word_loss(network, group.valid, trainer.choice.precision), save=save,
+        told=told or (lambda record, seconds: None), moved=moved or (lambda count: None),
+    ))  # fmt: skip
+
+
+def settle(group: Class, material: Material, recipe: Recipe, align: Align | None, most: int) -> list[dict[str, Any]]:
+    """Choose level and guidance on validation pairs.
+
+    Args:
+        group: Trained.
+        material: For texts that are real.
+        recipe: Candidates.
+        align: Scorer of validation rows and their texts; None chooses the level at which real texts are likeliest.
+        most: Most pictures to write for; 0 = all.
+
+    Returns:
+        One row for each candidate.
+    """
+    trained = group.trained
+    options = candidates(trained, recipe.decode, recipe.guidances)
+    if align is None:
+        return _by_loss(group, [level for level, decode in options if not decode.guidance], recipe)
+    image = material.valid_image[: most or None]
+    fluency = Fluency.learn([material.texts[row] or "" for row in group.rows],
+                            [text for text in material.valid_texts if text and text.strip()])  # fmt: skip
+    return choose(trained, image, align, fluency, options)
+
+
+def _by_loss(group: Class, levels: list[int | None], recipe: Recipe) -> list[dict[str, Any]]:
+    """Without a scorer: the level at which the validation texts are likeliest."""
+    rows: list[dict[str, Any]] = []
+    for level in levels:
+        at = None if level is None else np.full(len(group.valid.length), level)
+        loss = word_loss(group.trained.network, dataclasses.replace(group.valid, level=at), recipe.train.precision)
+        rows.append({"level": level, "guidance": 0.0, "valid_loss": loss, "chosen": False})
+    best = min(rows, key=lambda row: row["valid_loss"])
+    best["chosen"] = True
+    group.trained.level, group.trained.decode = best["level"], recipe.decode
+    return rows

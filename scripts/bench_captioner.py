@@ -1,0 +1,73 @@
+"""How fast do captioners write and learn? Seconds with and without a cache, and the cost of levels.
+
+    python scripts/bench_captioner.py
+
+CPU seconds of one thread, best of three, random weights and vectors; texts of 20 words that never end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from noisycorr.captioner.choice import CaptionTrain, Decode, Design
+from noisycorr.captioner.decode import Next, write
+from noisycorr.captioner.levels import Levels
+from noisycorr.captioner.stored import build
+from noisycorr.captioner.train import Lesson, Trainer, take_step
+from noisycorr.captioner.words import Pieces
+
+
+def best(work: Callable[[], object], repeats: int = 3) -> float:
+    """Least CPU seconds."""
+    found = []
+    for _ in range(repeats):
+        started = time.process_time()
+        work()
+        found.append(time.process_time() - started)
+    return min(found)
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--words", type=int, default=20)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rng, device = np.random.default_rng(0), torch.device("cpu")
+    words = Pieces.learn([" ".join(map(str, rng.integers(0, 4000, 8))) for _ in range(2000)], 1500)
+    design = dataclasses.replace(Design(), longest=given.words)
+    levels = Levels(edges=tuple(np.linspace(0, 1, 9)), counts=(8,) * 9, made_by={})
+    n, length = 256, 14
+    speeds = {}
+    for name, some in (("without levels", None), ("with levels", levels)):
+        network = build(design, words, None, image_dim=1280, cells=1, levels=some, precision="fp32")
+        lesson = Lesson(image=rng.normal(size=(n, 1280)).astype(np.float16), weight=np.ones(n),
+                        tokens=rng.integers(3, words.size, (n, length)), length=np.full(n, length),
+                        level=None if some is None else rng.integers(0, 8, n))  # fmt: skip
+        trainer = Trainer(network, lesson, CaptionTrain())
+        speeds[name] = best(lambda trainer=trainer: [take_step(trainer, np.arange(64), 100) for _ in range(3)], 5) / 3
+        print(f"step of 64 pairs {name}: {speeds[name]:.3f} s, {64 / speeds[name]:,.0f} samples/s")
+    print(f"cost of levels: {speeds['with levels'] / speeds['without levels'] - 1:+.1%}")
+    network.eval()
+    memory = network.memory(torch.randn(given.pictures, 1280), torch.zeros(given.pictures, dtype=torch.int64)).detach()
+    for search in ("greedy", "beam"):
+        decode = Decode(search=search, least_tokens=given.words, no_repeat_ngram=0)  # type: ignore[arg-type]
+
+        def one(cached: bool, decode: Decode = decode) -> object:
+            following = Next(network.decoder, [memory], 0.0, cached=cached)
+            return write(following, given.pictures, words, decode, most=given.words, device=device)
+
+        fast, slow = best(lambda one=one: one(True), 2), best(lambda one=one: one(False), 2)
+        print(f"{search}, {given.pictures} pictures x {given.words} words: {fast:.2f} s with a cache, {slow:.2f} s "
+              f"without, {slow / fast:.1f} times")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""`noisycorr caption train`, `caption generate` and `bench caption`, from files to files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from caption_data import JUNK, world
+
+from noisycorr.caption_bench import Bench, recipe_of, tables, unigram_f1
+from noisycorr.captioner.choice import CaptionTrain, Design
+from noisycorr.cli import main
+from noisycorr.embed import parts
+from noisycorr.learn.corpus import read_corpus
+from noisycorr.pairs import UsageError
+from noisycorr.run import Run
+
+SIZE = ["--width", "24", "--layers", "1", "--attention_heads", "2", "--vocabulary", "360", "--prefix_tokens", "2",
+        "--longest", "16", "--batch_size", "16", "--lr", "0.01"]  # fmt: skip
+FAST = [*SIZE, "--levels", "3", "--level_least", "5", "-q"]
+
+
+def write_source(folder: Path, n: int = 160) -> Path:
+    """Stored embeddings with texts, a third of which are a stock phrase."""
+    material = world(n, junk=0.33)
+    rng = np.random.default_rng(5)
+    kinds = np.array([0 if text == JUNK else 1 for text in material.texts])
+    text = material.image @ rng.normal(size=(9, 12)) + 0.1 * rng.normal(size=(n, 12))
+    text[kinds == 0] = rng.normal(size=12) + 0.1 * rng.normal(size=(int((kinds == 0).sum()), 12))
+    folder.mkdir(parents=True)
+    image = material.image @ rng.normal(size=(9, 20)) + 0.2 * rng.normal(size=(n, 20))
+    np.save(folder / "image.npy", image.astype(np.float32))
+    np.save(folder / "text.npy", text.astype(np.float32))
+    texts = list(material.texts)
+    texts[1], texts[2] = "", "one very long text " * 20
+    pq.write_table(pa.table({"key": [f"k{r}" for r in range(n)], "caption": texts}), folder / "pairs.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cleaned run, a captioner of it, and texts for it."""
+    folder = tmp_path_factory.mktemp("caption")
+    source = write_source(folder / "source")
+    assert main(["clean", str(source), "--output_folder", str(folder / "run"), "--stages", "embed,score,decide",
+                 "-q"]) == 0  # fmt: skip
+    assert main(train(folder)) == 0
+    assert main(generate(folder, "texts")) == 0
+    return folder
+
+
+def train(folder: Path, *more: str) -> list[str]:
+    words = {"--epochs": "10", "--level_by": "score_pair"}
+    return ["caption", "train", str(folder / "run"), "--output_folder", str(folder / "model"), *FAST,
+            *[word for name, value in words.items() if name not in more for word in (name, value)], *more]  # fmt: skip
+
+
+def generate(folder: Path, name: str, *more: str) -> list[str]:
+    return ["caption", "generate", str(folder / "run"), "--model", str(folder / "model"), "--output_folder",
+            str(folder / name), "-q", *more]  # fmt: skip
+
+
+def written(folder: Path, name: str) -> pa.Table:
+    return pq.read_table(folder / name / "captions" / "00000.parquet")
+
+
+def test_what_training_writes(place: Path):
+    report = json.loads((place / "model" / "report.json").read_text())
+    assert len(report["history"]) == 10 and sum(row["chosen"] for row in report["levels"]) == 1
+    assert report["history"][-1]["valid_loss"] < report["history"][0]["valid_loss"]
+    assert report["pairs"]["cut"] == 1, "the long text"
+    assert not read_corpus(Run(place / "run")).usable.all() or report["pairs"]["without_text"] == 1
+    levels = json.loads((place / "model" / "levels.json").read_text())
+    assert set(levels["made_by"]) == {"column", "scorer", "preprocessing", "corpus"}
+    assert all(path.suffix != ".pt" for path in (place / "model").rglob("*"))
+
+
+def test_what_generating_writes(place: Path):
+    table = written(place, "texts")
+    assert table.column("key").to_pylist() == [f"k{r}" for r in range(160)]
+    assert set(table.column_names) == {"key", "row", "level", "text", "score", "log_prob", "ended"}
+    texts = table.column("text").to_pylist()
+    assert all(texts) and sum("on a table" in text for text in texts) > 100
+    assert np.isnan(table.column("score").to_numpy()).all(), "these embeddings have no encoder of texts"
+    assert set(table.column("level").to_pylist()) == {json.loads((place / "model/captioner.json").read_text())["level"]}
+
+
+def test_levels_by_number_and_given(place: Path):
+    assert main(generate(place, "low", "--level", "0", "--search", "greedy")) == 0
+    low = written(place, "low")
+    best = written(place, "texts").column("text").to_pylist()
+    assert low.column("text").to_pylist().count(JUNK) > 1.5 * best.count(JUNK)
+    assert set(low.column("level").to_pylist()) == {0}
+    assert main(generate(place, "given", "--level", "given")) == 0
+    assert len(set(written(place, "given").column("level").to_pylist())) > 1
+
+
+def test_the_same_command_twice_and_after_a_kill(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before = (place / "model" / "captioner.safetensors").read_bytes()
+    assert main(train(place)) == 0
+    shutil.copytree(place / "model", tmp_path / "model")
+    for name in ("captioner.json", "captioner.safetensors", "stages/caption.json"):
+        (tmp_path / "model" / name).unlink()  # as if killed while it chose a level
+    steps = sorted((tmp_path / "model" / "checkpoints").iterdir())
+    shutil.rmtree(steps[-1])
+    shutil.copytree(place / "run", tmp_path / "run")
+    assert main(train(tmp_path)) == 0
+    assert (tmp_path / "model" / "captioner.safetensors").read_bytes() == before
+    assert main(train(tmp_path, "--epochs", "3")) == 2
+    assert "holds another training (recipe.train.epochs: was 10, now 3)" in capsys.readouterr().err
+    assert main(generate(place, "texts", "--level", "1")) == 2
+    assert "holds texts of another kind" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--level", "7"], "level 7 is asked for"),
+        (["--level", "high"], "expected best, given, each, or a number"),
+        (["--level", "each"], "needs the encoder of texts"),
+        (["--search", "nucleus", "--samples", "3"], "needs the encoder of texts"),
+        (["--guidance", "1", "--against", "image"], "image_dropout"),
+    ],
+)
+def test_wrong_questions(place: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str):
+    assert main(generate(place, "wrong", *more)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_other_pictures_and_other_scores_are_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    other = tmp_path / "source"
+    other.mkdir()
+    rng = np.random.default_rng(0)
+    np.save(other / "image.npy", rng.normal(size=(30, 19)).astype(np.float32))
+    np.save(other / "text.npy", rng.normal(size=(30, 12)).astype(np.float32))
+    assert main(["clean", str(other), "--output_folder", str(tmp_path / "run"), "-q"]) == 0
+    words = ["caption", "generate", str(tmp_path / "run"), "--model", str(place / "model"), "--output_folder",
+             str(tmp_path / "texts"), "-q"]  # fmt: skip
+    assert main(words) == 2 and "reads image vectors of width 20 by precomputed" in capsys.readouterr().err
+    shutil.copytree(place / "run", tmp_path / "again")
+    assert main(["score", "--output_folder", str(tmp_path / "again"), "--seed", "3", "-q"]) == 0
+    words[2] = str(tmp_path / "again")
+    assert main([*words, "--level", "given"]) == 2
+    assert "edges of scores with corpus" in capsys.readouterr().err
+    assert main(["caption", "generate", str(place / "run"), "--model", str(tmp_path), "--output_folder",
+                 str(tmp_path / "texts")]) == 2  # fmt: skip
+    assert "holds no finished captioner" in capsys.readouterr().err
+
+
+def test_without_levels_and_without_a_ledger(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copytree(place / "run", tmp_path / "run")
+    for name in ("decide", "score"):
+        (tmp_path / "run" / "stages" / f"{name}.json").unlink()
+    assert main(train(tmp_path)) == 2
+    assert "--level_by score_pair: the ledger has no such column" in capsys.readouterr().err
+    vanilla = ["--level_by", "none", "--weight_by", "none", "--keep_fraction", "1", "--epochs", "1"]
+    assert main(train(tmp_path, *vanilla)) == 0
+    assert not (tmp_path / "model" / "levels.json").exists()
+    assert main(generate(tmp_path, "texts")) == 0
+    assert set(written(tmp_path, "texts").column("level").to_pylist()) == {-1}
+    assert parts(Run(tmp_path / "run")) == [0]
+
+
+# The benchmark
+
+
+def test_unigram_f1():
+    assert unigram_f1(["a red ball"], [["a red ball"]]) == 100
+    assert unigram_f1(["a a b", ""], [["a c", "x"], ["y"]]) == pytest.approx(100 * (2 / 5) / 2)
+
+
+def test_methods_are_choices_of_one_engine():
+    train_choice, design = CaptionTrain(), Design()
+    assert recipe_of("vanilla", train_choice, design).levels.level_by == "none"
+    assert recipe_of("filter+keep_fraction=0.3", train_choice, design).teach.fraction == 0.3
+    assert recipe_of("weight", train_choice, design).teach.weight_by == "p_clean"
+    assert recipe_of("noc+levels=4+bins=uniform", train_choice, design).levels.levels == 4
+    assert recipe_of("choice", train_choice, design).decode.samples == 5
+    for spec, said in (("nobody", "expected some of"), ("noc+levels", "no option=value"), ("noc+x=1", "no option of")):
+        with pytest.raises(UsageError, match=said):
+            recipe_of(spec, train_choice, design)
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"sets": "sample"}, "expected NAME=SOURCE"),
+        ({"noises": "loud"}, "expected random or junk"),
+        ({"ratios": "2"}, "shares in 0 to 1"),
+        ({"seeds": "x"}, "must be numbers"),
+        ({"methods": ""}, "--methods is empty"),
+        ({"limit": -1}, "expected 0"),
+    ],
+)
+def test_wrong_benchmarks(choice: dict[str, object], said: str):
+    with pytest.raises(UsageError, match=said):
+        Bench(**choice).cells()  # type: ignore[arg-type]
+
+
+def test_tables():
+    def row(method: str, seed: int, value: float) -> dict[str, object]:
+        return {"set": "s", "noise": "junk", "ratio": 0.4, "method": method, "seed": seed, "F1": value, "R@1": value,
+                "alignment": value, "unique": 1.0, "control_alignment": None, "seconds": 1.0}  # fmt: skip
+
+    text = tables([row("noc", 0, 10.0), row("noc", 1, 12.0), row("oracle", 0, 99.0), row("vanilla", 0, 10.5)])
+    assert "| s | 40% junk | **11.0 ± 1.4** | 99.0 | 10.5 |" in text
