@@ -5,6 +5,7 @@ Nothing is shown before `set_up` was called, so that a program which imports the
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -12,7 +13,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -52,6 +53,17 @@ def set_up(*, quiet: bool = False, verbose: bool = False, log_format: str = "tex
         for name in _LIBRARIES:
             logging.getLogger(name).setLevel(logging.ERROR)
             warnings.filterwarnings("ignore", module=rf"{name}(\..*)?")
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Show nothing for a while: for work that is only a test."""
+    before = _LOG.level
+    _LOG.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        _LOG.setLevel(before)
 
 
 def detail(message: str) -> None:

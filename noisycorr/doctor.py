@@ -93,7 +93,7 @@ def _self_test() -> Finding:
 
     started = time.perf_counter()
     try:
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory() as name, console.silent():
             shipped = next((Path(noisycorr.__file__).parent / "sample").glob("*.parquet"))
             pq.write_table(pq.read_table(shipped).slice(0, 120), Path(name) / "few.parquet")
             plan = Plan(source=Source(path=f"{name}/few.parquet"), embed=Embed(clip_model="tiny"))

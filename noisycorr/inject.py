@@ -27,6 +27,7 @@ from noisycorr.formats import Reader
 from noisycorr.formats.images import BadImage, read_image
 from noisycorr.formats.writers.shards import Batches
 from noisycorr.formats.writers.values import final_type, json_type, merge_types
+from noisycorr.lock import NAME as LOCK
 from noisycorr.noise import (
     GenericCaption,
     HardSwap,
@@ -198,7 +199,7 @@ def _take(folder: Path, settings: str, choice: Inject) -> dict[str, Any] | None:
     for stray in folder.glob(".*.tmp"):  # left by a killed process
         if stray.name.startswith((".noise", ".0")):
             stray.unlink(missing_ok=True)
-    if not any(folder.iterdir()):
+    if all(path.name == LOCK for path in folder.iterdir()):
         return None
     try:
         record = read_json(folder / RECORD)

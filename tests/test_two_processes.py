@@ -19,6 +19,7 @@ from noisycorr.strategies import BUILT_IN
 from noisycorr.webly.methods import BUILT_IN as METHODS
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.xdist_group("two processes")  # they share one launch
 CASES = [*BUILT_IN, *NETWORKS, *(f"{CLASSES}{name}" for name in METHODS), "captioner"]
 PATIENCE = 900
 

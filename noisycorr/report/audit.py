@@ -22,7 +22,7 @@ from noisycorr.run import Run, atomic_path, write_json
 from noisycorr.scoring import part_ranges, read_scores
 
 CLASSES, EACH = 12, 6  # galleries by class, and cards in each
-LISTED = 60  # rows of a table
+LISTED, CLASSES = 20, 60  # rows of a table
 LENT = 2  # lenders that a card shows
 READ = ["key", "text", "label", "label_rectified", "label_proposed", "p_clean", "p_proposed", "out_of_set", "verdict",
         "reason", "text_lenders"]  # fmt: skip
@@ -80,7 +80,7 @@ def write_audit_report(run: Run) -> Path:
         warnings=known["warnings"], rows=len(ledger), verdicts=facts["verdicts"], threshold=facts["p_threshold"],
         reasons=_reasons(column), confusion=body["confusion"][:LISTED], overlaps=overlaps,
         changed=[cards[row] for row in chosen["changed"]], outside=[cards[row] for row in chosen["outside"]],
-        classes=[(*row[:6], "–" if row[6] is None else f"{row[6]:.3f}") for row in classes[:LISTED]],
+        classes=[(*row[:6], "–" if row[6] is None else f"{row[6]:.3f}") for row in classes[:CLASSES]],
         galleries=[(name, [cards[row] for row in chosen[f"class {name}"]]) for name in
                    [row[0] for row in classes[:CLASSES]]],
         senses=[(*row[:3], "–" if row[3] is None else f"{row[3]:.3f}") for row in body["senses"]],
