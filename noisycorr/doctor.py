@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from noisycorr import __version__, dist
+from noisycorr import __version__, console, dist
 from noisycorr.run import library_versions
 
 LITTLE = 5  # GB of free space below which it is told as a warning
