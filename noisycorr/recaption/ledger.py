@@ -33,14 +33,14 @@ CHUNK = 256  # pictures that a captioner gets at once
 def marked_rows(ledger: pa.Table, choice: Recaption, has_image: np.ndarray, has_text: np.ndarray) -> np.ndarray:
     """int (m,): rows that get a proposal.
 
-    Pairs with a picture that were not judged as right by a person or kept, and of which one of these holds: the text is
-    missing or has an issue; or the pair is marked as mismatched, to be reviewed or to be repaired, with a p_clean below
-    the line. A near-duplicate that was dropped as such is none of them, nor is a picture with an issue.
+    Pairs with a picture that were not judged as right by a person or kept, and of which one of these holds: the text
+    is missing or has an issue; or the pair is marked as mismatched, to be reviewed or to be repaired, with a p_clean
+    below the line, or any if that is 1. A near-duplicate that was dropped as such is none of them, nor is a picture with an issue.
     """
     verdict = ledger.column("verdict").to_numpy(zero_copy_only=False)
     p_clean = ledger.column("p_clean").to_numpy()
     with np.errstate(invalid="ignore"):
-        low = p_clean < choice.below
+        low = (p_clean < choice.below) | (choice.below == 1)
     doubted = ledger.column("is_mismatch_issue").to_numpy(zero_copy_only=False) | np.isin(
         verdict, ("review", "recaption")
     )

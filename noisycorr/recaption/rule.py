@@ -23,7 +23,7 @@ class Recaption:
 
     Attributes:
         below: Pairs marked as mismatched, dropped, or to be reviewed or repaired get a proposal if p_clean is below
-            this; so do pictures without a text or with a text issue.
+            this (all of them if it is 1); so do pictures without a text or with a text issue.
         propose: Without a model: nearest takes the text of the nearest trusted image, agreement the one of `lenders`
             neighbours that says what they all say, class that of the trusted pair of the most similar pseudo-class.
         lenders: Trusted neighbours that are asked, 1 to 200.
