@@ -35,7 +35,8 @@ def marked_rows(ledger: pa.Table, choice: Recaption, has_image: np.ndarray, has_
 
     Pairs with a picture that were not judged as right by a person or kept, and of which one of these holds: the text
     is missing or has an issue; or the pair is marked as mismatched, to be reviewed or to be repaired, and its p_clean
-    lies below the line, or the line is 1. A near-duplicate that was dropped as such is none of them, nor is a picture with an issue.
+    lies below the line, or the line is 1. A near-duplicate that was dropped as such is none of them, nor is a picture
+    with an issue.
     """
     verdict = ledger.column("verdict").to_numpy(zero_copy_only=False)
     p_clean = ledger.column("p_clean").to_numpy()
