@@ -20,7 +20,7 @@ from noisycorr.learn.loop import Hooks, fit
 from noisycorr.noise_labels import NoisyLabels, diffuse_noise, noisy_texts, semantic_noise
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, fingerprint, read_json, write_json
-from noisycorr.webly.anchors import complete_texts, select_anchors
+from noisycorr.webly.anchors import complete_through_images, trusted_rows
 from noisycorr.webly.choice import TrainClasses
 from noisycorr.webly.contract import Method
 from noisycorr.webly.fitting import feature_learner, final_opinion, predict_features, probabilities, tune_on
@@ -150,9 +150,9 @@ def crawl(data: WeblySet, cell: Cell) -> Crawl:
             noisy = semantic_noise(data.truth[rows], data.classes, seed=cell.seed)
     of_class = _unit(data.class_text.astype(np.float32))[noisy.label]
     raw = np.where(has, (_unit(text.astype(np.float32)) * of_class).sum(1), np.nan)
-    completed = complete_texts(data.image[rows], text, has)
+    completed = complete_through_images(data.image[rows], text, has)
     match = np.where(completed.any(1), (completed * of_class).sum(1), np.nan)
-    anchors = select_anchors(match, noisy.label, cell.anchors)
+    anchors = trusted_rows(match, noisy.label, cell.anchors)
     return Crawl(rows=rows, noisy=noisy, truth=data.truth[rows], match=match, raw=raw, anchors=anchors)
 
 
