@@ -99,6 +99,19 @@ def test_capro_protects_its_anchors(faithful: bool):
     assert np.array_equal(label[anchors > 0], given[anchors > 0]) != faithful, "released, the export protects nobody"
 
 
+def test_capro_changes_labels_only_to_what_the_texts_say():
+    x, truth, given = blobs(200, 4, wrong=0.4)
+    says = np.where(np.arange(200) % 2 == 0, truth, -1)
+    choice = TrainClasses(epochs=10, batch_size=40, lr=0.05, embed_dim=6, hidden=8, save_every=0.0)
+    for confirm in (True, False):
+        one = feature_learner(x, given, 4, load_method("capro", {"threshold": 0.3, "confirm": confirm}), choice,
+                              anchors=some_anchors(truth, given), text_class=says)  # fmt: skip
+        fit(one)
+        label = final_opinion(one).label
+        changed = (label >= 0) & (label != given)
+        assert changed.sum() > 10 and ((label == says)[changed].all() == confirm)
+
+
 def test_tags_are_learned_and_cleaned():
     x, truth, _ = blobs(300, 5, width=16)
     tags = tags_of(truth, 5)

@@ -9,7 +9,7 @@ from reference import labels_reference as slow
 from torch.nn import functional
 
 from noisycorr.losses import labels as fast
-from noisycorr.webly.anchors import complete_through_images, trusted_rows
+from noisycorr.webly.anchors import complete_through_images, text_classes, trusted_rows
 from noisycorr.webly.bank import CosineHead, Prototypes, Queue
 from noisycorr.webly.cleaning import collective_targets, mixed_score, remove_noise, remove_tag_noise
 from noisycorr.webly.methods.nested import accuracy_of_cuts, first_channels
@@ -107,6 +107,17 @@ def test_noise_removal_worked_cases():
     row, y, free = torch.tensor([[0.075, 0.125, 0.7, 0.1]]), torch.tensor([0]), torch.tensor([False])
     assert not remove_noise(row, y, free, threshold=0.8)[0], "neither sure of another class nor plausible"
     assert remove_noise(row, y, free, threshold=0.8, out_of_set=0.2)[0]
+
+
+def test_a_label_changes_only_to_the_class_that_is_allowed():
+    score = torch.tensor([[0.3, 0.7, 0.0]] * 4 + [[0.9, 0.1, 0.0], [0.5, 0.3, 0.2]])
+    label, allowed = torch.tensor([0, 0, 0, 0, 0, 0]), torch.tensor([1, 2, -1, -1, -1, 1])
+    anchor = torch.tensor([False, False, False, True, False, False])
+    keep, target = remove_noise(score, label, anchor, threshold=0.6, allowed=allowed)
+    assert keep.tolist() == [True, False, False, True, True, True], "neither class is believed where they disagree"
+    assert target.tolist() == [1, 0, 0, 0, 0, 0]
+    for i, (row, y, trusted) in enumerate(zip(score.tolist(), label.tolist(), anchor.tolist())):
+        assert slow.remove_noise(row, y, trusted, 0.6, int(allowed[i])) == (bool(keep[i]), int(target[i]))
 
 
 def test_mixed_score_is_a_distribution():
@@ -239,3 +250,12 @@ def test_trusted_rows_are_few_of_a_class():
     assert trusted_rows(score, label, 2).tolist() == [1, 0, 0, 0, 0, 0, 1, 1]
     wide = np.arange(20.0)
     assert np.flatnonzero(trusted_rows(wide, np.zeros(20, int), 4)).tolist() == [16, 17, 18, 19]
+
+
+def test_a_text_names_a_class_if_it_matches_as_well_as_those_of_trusted_rows():
+    match = np.array(
+        [[0.9, 0.1, 0.2], [0.3, 0.8, 0.1], [0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [0.2, 0.85, 0.1], [0.1, 0.2, 0.9]]
+    )
+    match = np.vstack([match, np.full(3, np.nan)])
+    label, anchors = np.array([0, 1, 0, 0, 0, 0, 1]), np.array([1, 1, 0, 0, 0, 0, 0])
+    assert text_classes(match, label, anchors).tolist() == [0, 1, -1, -1, 1, -1, -1], "class 2 has nobody trusted"

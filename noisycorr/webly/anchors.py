@@ -21,6 +21,30 @@ def complete_through_images(image: Float[np.ndarray, "n d"], text: Float[np.ndar
     return complete_texts(text, build_graph(image, min(k, len(image) - 1), seed=0), has_text)[0]
 
 
+def text_classes(match: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"],
+                 anchors: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:  # fmt: skip
+    """The class that each text names, so surely that a label may be changed to it.
+
+        out_i = argmax_k match_ik   if that match is at least the lowest own match among the trusted rows of k
+
+    The bar is set by the texts of trusted rows, for each class anew; no truth and no number to choose is in it.
+
+    Args:
+        match: Cosine of each completed text with the text of each class, NaN = unknown.
+        label: As it came.
+        anchors: 1 = trusted, of `trusted_rows`.
+
+    Returns:
+        int64 (n,), -1 = names none; classes that nobody is trusted of are never named.
+    """
+    own = match[np.arange(len(label)), label]
+    bar = np.full(match.shape[1], np.inf)
+    np.minimum.at(bar, label[anchors > 0], own[anchors > 0])
+    known = np.isfinite(match).all(axis=1)
+    best = np.where(known[:, None], match, -np.inf).argmax(axis=1)
+    return np.where(known & (match[np.arange(len(label)), best] >= bar[best]), best, -1)
+
+
 def trusted_rows(score: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " n"]:
     """int8 (n,) 1 = among the `count` best known matches of its class, and never more than `SHARE` of it."""
     return select_anchors(score, label, k=count, share=SHARE).astype(np.int8)
