@@ -154,7 +154,7 @@ def crawl(data: WeblySet, cell: Cell) -> Crawl:
     of_class = words[noisy.label]
     raw = np.where(has, (_unit(text.astype(np.float32)) * of_class).sum(1), np.nan)
     completed = complete_through_images(data.image[rows], text, has)
-    every = np.where(completed.any(1)[:, None], completed @ words.T, np.nan)
+    every = np.where(np.asarray(completed.any(1))[:, None], completed @ words.T, np.nan)
     match = every[np.arange(len(rows)), noisy.label]
     anchors = trusted_rows(match, noisy.label, cell.anchors)
     return Crawl(rows=rows, noisy=noisy, truth=data.truth[rows], match=match, raw=raw, anchors=anchors,
