@@ -99,11 +99,13 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     if len(rows[TRAIN]) < 2:
         raise UsageError(f"{plan.path} has {len(rows[TRAIN])} labelled samples to train on, expected at least 2.")
     method = plan.method[1]
-    anchors = trusted(source, samples, plan, rows[TRAIN]) if method.takes_anchors and plan.labels.anchors else None
-    inputs = _inputs(plan, samples, split, anchors, source)
+    anchors, says = None, None
+    if method.takes_anchors and plan.labels.anchors:
+        anchors, says = trusted(source, samples, plan, rows[TRAIN])
+    inputs = _inputs(plan, samples, split, (anchors, says), source)
     _claim(run, inputs, plan)
     _start(plan, run, samples, split)
-    learner = _learner(plan, samples, rows[TRAIN], anchors)
+    learner = _learner(plan, samples, rows[TRAIN], anchors, says)
     folder = run.folder / "checkpoints"
     if dist.is_main():
         sweep(folder)
@@ -114,7 +116,7 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     opinion = final_opinion(learner)
     report = _report(plan, samples, learner, rows, opinion)
     if dist.is_main():
-        _store(run, samples, learner, rows[TRAIN], opinion, anchors)
+        _store(run, samples, learner, rows[TRAIN], opinion, anchors, says)
         write_json(run.path("report.json"), report)
         run.finish("classify", inputs, {"samples": len(rows[TRAIN])})
         from noisycorr.report.classes import write_class_report
@@ -125,7 +127,8 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     return report
 
 
-def _learner(plan: Plan, samples: Samples, rows: np.ndarray, anchors: np.ndarray | None) -> ClassLearner:
+def _learner(plan: Plan, samples: Samples, rows: np.ndarray, anchors: np.ndarray | None,
+             says: np.ndarray | None) -> ClassLearner:  # fmt: skip
     label = samples.label[rows]
     weights = None
     if plan.labels.weigh == "rare":
@@ -135,16 +138,17 @@ def _learner(plan: Plan, samples: Samples, rows: np.ndarray, anchors: np.ndarray
         weights = np.where(weights > 0, weights, 1.0)
     try:
         return feature_learner(samples.image[rows], label, len(samples.classes), plan.method[1], plan.train,
-                               anchors=anchors, weights=weights)  # fmt: skip
+                               anchors=anchors, weights=weights, text_class=says)  # fmt: skip
     except ValueError as error:
         raise UsageError(f"--method {plan.method[0]}: {error}.") from error
 
 
-def _inputs(plan: Plan, samples: Samples, split: np.ndarray, anchors: np.ndarray | None, source: Run) -> dict[str, Any]:
+def _inputs(plan: Plan, samples: Samples, split: np.ndarray, texts: tuple[np.ndarray | None, ...],
+            source: Run) -> dict[str, Any]:  # fmt: skip
     return {
         "data": {"embed": (source.stage("embed") or {}).get("fingerprint"), "classes": samples.classes,
                  "labels": fingerprint(samples.label.tolist()), "split": fingerprint(split.tolist()),
-                 "anchors": None if anchors is None else fingerprint(anchors.tolist())},
+                 "anchors": [None if one is None else fingerprint(one.tolist()) for one in texts]},
         "method": [plan.method[0], dataclasses.asdict(plan.method[1])],  # type: ignore[call-overload]
         "settings": plan.train.settings(), "weigh": plan.labels.weigh, "noisycorr": __version__,
     }  # fmt: skip
@@ -245,7 +249,7 @@ def _test_classes(samples: Samples, p: np.ndarray, right: np.ndarray, trained: n
 
 
 def _store(run: Run, samples: Samples, learner: ClassLearner, rows: np.ndarray, opinion: Opinion,
-           anchors: np.ndarray | None) -> None:  # fmt: skip
+           anchors: np.ndarray | None, says: np.ndarray | None) -> None:  # fmt: skip
     """The model and the cleaned labels."""
     body = {name: value.cpu().contiguous() for name, value in learner.weights().items()}
     with atomic_path(run.path("model.safetensors")) as path:
@@ -255,6 +259,8 @@ def _store(run: Run, samples: Samples, learner: ClassLearner, rows: np.ndarray, 
     table: dict[str, Any] = {"key": [samples.keys[row] for row in rows], "p_clean": opinion.p_clean.astype(np.float32)}
     if anchors is not None:
         table["anchor"] = anchors.tolist()
+    if says is not None:
+        table["text_class"] = [samples.classes[c] if c >= 0 else None for c in says]
     given = samples.label[rows]
     if samples.multi:
         table["label"] = [[samples.classes[c] for c in np.flatnonzero(one > 0)] for one in given]

@@ -21,30 +21,31 @@ class NoisyLabels:
     mixed: tuple[int, ...] = ()
 
 
-def diffuse_noise(truth: Int[np.ndarray, " n"], classes: int, group: Int[np.ndarray, " c"], *, ratio: float = 0.25,
+def diffuse_noise(truth: Int[np.ndarray, " n"], classes: int, alike: Bool[np.ndarray, "c c"], *, ratio: float = 0.25,
                   inside: float = 0.7, seed: int = 0) -> NoisyLabels:  # fmt: skip
-    """Flips, most of them to a class of the same group; what belongs to no class gets any label.
+    """Flips, most of them to a class that is alike; what belongs to no class gets any label.
 
     Args:
         truth: Right class, -1 = none.
         classes: c.
-        group: Of each class.
+        alike: True where two classes are; the diagonal does not matter.
         ratio: Share of the samples of a class that are flipped.
-        inside: Share of the flips that stay inside the group, where it has another class.
+        inside: Share of the flips that go to a class that is alike, where there is one.
         seed: Of the draw.
     """
     rng = np.random.default_rng([seed, 101])
     label = np.where(truth < 0, rng.integers(0, classes, len(truth)), truth)
     known = np.flatnonzero(truth >= 0)
     for row in rng.permutation(known)[: round(ratio * len(known))]:
-        near = np.flatnonzero((group == group[truth[row]]) & (np.arange(classes) != truth[row]))
+        near = np.flatnonzero(alike[truth[row]] & (np.arange(classes) != truth[row]))
         far = np.flatnonzero(np.arange(classes) != truth[row])
         label[row] = rng.choice(near if len(near) and rng.random() < inside else far)
     return NoisyLabels(label=label)
 
 
 def semantic_noise(truth: Int[np.ndarray, " n"], classes: int, *, pairs: int = 8, share: float = 0.6,
-                   flips: float = 0.1, seed: int = 0) -> NoisyLabels:  # fmt: skip
+                   flips: float = 0.1, partners: Int[np.ndarray, "c m"] | None = None,
+                   seed: int = 0) -> NoisyLabels:  # fmt: skip
     """For pairs (a, b) of classes most samples of b are labelled a, as if a's name meant b, too; and a few flips.
 
     Args:
@@ -53,11 +54,15 @@ def semantic_noise(truth: Int[np.ndarray, " n"], classes: int, *, pairs: int = 8
         pairs: Of classes; at most c / 2.
         share: Of b's samples that are labelled a.
         flips: Share of all other samples of a class that get another label.
+        partners: Classes that each may be paired with, the likeliest first, -1 = none; None = any class.
         seed: Of the draw.
     """
     rng = np.random.default_rng([seed, 103])
     label = np.where(truth < 0, rng.integers(0, classes, len(truth)), truth)
-    chosen = rng.permutation(classes)[: 2 * min(pairs, classes // 2)].reshape(-1, 2)
+    order = rng.permutation(classes)
+    chosen = (
+        order[: 2 * min(pairs, classes // 2)].reshape(-1, 2) if partners is None else _paired(order, partners, pairs)
+    )
     taken = np.zeros(len(truth), bool)
     for a, b in chosen:
         mine = rng.permutation(np.flatnonzero(truth == b))
@@ -67,6 +72,17 @@ def semantic_noise(truth: Int[np.ndarray, " n"], classes: int, *, pairs: int = 8
     rest = rng.permutation(rest)[: round(flips * len(rest))]
     label[rest] = (truth[rest] + rng.integers(1, classes, len(rest))) % classes
     return NoisyLabels(label=label, mixed=tuple(sorted(int(c) for c in chosen.ravel())))
+
+
+def _paired(order: np.ndarray, partners: np.ndarray, pairs: int) -> np.ndarray:
+    """At most so many pairs (a, b): each class in its turn with the likeliest partner that is free."""
+    free, out = np.ones(len(order), bool), []
+    for a in order:
+        others = [b for b in partners[a] if b >= 0 and b != a and free[b]]
+        if free[a] and others and len(out) < pairs:
+            out.append((a, others[0]))
+            free[[a, others[0]]] = False
+    return np.array(out, np.int64).reshape(-1, 2)
 
 
 def noisy_texts(n: int, *, blank: float = 0.3, other: float = 0.15,

@@ -13,7 +13,8 @@ from noisycorr.classes import class_names, column_values, encode_names, read_def
 from noisycorr.embed import open_features, read_facts
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run
-from noisycorr.webly.anchors import complete_texts, select_anchors, select_tag_anchors
+from noisycorr.score.anchors import select_tag_anchors
+from noisycorr.webly.anchors import complete_through_images, text_classes, trusted_rows
 from noisycorr.webly.classify_choice import Labels
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ def read_samples(run: Run, choice: Labels) -> Samples:
     )  # fmt: skip
 
 
-def trusted(run: Run, samples: Samples, plan: Plan, rows: np.ndarray) -> np.ndarray:
-    """Anchors of the training samples, int8 (m,) or (m, c).
+def trusted(run: Run, samples: Samples, plan: Plan, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Anchors of the training samples, int8 (m,) or (m, c), and the class that each text names; None for tags.
 
     Args:
         run: The samples' run.
@@ -97,12 +98,14 @@ def trusted(run: Run, samples: Samples, plan: Plan, rows: np.ndarray) -> np.ndar
     names = encode_names(run, samples.meanings, plan.clip_model)
     names = names / np.maximum(np.linalg.norm(names, axis=1, keepdims=True), 1e-12)
     text = samples.text[rows]
-    completed = complete_texts(samples.image[rows], text, np.asarray(text.any(1)), neighbors=10 if samples.multi else 5)
+    has = np.asarray(text.any(1))
+    completed = complete_through_images(samples.image[rows], text, has, k=10 if samples.multi else 5)
     score = np.where(np.asarray(completed.any(1))[:, None], completed @ names.T, np.nan)
     label = samples.label[rows]
     if samples.multi:
-        return select_tag_anchors(score, label, plan.labels.anchors)
-    return select_anchors(score[np.arange(len(rows)), label], label, plan.labels.anchors)
+        return select_tag_anchors(score, label > 0, k=plan.labels.anchors)[0], None
+    anchors = trusted_rows(score[np.arange(len(rows)), label], label, plan.labels.anchors)
+    return anchors, text_classes(score, label, anchors)
 
 
 def _tags(value: Any) -> Any:

@@ -19,12 +19,13 @@ import torch
 from bench_features import CIFAR, load_features
 
 from noisycorr.encoders.embedded import EmbeddedEncoder
+from noisycorr.noise_labels import diffuse_noise, noisy_texts, semantic_noise
 from noisycorr.run import atomic_path
 from noisycorr.score.prototypes import Prototypes, text_prototypes
 
 SETS = ("caltech101", "fashion", "emoji", "cifar10n")
 NOISES = ("diffuse", "semantic", "natural")
-BLANK, FOREIGN = 0.30, 0.15
+SIMILAR, FEWEST = 10, 10  # classes like each; rows of a class that is paired with another
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,6 @@ class Case:
         truth: int (m,): true class, -1 = out of the set.
         prototypes: Of the classes that are in the set.
         joint_prototypes: The same in the joint space.
-        polysemous: Classes A of semantic noise.
     """
 
     rows: np.ndarray
@@ -78,7 +78,6 @@ class Case:
     truth: np.ndarray
     prototypes: Prototypes
     joint_prototypes: Prototypes
-    polysemous: np.ndarray
 
     @property
     def wrong(self) -> np.ndarray:
@@ -126,28 +125,40 @@ def load_set(name: str, data: Path, limit: int, cache: Path, encoder: EmbeddedEn
 
 def make_case(data: Labelled, noise: str, seed: int, encoder: EmbeddedEncoder) -> Case:
     """The set with noise of one seed."""
-    rng = np.random.default_rng([seed, 101])
     classes = len(data.names)
-    inside = np.ones(classes, bool)
     sense = _text_features(data.definitions, encoder)
-    if noise == "natural":
-        assert data.given is not None
-        given = data.given.copy()
-    else:
-        inside = _hold_out(data, 0.20 if noise == "diffuse" else 0.15, rng)
-        given = _flip(data, sense, inside, 0.25 if noise == "diffuse" else 0.10, rng)
-    pairs = _confuse(data, sense, inside, given, rng) if noise == "semantic" else np.zeros(0, np.int64)
-    outside = ~inside[data.label]
-    given[outside] = rng.choice(np.flatnonzero(inside), int(outside.sum()))
-    new = np.cumsum(inside) - 1
-    truth = np.where(outside, -1, new[data.label])
-    text, has_text = _texts(data.text, rng)
-    chosen = [place for place in range(classes) if inside[place]]
+    inside = np.ones(classes, bool)
+    if noise != "natural":
+        inside = _hold_out(data, 0.20 if noise == "diffuse" else 0.15, np.random.default_rng([seed, 101]))
+    truth = np.where(inside[data.label], (np.cumsum(inside) - 1)[data.label], -1)
+    chosen = np.flatnonzero(inside)
+    given = _noisy(data, noise, seed, truth, sense[chosen], data.category[chosen])
+    text, has_text = _texts(data.text, seed)
     joint = encoder.joint_space(np.zeros((0, 1280), np.float32), sense[chosen])[1]
     owner = np.arange(len(chosen))
-    return Case(rows=np.arange(len(given)), text=text, has_text=has_text, given=new[given], truth=truth,
+    return Case(rows=np.arange(len(given)), text=text, has_text=has_text, given=given, truth=truth,
                 prototypes=text_prototypes(sense[chosen], owner, len(owner)),
-                joint_prototypes=text_prototypes(joint, owner, len(owner)), polysemous=new[pairs])  # fmt: skip
+                joint_prototypes=text_prototypes(joint, owner, len(owner)))  # fmt: skip
+
+
+def _noisy(data: Labelled, noise: str, seed: int, truth: np.ndarray, sense: np.ndarray,
+           category: np.ndarray) -> np.ndarray:  # fmt: skip
+    """Labels of the classes that are in the set; similar ones are of one category, or the ten nearest by definition."""
+    count = len(sense)
+    if noise == "natural":
+        assert data.given is not None
+        return data.given.copy()
+    like = sense @ sense.T
+    np.fill_diagonal(like, -np.inf)
+    near = np.argsort(-like, axis=1)[:, :SIMILAR]
+    if noise == "diffuse":
+        alike = category[:, None] == category
+        if not category.any():
+            alike = np.zeros((count, count), bool)
+            np.put_along_axis(alike, near, True, axis=1)
+        return diffuse_noise(truth, count, alike, seed=seed).label
+    large = np.bincount(truth[truth >= 0], minlength=count) >= FEWEST
+    return semantic_noise(truth, count, partners=np.where(large[near] & large[:, None], near, -1), seed=seed).label
 
 
 def _hold_out(data: Labelled, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -161,55 +172,13 @@ def _hold_out(data: Labelled, share: float, rng: np.random.Generator) -> np.ndar
     return inside
 
 
-def _flip(data: Labelled, sense: np.ndarray, inside: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    given = data.label.copy()
-    near = _nearest(sense, 10)
-    for row in np.flatnonzero(rng.random(len(given)) < share):
-        own = given[row]
-        others = np.flatnonzero(inside & (np.arange(len(inside)) != own))
-        if rng.random() < 0.7:
-            alike = (
-                data.category == data.category[own]
-                if data.category.any()
-                else np.isin(np.arange(len(inside)), near[own])
-            )
-            others = others[alike[others]] if alike[others].any() else others
-        given[row] = rng.choice(others)
-    return given
-
-
-def _confuse(data: Labelled, sense: np.ndarray, inside: np.ndarray, given: np.ndarray,
-             rng: np.random.Generator) -> np.ndarray:  # fmt: skip
-    """60 % of B get the label A, in eight pairs of similar classes; the classes A."""
-    size = np.bincount(data.label, minlength=len(inside))
-    near, free, pairs = _nearest(sense, 10), inside & (size >= 10), []
-    for one in rng.permutation(np.flatnonzero(free)):
-        partners = [other for other in near[one] if free[other] and other != one]
-        if free[one] and partners and len(pairs) < 8:
-            pairs.append((one, partners[0]))
-            free[[one, partners[0]]] = False
-    for a, b in pairs:
-        moved = (data.label == b) & (rng.random(len(given)) < 0.6)
-        given[moved] = a
-    return np.array([a for a, _ in pairs])
-
-
-def _nearest(sense: np.ndarray, count: int) -> np.ndarray:
-    like = sense @ sense.T
-    np.fill_diagonal(like, -np.inf)
-    return np.argsort(-like, axis=1)[:, :count]
-
-
-def _texts(text: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _texts(text: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Texts with blanks and foreign ones; and which exist."""
     n = len(text)
     if not text.shape[1]:
         return np.zeros((n, 384), np.float32), np.zeros(n, bool)
-    foreign, order = rng.random(n) < FOREIGN, rng.permutation(n)
-    found = text[np.where(foreign, order, np.arange(n))].astype(np.float32)
-    has = rng.random(n) >= BLANK
-    found[~has] = 0
-    return found, has
+    source, has = noisy_texts(n, seed=seed)
+    return np.where(has[:, None], text[source].astype(np.float32), np.float32(0)), has
 
 
 def _three(rows: list[dict[str, Any]]) -> list[str]:

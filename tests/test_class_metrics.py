@@ -85,14 +85,14 @@ def test_diffuse_noise_stays_in_groups():
     truth = np.arange(2000) % 8
     truth[:200] = -1
     group = np.arange(8) // 4
-    got = diffuse_noise(truth, 8, group, ratio=0.25, inside=0.7, seed=3)
+    got = diffuse_noise(truth, 8, group[:, None] == group, ratio=0.25, inside=0.7, seed=3)
     known = truth >= 0
     wrong = known & (got.label != truth)
     assert wrong.sum() == round(0.25 * known.sum())
     near = group[got.label[wrong]] == group[truth[wrong]]
     assert 0.7 < near.mean() < 0.92, "70 % by choice, and three sevenths of the rest by chance"
     assert len(np.unique(got.label[~known])) == 8
-    again = diffuse_noise(truth, 8, group, ratio=0.25, inside=0.7, seed=3)
+    again = diffuse_noise(truth, 8, group[:, None] == group, ratio=0.25, inside=0.7, seed=3)
     assert np.array_equal(got.label, again.label)
 
 
@@ -107,6 +107,16 @@ def test_semantic_noise_has_its_shares():
         assert moved[truth == b].mean() == pytest.approx(0.6) and len(np.unique(got.label[moved & (truth == b)])) == 1
     flipped = semantic_noise(truth, 10, pairs=0, flips=0.1, seed=1)
     assert (flipped.label != truth).mean() == pytest.approx(0.1) and flipped.mixed == ()
+
+
+def test_semantic_noise_pairs_only_partners():
+    truth = np.repeat(np.arange(6), 10)
+    partners = np.array([[1, 2], [0, 2], [1, 0], [-1, -1], [-1, -1], [3, -1]])
+    got = semantic_noise(truth, 6, pairs=8, share=0.6, flips=0.0, partners=partners, seed=2)
+    moved = {(int(a), int(b)) for a, b in zip(got.label, truth) if a != b}
+    assert len(moved) == 2 and (5, 3) in moved and all(b in partners[a] for a, b in moved)
+    assert len(got.mixed) == 4 and 4 not in got.mixed
+    assert all((got.label[truth == b] == a).sum() == 6 for a, b in moved)
 
 
 def test_noisy_texts():

@@ -65,7 +65,7 @@ def test_a_classifier_is_trained_tested_and_continued(run: Run, tmp_path: Path, 
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["test"]["top1"] > 0.9 and len(report["per_class"]) == 6 and report["labels"]["precision"] > 0.7
     table = pq.read_table(tmp_path / "out" / "labels.parquet")
-    assert set(table.column_names) == {"key", "p_clean", "anchor", "label", "label_rectified", "verdict"}
+    assert set(table.column_names) == {"key", "p_clean", "anchor", "label", "label_rectified", "verdict", "text_class"}
     assert set(table.column("verdict").to_pylist()) <= {"keep", "relabel", "drop"}
     before = {name: (tmp_path / "out" / name).read_bytes() for name in ("report.json", "report.html", "labels.parquet")}
     assert b"class-0" in before["report.html"]

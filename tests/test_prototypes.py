@@ -7,7 +7,7 @@ import pytest
 
 from noisycorr.index import neighbors
 from noisycorr.pairs import UsageError
-from noisycorr.score.anchors import noise_removal, select_anchors, select_tag_anchors, tag_noise_removal
+from noisycorr.score.anchors import select_anchors, select_tag_anchors
 from noisycorr.score.completion import Graph, build_graph, complete_texts, lenders
 from noisycorr.score.prototypes import class_cosines, match, prepare_text, text_prototypes
 from noisycorr.score.rerank import rerank, rerank_graph
@@ -16,42 +16,6 @@ from tests.reference import rerank as reference
 
 def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-@pytest.mark.parametrize(
-    ("s", "anchor", "label", "keep"),
-    [
-        ([0.075, 0.125, 0.725, 0.075], False, 2, True),
-        ([0.3, 0.3, 0.2, 0.2], False, 0, True),
-        ([0.1, 0.4, 0.3, 0.2], False, 0, False),
-        ([0.075, 0.125, 0.725, 0.075], True, 0, True),
-        ([0.3, 0.3, 0.2, 0.2], True, 0, True),
-        ([0.1, 0.4, 0.3, 0.2], True, 0, True),
-    ],
-)
-def test_worked_cases_of_noise_removal(s: list[float], anchor: bool, label: int, keep: bool) -> None:
-    one = np.array([s])
-    found = noise_removal(one, one, np.array([0]), np.array([anchor]))
-    assert (found.label[0], found.keep[0], found.changed[0]) == (label, keep, label != 0)
-    assert found.score[0] == pytest.approx(s[0])
-
-
-def test_noise_removal_mixes_both_sides_and_moves_its_bars() -> None:
-    classifier, prototype = np.array([[0.15, 0.05, 0.75, 0.05]]), np.array([[0.0, 0.2, 0.7, 0.1]])
-    assert noise_removal(classifier, prototype, np.array([0])).score[0] == pytest.approx(0.075)
-    assert noise_removal(classifier, prototype, np.array([0]), gamma=0.8).keep[0] == np.False_
-    assert noise_removal(classifier, prototype, np.array([0]), gamma=0.8, ood_threshold=0.2).keep[0]
-    assert noise_removal(classifier, prototype, np.array([0]), alpha=1.0).score[0] == pytest.approx(0.15)
-
-
-def test_tag_noise_removal_by_hand() -> None:
-    p = np.array([[0.95, 0.02, 0.5, 0.1]])
-    tags = np.array([[False, True, True, True]])
-    assert tag_noise_removal(p, tags).tolist() == [[1, 0, 1, 0]]
-    assert tag_noise_removal(p, tags, np.array([[0, 1, 0, -1]])).tolist() == [[1, 1, 1, 1]]
-    assert tag_noise_removal(np.array([[0.2, 0.5, 0.5, 0.5]]), np.array([[True, False, True, False]])).tolist() == [
-        [-1, 0, 1, 0]
-    ]
 
 
 @pytest.mark.parametrize(("k1", "k2", "lam"), [(6, 3, 0.3), (20, 6, 0.3), (5, 1, 0.0), (7, 4, 1.0)])
@@ -165,10 +129,13 @@ def test_anchors_are_the_best_known_of_each_class() -> None:
     labels = np.array([0, 0, 0, 0, 1, -1, 1])
     assert np.flatnonzero(select_anchors(score, labels, k=2)).tolist() == [0, 1, 4, 6]
     assert np.flatnonzero(select_anchors(score, labels, k=1)).tolist() == [0, 4]
+    assert np.flatnonzero(select_anchors(score, labels, k=2, share=0.25)).tolist() == [0, 4], "one row at least"
     drawn = select_anchors(score, labels, k=-2, seed=1)
     assert drawn.sum() == 4 and not drawn[[2, 5]].any()
     with pytest.raises(UsageError, match="k = 0"):
         select_anchors(score, labels, k=0)
+    with pytest.raises(UsageError, match="share above 0"):
+        select_anchors(score, labels, k=1, share=0.0)
 
 
 def test_negative_tag_anchors_lose_their_label_unless_faithful() -> None:

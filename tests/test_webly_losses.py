@@ -9,10 +9,9 @@ from reference import labels_reference as slow
 from torch.nn import functional
 
 from noisycorr.losses import labels as fast
-from noisycorr.webly.anchors import complete_texts, select_anchors, select_tag_anchors
+from noisycorr.webly.anchors import complete_through_images, text_classes, trusted_rows
 from noisycorr.webly.bank import CosineHead, Prototypes, Queue
 from noisycorr.webly.cleaning import collective_targets, mixed_score, remove_noise, remove_tag_noise
-from noisycorr.webly.methods.confident import prune_by_noise_rate
 from noisycorr.webly.methods.nested import accuracy_of_cuts, first_channels
 from noisycorr.webly.mixup import mix_rows
 
@@ -105,6 +104,20 @@ def test_noise_removal_worked_cases():
     strict, changed = remove_noise(torch.tensor([[0.6, 0.4]]), torch.tensor([1]), torch.tensor([False]),
                                    threshold=0.6, strict=True)  # fmt: skip
     assert not bool(strict) and int(changed) == 1
+    row, y, free = torch.tensor([[0.075, 0.125, 0.7, 0.1]]), torch.tensor([0]), torch.tensor([False])
+    assert not remove_noise(row, y, free, threshold=0.8)[0], "neither sure of another class nor plausible"
+    assert remove_noise(row, y, free, threshold=0.8, out_of_set=0.2)[0]
+
+
+def test_a_label_changes_only_to_the_class_that_is_allowed():
+    score = torch.tensor([[0.3, 0.7, 0.0]] * 4 + [[0.9, 0.1, 0.0], [0.5, 0.3, 0.2]])
+    label, allowed = torch.tensor([0, 0, 0, 0, 0, 0]), torch.tensor([1, 2, -1, -1, -1, 1])
+    anchor = torch.tensor([False, False, False, True, False, False])
+    keep, target = remove_noise(score, label, anchor, threshold=0.6, allowed=allowed)
+    assert keep.tolist() == [True, False, False, True, True, True], "neither class is believed where they disagree"
+    assert target.tolist() == [1, 0, 0, 0, 0, 0]
+    for i, (row, y, trusted) in enumerate(zip(score.tolist(), label.tolist(), anchor.tolist())):
+        assert slow.remove_noise(row, y, trusted, 0.6, int(allowed[i])) == (bool(keep[i]), int(target[i]))
 
 
 def test_mixed_score_is_a_distribution():
@@ -121,6 +134,9 @@ def test_tag_noise_removal():
     assert got.tolist() == [[1, 0, 1, 0, 0, 0]], "set, removed, kept, removed, negative anchor, kept"
     released = remove_tag_noise(score, tag, anchor, threshold=0.9, faithful=True)
     assert released[0, 4] == 1, "as released a negative anchor keeps its tag"
+    p, three = torch.tensor([[0.95, 0.02, 0.5, 0.1]], dtype=torch.float64), torch.tensor([[0, 1, 1, 1]])
+    sure = remove_tag_noise(p, three, torch.tensor([[0, 1, 0, -1]]), threshold=0.9)
+    assert sure.tolist() == [[1, 1, 1, 0]], "anchors keep what they say"
     unsure = remove_tag_noise(torch.tensor([[0.12, 0.5]], dtype=torch.float64), torch.tensor([[1, 0]]),
                               torch.zeros(1, 2, dtype=torch.int64), threshold=0.9)  # fmt: skip
     assert unsure.tolist() == [[-1, 0]]
@@ -219,33 +235,27 @@ def test_cuts_of_nested_dropout():
         assert value == pytest.approx(float((guess == label).double().mean()))
 
 
-def test_confident_pruning_finds_planted_errors():
-    rng = np.random.default_rng(0)
-    truth = np.arange(300) % 3
-    p = np.full((300, 3), 0.05) + 0.85 * np.eye(3)[truth]
-    p = p + 0.02 * rng.random(p.shape)
-    p /= p.sum(1, keepdims=True)
-    given = truth.copy()
-    given[:30] = (truth[:30] + 1) % 3
-    wrong = prune_by_noise_rate(p, given)
-    assert wrong[:30].all() and not wrong[30:].any()
-
-
 def test_completed_texts_equal_the_dense_definition():
     rng = np.random.default_rng(0)
     image, text, has = rng.normal(size=(20, 6)), rng.normal(size=(20, 5)), np.arange(20) % 3 > 0
-    got = complete_texts(image, text, has, neighbors=4)
+    got = complete_through_images(image, text, has, k=4)
     np.testing.assert_allclose(got, slow.complete(image, text, has, 4, 1.0), atol=1e-5)
-    none = complete_texts(image, text, np.zeros(20, bool))
+    none = complete_through_images(image, text, np.zeros(20, bool))
     assert not none.any()
 
 
-def test_anchors():
+def test_trusted_rows_are_few_of_a_class():
     score = np.array([0.9, 0.1, 0.5, np.nan, 0.3, 0.2, 0.8, 0.7])
     label = np.array([0, 0, 0, 0, 1, 1, 1, 2])
-    assert select_anchors(score, label, 2, share=0.5).tolist() == [1, 0, 1, 0, 1, 0, 1, 1]
-    tags = np.ones((5, 1), int)
-    got = select_tag_anchors(np.array([[0.1], [0.9], [0.5], [0.3], [0.7]]), tags, 2)
-    assert got[:, 0].tolist() == [-1, 1, 0, -1, 1]
-    few = select_tag_anchors(np.array([[0.1], [0.9], [0.5]]), tags[:3], 2)
-    assert few[:, 0].tolist() == [-1, 1, 1], "the best go first, and nobody is both"
+    assert trusted_rows(score, label, 2).tolist() == [1, 0, 0, 0, 0, 0, 1, 1]
+    wide = np.arange(20.0)
+    assert np.flatnonzero(trusted_rows(wide, np.zeros(20, int), 4)).tolist() == [16, 17, 18, 19]
+
+
+def test_a_text_names_a_class_if_it_matches_as_well_as_those_of_trusted_rows():
+    match = np.array(
+        [[0.9, 0.1, 0.2], [0.3, 0.8, 0.1], [0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [0.2, 0.85, 0.1], [0.1, 0.2, 0.9]]
+    )
+    match = np.vstack([match, np.full(3, np.nan)])
+    label, anchors = np.array([0, 1, 0, 0, 0, 0, 1]), np.array([1, 1, 0, 0, 0, 0, 0])
+    assert text_classes(match, label, anchors).tolist() == [0, 1, -1, -1, 1, -1, -1], "class 2 has nobody trusted"

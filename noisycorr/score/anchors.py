@@ -1,13 +1,11 @@
 """Whom to trust: the best text matches of each class are anchors, whose label nothing may change.
 
-And the rule that keeps, changes or drops the labels of all others, given what classifier and prototypes say.
+The rule that keeps, changes or drops the labels of all others in training is in `webly/cleaning.py`.
 
 Source: CAPro (Qin et al., NeurIPS 2023), table of deviations in the docstrings below.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -17,25 +15,13 @@ from noisycorr.pairs import UsageError
 PER_CLASS = 50
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Corrected:
-    """What becomes of labels.
-
-    Attributes:
-        keep: bool (n,): False = out of the set, dropped.
-        label: int64 (n,): the label that holds now; the given one where it was not changed.
-        changed: bool (n,): `label` differs from the given one.
-        score: float (n,): mixed probability of the given label, in [0, 1], higher = more plausible.
-    """
-
-    keep: np.ndarray
-    label: np.ndarray
-    changed: np.ndarray
-    score: np.ndarray
-
-
 def select_anchors(
-    score: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"], *, k: int = PER_CLASS, seed: int = 0
+    score: Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    *,
+    k: int = PER_CLASS,
+    share: float = 1.0,
+    seed: int = 0,
 ) -> Bool[np.ndarray, " n"]:
     """The k best matched rows of each class.
 
@@ -44,21 +30,24 @@ def select_anchors(
         labels: Class of each row, -1 = none, never an anchor.
         k: Anchors of each class; a class of fewer known rows gives all it has. Negative: |k| at random instead of the
             best, to see what the match is worth.
+        share: Of the rows of a class, at most, but one row at least; 1 = no bound, as released.
         seed: Of the random choice.
 
     Raises:
-        UsageError: If k is 0 or shapes differ.
+        UsageError: If k is 0, share is not in (0, 1], or shapes differ.
 
     Differs: of equal scores the earlier row goes first; rows whose neighbourhood holds no text are never taken.
     """
-    if k == 0 or score.shape != labels.shape:
-        raise UsageError(f"k = {k} anchors of each class were asked of {score.shape} scores and {labels.shape} labels.")
+    if k == 0 or not 0 < share <= 1 or score.shape != labels.shape:
+        raise UsageError(f"k = {k} anchors of each class, at most {share:g} of it (expected: k not 0, share above 0 "
+                         f"and at most 1), were asked of {score.shape} scores and {labels.shape} labels.")  # fmt: skip
     rank = score if k > 0 else np.where(np.isnan(score), np.nan, np.random.default_rng(seed).random(len(score)))
     known = np.flatnonzero(np.isfinite(rank) & (labels >= 0))
     order = known[np.lexsort((known, -rank[known], labels[known]))]
-    place = _place_in_group(labels[order])
+    size = np.bincount(labels[labels >= 0])
+    most = np.maximum(np.minimum(abs(k), np.round(share * size)), 1)
     out = np.zeros(len(score), bool)
-    out[order[place < abs(k)]] = True
+    out[order[_place_in_group(labels[order]) < most[labels[order]]]] = True
     return out
 
 
@@ -97,74 +86,6 @@ def select_tag_anchors(
         domain[order[:best], column] = 1
         domain[order[best:][-k:], column] = -1
     return domain, tags if faithful else tags & (domain >= 0)
-
-
-def noise_removal(
-    classifier: Float[np.ndarray, "n c"],
-    prototype: Float[np.ndarray, "n c"],
-    labels: Int[np.ndarray, " n"],
-    anchor: Bool[np.ndarray, " n"] | None = None,
-    *,
-    alpha: float = 0.5,
-    gamma: float = 0.6,
-    ood_threshold: float = 1.0,
-) -> Corrected:
-    """Keep, change or drop each label.
-
-        s = alpha * classifier + (1 - alpha) * prototype,   m, h = max s
-        ok  = s[y] >= ood_threshold / c  or anchor
-        fix = m >= gamma and not anchor
-        label = h if fix else y;    keep = ok or fix
-
-    `fix` comes first: it is applied also where the given label is plausible.
-
-    Args:
-        classifier: Probabilities; rows sum to 1.
-        prototype: Likewise, of similarities with prototypes.
-        labels: Given classes, all >= 0.
-        anchor: Protected rows; None = none, as in MoPro (with gamma = 0.8).
-        alpha: Weight of the classifier, in [0, 1].
-        gamma: Probability from which another label wins.
-        ood_threshold: Plausible means at least this many times 1 / c.
-
-    Source: CAPro's noise removal; the mixture and its two thresholds are MoPro's (Li et al., ICLR 2021).
-    """
-    mixed = alpha * np.asarray(classifier, np.float64) + (1 - alpha) * np.asarray(prototype, np.float64)
-    anchor = np.zeros(len(mixed), bool) if anchor is None else np.asarray(anchor, bool)
-    own = np.take_along_axis(mixed, labels[:, None], 1)[:, 0]
-    best = mixed.argmax(axis=1)
-    fix = (mixed.max(axis=1) >= gamma) & ~anchor
-    keep = (own >= ood_threshold / mixed.shape[1]) | anchor | fix
-    label = np.where(fix, best, labels)
-    return Corrected(keep=keep, label=label, changed=label != labels, score=own)
-
-
-def tag_noise_removal(
-    probability: Float[np.ndarray, "n c"],
-    tags: Bool[np.ndarray, "n c"],
-    domain: Int[np.ndarray, "n c"] | None = None,
-    *,
-    gamma: float = 0.9,
-) -> Int[np.ndarray, "n c"]:
-    """Targets of several labels for each row: 1, 0, or -1 = leave out of the loss.
-
-        clean = p >= 1/c where the tag is given, 1 - p >= 1/c where it is not
-        flip to 1 if p >= gamma, to 0 if 1 - p >= gamma;  anchors keep their target
-
-    Args:
-        probability: Mixed probability of each tag.
-        tags: Given labels, or targets of `select_tag_anchors`.
-        domain: Anchors of `select_tag_anchors`, None = none.
-        gamma: Probability from which a tag is flipped.
-
-    Source: CAPro's multi-label variant.
-    """
-    p, tags = np.asarray(probability, np.float64), np.asarray(tags, bool)
-    kept = np.zeros(p.shape, bool) if domain is None else np.asarray(domain) != 0
-    own = np.where(tags, p, 1 - p)
-    out = np.where(own >= 1 / p.shape[1], tags.astype(np.int8), -1)
-    out = np.where(p >= gamma, 1, np.where(1 - p >= gamma, 0, out))
-    return np.where(kept, tags, out).astype(np.int8)
 
 
 def _place_in_group(sorted_groups: np.ndarray) -> np.ndarray:

@@ -1,8 +1,6 @@
-"""Whom to trust: texts completed through similar images, matched with the class, the best of each class.
+"""Whom to trust in training: texts completed through similar images, and the best matches of each class.
 
-Source: CAPro (Qin et al., NeurIPS 2023).
-Differs: the own text counts, blank texts do not, neighbours weigh by their cosine, the match is a cosine,
-and no class trusts more than three tenths of its samples.
+The formulas are those of the audit (`score/completion.py`, `score/anchors.py`).
 """
 
 from __future__ import annotations
@@ -10,80 +8,43 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-BLOCK = 1024
+from noisycorr.score.anchors import select_anchors
+from noisycorr.score.completion import build_graph, complete_texts
+
+SHARE = 0.3  # of a class that may be trusted at most: with all of a small class there would be nothing to clean
 
 
-def complete_texts(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n e"], has_text: Bool[np.ndarray, " n"], *,
-                   neighbors: int = 5, own: float = 1.0) -> Float[np.ndarray, "n e"]:  # fmt: skip
-    """Texts averaged over each image's neighbours.
-
-        A = max(K, K^T) with K_ij = cos(image_i, image_j) for the nearest j,   rows divided by their sum
-        out_i = unit(own text_i + sum_j A_ij text_j),   blank texts left out
-
-    Args:
-        image: Any rows; made unit here.
-        text: Any rows; made unit here.
-        has_text: False where the text is blank.
-        neighbors: Beside the image itself.
-        own: Weight of the own text.
-
-    Returns:
-        Unit rows; zeros where neither the image nor a neighbour has a text.
-    """
-    from scipy import sparse
-
-    n = len(image)
-    v = _unit(image.astype(np.float32))
-    t = _unit(text.astype(np.float32)) * has_text[:, None]
-    k = min(neighbors, n - 1)
-    near, weight = np.empty((n, k), np.int64), np.empty((n, k), np.float32)
-    for start in range(0, n, BLOCK):
-        cosine = v[start : start + BLOCK] @ v.T
-        cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -np.inf
-        near[start : start + BLOCK] = found = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        weight[start : start + BLOCK] = np.take_along_axis(cosine, found, 1)
-    graph = sparse.csr_matrix((weight.clip(1e-3, 1).ravel(), near.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
-    graph = graph.maximum(graph.T)
-    graph = sparse.diags(1 / np.maximum(np.asarray(graph.sum(1)).ravel(), 1e-12)) @ graph
-    return _unit(np.asarray(own * t + graph @ t))
+def complete_through_images(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n e"],
+                            has_text: Bool[np.ndarray, " n"], *, k: int = 5) -> Float[np.ndarray, "n e"]:  # fmt: skip
+    """Texts averaged over the k nearest images and the own text; unit rows, zeros where no text is known."""
+    image = np.asarray(image, np.float32)
+    return complete_texts(text, build_graph(image, min(k, len(image) - 1), seed=0), has_text)[0]
 
 
-def select_anchors(score: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"], count: int, *,
-                   share: float = 0.3) -> np.ndarray:  # fmt: skip
-    """The best matches of each class.
+def text_classes(match: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"],
+                 anchors: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:  # fmt: skip
+    """The class that each text names, so surely that a label may be changed to it.
+
+        out_i = argmax_k match_ik   if that match is at least the lowest own match among the trusted rows of k
+
+    The bar is set by the texts of trusted rows, for each class anew; no truth and no number to choose is in it.
 
     Args:
-        score: Match of each sample with the class of its label, higher = better; NaN = unknown, never chosen.
-        label: int64 (n,).
-        count: Of each class; at least one where one is known.
-        share: Of a class, at most: with all of a small class trusted there would be nothing to clean.
+        match: Cosine of each completed text with the text of each class, NaN = unknown.
+        label: As it came.
+        anchors: 1 = trusted, of `trusted_rows`.
 
     Returns:
-        int8 (n,) 1 = anchor.
+        int64 (n,), -1 = names none; classes that nobody is trusted of are never named.
     """
-    out = np.zeros(len(label), np.int8)
-    for c in np.unique(label):
-        mine = np.flatnonzero((label == c) & np.isfinite(score))
-        best = max(1, min(count, round(share * (label == c).sum())))
-        out[mine[np.argsort(-score[mine], kind="stable")[:best]]] = 1
-    return out
+    own = match[np.arange(len(label)), label]
+    bar = np.full(match.shape[1], np.inf)
+    np.minimum.at(bar, label[anchors > 0], own[anchors > 0])
+    known = np.isfinite(match).all(axis=1)
+    best = np.where(known[:, None], match, -np.inf).argmax(axis=1)
+    return np.where(known & (match[np.arange(len(label)), best] >= bar[best]), best, -1)
 
 
-def select_tag_anchors(score: Float[np.ndarray, "n c"], tag: Int[np.ndarray, "n c"], count: int) -> np.ndarray:
-    """The best and the worst matches of each tag among the samples that have it.
-
-    Returns:
-        int8 (n, c): 1 = has the tag for sure, -1 = has it not; the two never overlap, the best go first.
-    """
-    out = np.zeros(tag.shape, np.int8)
-    for c in range(tag.shape[1]):
-        mine = np.flatnonzero((tag[:, c] > 0) & np.isfinite(score[:, c]))
-        order = mine[np.argsort(-score[mine, c], kind="stable")]
-        best = order[:count]
-        worst = order[max(len(best), len(order) - count) :]
-        out[best, c], out[worst, c] = 1, -1
-    return out
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
+def trusted_rows(score: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " n"]:
+    """int8 (n,) 1 = among the `count` best known matches of its class, and never more than `SHARE` of it."""
+    return select_anchors(score, label, k=count, share=SHARE).astype(np.int8)

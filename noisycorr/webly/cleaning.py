@@ -18,14 +18,22 @@ def mixed_score(class_logits: Float[Tensor, "b c"], prototype_logits: Float[Tens
     return mix * torch.softmax(class_logits, 1) + (1 - mix) * torch.softmax(prototype_logits, 1)
 
 
-def remove_noise(score: Float[Tensor, "b c"], label: Int[Tensor, " b"], anchor: Bool[Tensor, " b"], *,
-                 threshold: float = 0.6, out_of_set: float = 1.0,
-                 strict: bool = False) -> tuple[Bool[Tensor, " b"], Int[Tensor, " b"]]:  # fmt: skip
+def remove_noise(
+    score: Float[Tensor, "b c"],
+    label: Int[Tensor, " b"],
+    anchor: Bool[Tensor, " b"],
+    *,
+    threshold: float = 0.6,
+    out_of_set: float = 1.0,
+    strict: bool = False,
+    allowed: Int[Tensor, " b"] | None = None,
+) -> tuple[Bool[Tensor, " b"], Int[Tensor, " b"]]:
     """Keep, relabel or drop each sample.
 
-        ok     = s[y] >= out_of_set / C  or anchor
-        fix    = max s >= threshold      and not anchor
-        target = argmax s if fix else y,   keep = ok or fix
+        ok      = s[y] >= out_of_set / C  or anchor
+        fix     = max s >= threshold      and not anchor
+        doubted = fix and argmax s is neither y nor allowed
+        target  = argmax s if fix and not doubted else y,   keep = (ok or fix) and not doubted
 
     Args:
         score: Probabilities s, rows that sum to 1.
@@ -34,6 +42,8 @@ def remove_noise(score: Float[Tensor, "b c"], label: Int[Tensor, " b"], anchor: 
         threshold: From which the likeliest class replaces the label.
         out_of_set: Below this multiple of 1 / C a label is not plausible.
         strict: > instead of >=, as MoPro.
+        allowed: The only class that each label may be changed to, -1 = none: where the score says another class and
+            this does not, neither is believed. None = any class, as released.
 
     Returns:
         keep and target.
@@ -43,7 +53,8 @@ def remove_noise(score: Float[Tensor, "b c"], label: Int[Tensor, " b"], anchor: 
     low = out_of_set / score.shape[1]
     ok = (own > low if strict else own >= low) | anchor
     fix = (best > threshold if strict else best >= threshold) & ~anchor
-    return ok | fix, torch.where(fix, likeliest, label)
+    doubted = torch.zeros_like(fix) if allowed is None else fix & (likeliest != label) & (likeliest != allowed)
+    return (ok | fix) & ~doubted, torch.where(fix & ~doubted, likeliest, label)
 
 
 def remove_tag_noise(score: Float[Tensor, "b c"], tag: Int[Tensor, "b c"], anchor: Int[Tensor, "b c"], *,

@@ -49,12 +49,14 @@ class ClassSet(TrainSet):
         anchors: int8 (n,) 1 = trusted; or (n, c) 1 = trusted to have the tag, -1 = trusted not to have it. The method
             never relabels them. None = nobody is trusted.
         weights: float32 (n,) of the loss of each sample; None = 1.
+        text_class: int64 (n,) the class that the completed text of each sample names, -1 = none; None = no texts.
     """
 
     labels: np.ndarray
     classes: int
     anchors: np.ndarray | None = None
     weights: np.ndarray | None = None
+    text_class: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +67,9 @@ class ClassSet(TrainSet):
         if low < 0 or high >= (2 if self.multi else self.classes):
             top = 1 if self.multi else self.classes - 1
             raise ValueError(f"labels reach from {low} to {high}, expected 0 to {top}")
-        for name, column, wanted in (("anchors", self.anchors, shape), ("weights", self.weights, (n,))):
+        for name, column, wanted in (
+            ("anchors", self.anchors, shape), ("weights", self.weights, (n,)), ("text_class", self.text_class, (n,)),
+        ):  # fmt: skip
             if column is not None and column.shape != wanted:
                 raise ValueError(f"{name} have shape {column.shape}, expected {wanted}")
 
@@ -87,6 +91,7 @@ class Batch:
         labels: int64 (b,), or int64 (b, c) tags.
         anchors: int64 of the same shape: 0 = not trusted.
         weights: (b,).
+        text_class: int64 (b,) class that the completed text names, -1 = none; None = no texts.
         classes: c.
         network: That encoded it; its classifier and modules are used from here on.
         epoch: From 0.
@@ -101,6 +106,7 @@ class Batch:
     weights: Float[Tensor, " b"]
     classes: int
     network: ClassNetwork
+    text_class: Tensor | None = None
     epoch: int = 0
     epochs: int = 1
 

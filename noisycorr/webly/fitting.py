@@ -33,7 +33,8 @@ class Opinion:
 
 
 def feature_learner(features: np.ndarray, labels: np.ndarray, classes: int, method: Method, choice: TrainClasses, *,
-                    anchors: np.ndarray | None = None, weights: np.ndarray | None = None) -> ClassLearner:  # fmt: skip
+                    anchors: np.ndarray | None = None, weights: np.ndarray | None = None,
+                    text_class: np.ndarray | None = None) -> ClassLearner:  # fmt: skip
     """A learner on stored features.
 
     Args:
@@ -44,6 +45,7 @@ def feature_learner(features: np.ndarray, labels: np.ndarray, classes: int, meth
         choice: How to train.
         anchors: As `ClassSet` takes them; left out where the method does not know what to do with them.
         weights: (n,) of the losses, or None.
+        text_class: As `ClassSet` takes it; left out likewise.
     """
     dtype = torch.float64 if choice.precision == "fp64" else torch.float32
     n = len(features)
@@ -51,6 +53,7 @@ def feature_learner(features: np.ndarray, labels: np.ndarray, classes: int, meth
         towers=StoredTowers(features, np.zeros((n, 1), np.float32), device=dist.device(), dtype=dtype),
         rows=np.arange(n), image_group=np.arange(n), text_group=np.arange(n), labels=labels, classes=classes,
         anchors=anchors if method.takes_anchors else None, weights=weights,
+        text_class=text_class if method.takes_anchors else None,
     )  # fmt: skip
 
     def backbone() -> FeatureBackbone:

@@ -50,6 +50,7 @@ class ClassLearner(Learner):
         self.labels = torch.from_numpy(data.labels.astype(np.int64))
         anchors = np.zeros_like(data.labels) if data.anchors is None else data.anchors
         self.anchors = torch.from_numpy(anchors.astype(np.int64))
+        self.text_class = None if data.text_class is None else torch.from_numpy(data.text_class.astype(np.int64))
         weights = np.ones(len(data.rows)) if data.weights is None else data.weights / data.weights.mean()
         self.weight = torch.from_numpy(weights.astype(np.float64))
 
@@ -112,6 +113,7 @@ class ClassLearner(Learner):
         batch = Batch(
             features=image, key=text, rows=rows.to(self.device), labels=self.labels[rows].to(self.device),
             anchors=self.anchors[rows].to(self.device), weights=self.weight[rows].to(self.device, self.dtype),
+            text_class=None if self.text_class is None else self.text_class[rows].to(self.device),
             classes=self.data.classes, network=network, epoch=self.cursor.epoch, epochs=self.choice.epochs,
         )  # fmt: skip
         nothing = image.new_zeros(())

@@ -89,10 +89,12 @@ def collective(anchor: Tensor, queue: Tensor, beliefs: Tensor, own: Tensor, temp
     return out
 
 
-def remove_noise(score: list[float], label: int, anchor: bool, threshold: float) -> tuple[bool, int]:
+def remove_noise(score: list[float], label: int, anchor: bool, threshold: float, allowed: int | None = None):
     best = max(score)
     ok = score[label] >= 1 / len(score) or anchor
     fix = best >= threshold and not anchor
+    if fix and allowed is not None and score.index(best) not in (label, allowed):
+        return False, label
     return ok or fix, score.index(best) if fix else label
 
 

@@ -4,10 +4,11 @@ Three stages in one training: labels as they came; prototypes and clean labels; 
 cleaned set with mixup.
 
 Source: Qin et al., "CAPro: Webly Supervised Learning with Cross-Modality Aligned Prototypes", NeurIPS 2023.
-Differs: the queue weighs keys by a softmax and leaves a sample's own out; the auxiliary head is a cosine head; sample
-weights act; classes without trusted samples begin at the mean of all; mixup is of features; the cleaned set is exported
-without random views, and trusted samples stay protected. `faithful` restores the first two and the last. The backbone
-is opened by --unfreeze; released, it never is.
+Differs: a label is changed only to a class that the completed text names, too, as a network that learns from labels
+it changed itself grows sure of its errors, and the text does not; the queue weighs keys by a softmax and leaves a
+sample's own out; the auxiliary head is a cosine head; sample weights act; classes without trusted samples begin at the
+mean of all; mixup is of features; the cleaned set is exported without random views, and trusted samples stay protected.
+`faithful` restores the first three and the last. The backbone is opened by --unfreeze; released, it never is.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class CAPro(Method):
     """Cross-modality aligned prototypes, for one label a sample.
 
     Attributes:
-        threshold: Score from which the likeliest class replaces a label, in [0, 1].
+        threshold: Score from which the likeliest class replaces a label, in [0, 1]; released: 0.6.
         out_of_set: Below this multiple of 1 / classes a label is not plausible, and the sample is left out.
         mix: Share of the classifier in the score, the rest is of the prototypes.
         soft: Share of collective bootstrapping in the loss of the auxiliary head.
@@ -45,10 +46,12 @@ class CAPro(Method):
         first_clean: Share of the epochs after which labels are cleaned.
         finetune: Share of the epochs, at the end, in which the classifier alone learns from the cleaned set.
         mixup: Parameter of the Beta distribution of its mixup; 0 = none.
+        confirm: Change a label only to the class that the completed text names, and leave the sample out where it names
+            another or none; without texts, to any.
         faithful: As released, where we differ.
     """
 
-    threshold: float = 0.6
+    threshold: float = 0.4
     out_of_set: float = 1.0
     mix: float = 0.5
     soft: float = 0.1
@@ -60,6 +63,7 @@ class CAPro(Method):
     first_clean: float = 0.25
     finetune: float = 0.15
     mixup: float = 0.8
+    confirm: bool = True
     faithful: bool = False
 
     key = "slow"
@@ -98,7 +102,7 @@ class CAPro(Method):
             score = mixed_score(batch.logits, logits, self.mix)
         protected = batch.anchors > 0 if not self.faithful else torch.zeros_like(batch.labels, dtype=torch.bool)
         keep, target = remove_noise(score, batch.labels, protected, threshold=self.threshold,
-                                    out_of_set=self.out_of_set)  # fmt: skip
+                                    out_of_set=self.out_of_set, allowed=self.allowed(batch))  # fmt: skip
         memory.write("label", batch.rows, torch.where(keep, target, torch.full_like(target, -1)))
         last = keep if batch.past(1 - self.finetune) else torch.ones_like(keep)
         return {"label": score.gather(1, batch.labels[:, None])[:, 0], "keep": last.to(score.dtype)}
@@ -128,7 +132,7 @@ class CAPro(Method):
             if batch.past(self.first_clean):
                 score = mixed_score(batch.logits, logits, self.mix).detach()
                 keep, target = remove_noise(score, batch.labels, batch.anchors > 0, threshold=self.threshold,
-                                            out_of_set=self.out_of_set)  # fmt: skip
+                                            out_of_set=self.out_of_set, allowed=self.allowed(batch))  # fmt: skip
             prototypes.move(z, target, keep, self.decay)
             extras["prototypes"] = over_kept(_hard(logits, target), keep).mean()
         extras["instances"], soft = self.instances(batch, z)
@@ -140,6 +144,10 @@ class CAPro(Method):
         gap = ((again - batch.features.detach()) ** 2).mean(1)
         extras["reconstruction"] = over_kept(gap, keep).mean()
         return Loss(per_pair=over_kept(_hard(batch.logits, target), keep), extras=extras)
+
+    def allowed(self, batch: Batch) -> Tensor | None:
+        """The class that each label may be changed to."""
+        return batch.text_class if self.confirm and not self.faithful else None
 
     def instances(self, batch: Batch, z: Tensor) -> tuple[Tensor, Tensor]:
         """Contrast with the queue, which then takes the new keys, and the soft labels that it gives."""

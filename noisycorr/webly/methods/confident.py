@@ -1,10 +1,8 @@
 """Confident learning, then training on what it leaves: label errors are counted with probabilities of held-out samples.
 
-    t_k = mean of p_ik over samples of label k,   guess_i = argmax of p_ik among p_ik >= t_k
-    C_ab = number of samples of label a and guess b, rows scaled to the sizes of the classes
-    of each pair a != b the round(C_ab) samples of label a with the largest p_ib - p_ia are left out
+Which labels are errors, `score/confident.py` says: pruning by noise rate.
 
-Source: Northcutt, Jiang and Chuang, "Confident Learning", JAIR 2021; pruning by noise rate.
+Source: Northcutt, Jiang and Chuang, "Confident Learning", JAIR 2021.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from noisycorr.learn.batches import stream_seed
 from noisycorr.learn.contract import Loss, Trust
 from noisycorr.learn.memory import Memory
 from noisycorr.losses.labels import soft_cross_entropy
+from noisycorr.score.confident import label_issues
 from noisycorr.webly.contract import Batch, Method
 
 
@@ -51,7 +50,7 @@ class Confident(Method):
         """Who is left."""
         labels = signals["given"].astype(np.int64)
         p = held_out(memory.columns["features"].cpu().numpy(), labels, self.folds, self.ridge)
-        wrong = prune_by_noise_rate(p, labels)
+        wrong = label_issues(p, labels)
         own = p[np.arange(len(labels)), labels]
         return Trust(p_clean=own.clip(0, 1), clean=~wrong, facts={"left_out": float(wrong.mean())})
 
@@ -81,34 +80,3 @@ def held_out(features: np.ndarray, labels: np.ndarray, folds: int, ridge: float)
             model = LogisticRegression(C=ridge, max_iter=100).fit(wide[seen], labels[seen])
         out[np.ix_(~seen, model.classes_)] = model.predict_proba(wide[~seen])
     return out
-
-
-def prune_by_noise_rate(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which labels are errors, bool (n,).
-
-    Args:
-        p: (n, c) held-out probabilities.
-        labels: int64 (n,).
-
-    Returns:
-        Never True where the label is the likeliest class; each class keeps at least one sample.
-    """
-    n, c = p.shape
-    size = np.bincount(labels, minlength=c)
-    limit = np.array([p[labels == k, k].mean() if size[k] else 2.0 for k in range(c)])
-    sure = np.where(p >= np.maximum(limit, 2e-6) - 1e-6, p, -1.0)
-    counted = sure.max(1) >= 0
-    joint = np.zeros((c, c))
-    np.add.at(joint, (labels[counted], sure[counted].argmax(1)), 1)
-    np.fill_diagonal(joint, np.maximum(joint.diagonal(), 1))
-    joint = joint / joint.sum(1, keepdims=True) * size[:, None]
-    wrong = np.zeros(n, bool)
-    for a in range(c):
-        mine = np.flatnonzero(labels == a)
-        for b in np.flatnonzero(np.arange(c) != a):
-            count = min(round(joint[a, b]), len(mine))
-            if count:
-                wrong[mine[np.argsort(p[mine, a] - p[mine, b], kind="stable")[:count]]] = True
-        if len(mine) and wrong[mine].all():
-            wrong[mine[p[mine, a].argmax()]] = False
-    return wrong & (p.argmax(1) != labels)
