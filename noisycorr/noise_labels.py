@@ -76,7 +76,8 @@ def semantic_noise(truth: Int[np.ndarray, " n"], classes: int, *, pairs: int = 8
 
 def _paired(order: np.ndarray, partners: np.ndarray, pairs: int) -> np.ndarray:
     """At most so many pairs (a, b): each class in its turn with the likeliest partner that is free."""
-    free, out = np.ones(len(order), bool), []
+    free = np.ones(len(order), bool)
+    out: list[tuple[int, int]] = []
     for a in order:
         others = [b for b in partners[a] if b >= 0 and b != a and free[b]]
         if free[a] and others and len(out) < pairs:
