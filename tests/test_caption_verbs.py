@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from caption_data import JUNK, world
 
-from noisycorr.caption_bench import Bench, recipe_of, tables, unigram_f1
-from noisycorr.captioner.choice import CaptionTrain, Design
+from noisycorr.caption_bench import METHODS, Bench, cider, recipe_of, tables, unigram_f1
+from noisycorr.caption_metrics import cider_d
+from noisycorr.captioner.choice import CaptionTrain, Design, Teach
 from noisycorr.cli import main
 from noisycorr.embed import parts
 from noisycorr.learn.corpus import read_corpus
@@ -55,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, *more: str) -> list[str]:
-    words = {"--epochs": "10", "--level_by": "score_pair"}
+    words = {"--epochs": "10", "--level_by": "score_pair", "--keep_fraction": "1"}
     return ["caption", "train", str(folder / "run"), "--output_folder", str(folder / "model"), *FAST,
             *[word for name, value in words.items() if name not in more for word in (name, value)], *more]  # fmt: skip
 
@@ -174,9 +175,17 @@ def test_unigram_f1():
     assert unigram_f1(["a a b", ""], [["a c", "x"], ["y"]]) == pytest.approx(100 * (2 / 5) / 2)
 
 
+def test_cider_of_the_benchmark_leaves_out_references_without_words():
+    texts, references = ["a red ball", "a blue boat", "x"], [["a red ball"], ["a blue boat", "..."], ["!", ""]]
+    assert cider(texts, references) == pytest.approx(10 * np.mean(cider_d(texts[:2], [["a red ball"], ["a blue boat"]])))
+    assert cider(["a red ball", "a red ball"], references[:2]) < cider(texts, references)
+
+
 def test_methods_are_choices_of_one_engine():
     train_choice, design = CaptionTrain(), Design()
     assert recipe_of("vanilla", train_choice, design).levels.level_by == "none"
+    assert recipe_of("default", train_choice, design).teach == Teach()
+    assert {m for m in METHODS if recipe_of(m, train_choice, design).teach.keep_fraction == "auto"} == {"filter", "default"}
     assert recipe_of("filter+keep_fraction=0.3", train_choice, design).teach.fraction == 0.3
     assert recipe_of("weight", train_choice, design).teach.weight_by == "p_clean"
     assert recipe_of("noc+levels=4+bins=uniform", train_choice, design).levels.levels == 4
@@ -205,7 +214,7 @@ def test_wrong_benchmarks(choice: dict[str, object], said: str):
 def test_tables():
     def row(method: str, seed: int, value: float) -> dict[str, object]:
         return {"set": "s", "noise": "junk", "ratio": 0.4, "method": method, "seed": seed, "F1": value, "R@1": value,
-                "alignment": value, "unique": 1.0, "control_alignment": None, "seconds": 1.0}  # fmt: skip
+                "CIDEr-D": value, "alignment": value, "unique": 1.0, "control_alignment": None, "seconds": 1.0}  # fmt: skip
 
     text = tables([row("noc", 0, 10.0), row("noc", 1, 12.0), row("oracle", 0, 99.0), row("vanilla", 0, 10.5)])
     assert "| s | 40% junk | **11.0 ± 1.4** | 99.0 | 10.5 |" in text

@@ -71,7 +71,7 @@ class Teach:
     """
 
     weight_by: str = "p_clean"
-    keep_fraction: str = "1"
+    keep_fraction: str = "auto"
     keep_by: str = "score_pair"
 
     def __post_init__(self) -> None:
@@ -203,7 +203,7 @@ class Held:
 
     val_data: str | None = None
     val_fraction: float = 0.1
-    val_most: int = 200
+    val_most: int = 500
     texts: Literal["rectified", "given"] = "rectified"
     guidances: str = "0,1"
 
