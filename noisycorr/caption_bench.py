@@ -72,10 +72,10 @@ def unigram_f1(texts: Sequence[str], references: Sequence[Sequence[str]]) -> flo
 
 
 def cider(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean CIDEr-D times 10, as papers print it; pictures none of whose references holds a word are left out."""
+    """Mean CIDEr-D times 100, as papers print it; pictures none of whose references holds a word are left out."""
     real = [[ref for ref in found if tokenize(ref)] for found in references]
     there = [row for row, found in enumerate(real) if found]
-    return 10 * float(cider_d([texts[row] for row in there], [real[row] for row in there]).mean())
+    return 100 * float(cider_d([texts[row] for row in there], [real[row] for row in there]).mean())
 
 
 METRICS: dict[str, Metric] = {"CIDEr-D": cider, "F1": unigram_f1}

@@ -56,6 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     assert main(["caption", "train", str(folder / "run"), "--output_folder", str(folder / "model"), *SIZE]) == 0
     return Made(folder, true, wrong)
 
+
 @pytest.fixture
 def run(made: Made, tmp_path: Path) -> Run:
     """A copy of the run."""
