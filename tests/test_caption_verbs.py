@@ -14,6 +14,7 @@ from caption_data import JUNK, world
 
 from noisycorr.caption_bench import METHODS, Bench, cider, recipe_of, tables, unigram_f1
 from noisycorr.caption_metrics import cider_d
+from noisycorr.caption_stage import dropped_for_issues
 from noisycorr.captioner.choice import CaptionTrain, Design, Teach
 from noisycorr.cli import main
 from noisycorr.embed import parts
@@ -23,7 +24,7 @@ from noisycorr.run import Run
 
 SIZE = ["--width", "24", "--layers", "1", "--attention_heads", "2", "--vocabulary", "360", "--prefix_tokens", "2",
         "--longest", "16", "--batch_size", "16", "--lr", "0.01"]  # fmt: skip
-FAST = [*SIZE, "--levels", "3", "--level_least", "5", "-q"]
+FAST = [*SIZE, "--levels", "3", "--level_least", "5", "--issues", "true", "-q"]
 
 
 def write_source(folder: Path, n: int = 160) -> Path:
@@ -79,6 +80,20 @@ def test_what_training_writes(place: Path):
     levels = json.loads((place / "model" / "levels.json").read_text())
     assert set(levels["made_by"]) == {"column", "scorer", "preprocessing", "corpus"}
     assert all(path.suffix != ".pt" for path in (place / "model").rglob("*"))
+
+
+def test_what_the_ledger_drops_for_an_issue_does_not_teach(place: Path, tmp_path: Path):
+    found = dropped_for_issues(Run(place / "run"), 160)
+    ledger = pq.read_table(place / "run" / "ledger" / "00000.parquet", columns=["text", "verdict"]).to_pylist()
+    dropped = [row for row, out in zip(ledger, found) if out and row["text"]]
+    assert len(dropped) > 30 and {row["verdict"] for row in dropped} == {"drop"}
+    junk = np.array([row["text"] == JUNK for row in ledger])
+    assert junk.sum() > 40 and (junk & found).sum() >= 0.9 * junk.sum(), "it stands with many pictures"
+    shutil.copytree(place / "run", tmp_path / "run")
+    assert main([word for word in train(tmp_path, "--epochs", "1") if word not in ("--issues", "true")]) == 0
+    every, some = (json.loads((folder / "model" / "report.json").read_text())["pairs"]["pairs"]
+                   for folder in (place, tmp_path))  # fmt: skip
+    assert 20 < some <= 160 - found.sum() and every > 100
 
 
 def test_what_generating_writes(place: Path):
