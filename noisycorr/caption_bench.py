@@ -24,6 +24,7 @@ from scipy import stats
 
 from noisycorr import __version__, console, dist
 from noisycorr.bench import listed, load_set
+from noisycorr.caption_metrics import cider_d, tokenize
 from noisycorr.caption_stage import align_with
 from noisycorr.captioner.align import Aligner, fit_aligner
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
@@ -39,14 +40,15 @@ from noisycorr.run import Run, fingerprint, provenance, read_json, write_json
 from noisycorr.score.pipeline import Score, score_pairs
 from noisycorr.score.view import View
 
+PLAIN: dict[str, Any] = {"level_by": NONE, "weight_by": NONE, "keep_fraction": "1"}
 METHODS: dict[str, dict[str, Any]] = {
-    "vanilla": {"level_by": NONE, "weight_by": NONE},
-    "filter": {"level_by": NONE, "weight_by": NONE, "keep_fraction": "auto"},
-    "weight": {"level_by": NONE, "weight_by": "p_clean"},
-    "noc": {"level_by": "score_pair", "weight_by": NONE, "guidances": "0"},
-    "choice": {"level_by": NONE, "weight_by": NONE, "search": "nucleus", "samples": 5},
+    "vanilla": PLAIN,
+    "filter": {**PLAIN, "keep_fraction": "auto"},
+    "weight": {**PLAIN, "weight_by": "p_clean"},
+    "noc": {**PLAIN, "level_by": "score_pair", "guidances": "0"},
+    "choice": {**PLAIN, "search": "nucleus", "samples": 5},
     "default": {},
-    "oracle": {"level_by": NONE, "weight_by": NONE},
+    "oracle": PLAIN,
 }
 NOISES = ("random", "junk")
 JUNK = (
@@ -69,7 +71,14 @@ def unigram_f1(texts: Sequence[str], references: Sequence[Sequence[str]]) -> flo
     return 100 * float(np.mean([max(one(t, r) for r in found) for t, found in zip(texts, references)]))
 
 
-METRICS: dict[str, Metric] = {"F1": unigram_f1}
+def cider(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Mean CIDEr-D times 100, as papers print it; pictures none of whose references holds a word are left out."""
+    real = [[ref for ref in found if tokenize(ref)] for found in references]
+    there = [row for row, found in enumerate(real) if found]
+    return 100 * float(cider_d([texts[row] for row in there], [real[row] for row in there]).mean())
+
+
+METRICS: dict[str, Metric] = {"CIDEr-D": cider, "F1": unigram_f1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +108,7 @@ class Bench:
     seeds: str = "0,1,2"
     limit: int = 4000
     test_limit: int = 500
-    val_limit: int = 200
+    val_limit: int = 500
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -202,6 +211,7 @@ def run_cell(data: BenchSet, noisy: Callable[[], _Noisy], cell: dict[str, Any], 
     """Train and test one cell, unless its result is there."""
     inputs = {"set": [data.train.identity, data.valid.identity, data.test.identity], "pairs": len(data.texts),
               "cell": cell, "recipe": recipe.settings(), "limits": [choice.test_limit, choice.val_limit],
+              "metrics": list(METRICS),
               "noisycorr": __version__}  # fmt: skip
     path = run.folder / "cells" / f"{data.name}-{fingerprint(inputs)}.json"
     if path.exists():
@@ -253,7 +263,7 @@ def _measure(group: Class, data: BenchSet, evaluator: Aligner, scorer: Aligner, 
         plain = dataclasses.replace(trained.decode, search="greedy", guidance=0.0)
         by_level = [_numbers(trained.write(image, z, plain).texts, references, image, evaluator, encode) for z in fed]
         out["by_level"] = [{"level": z, "count": levels.counts[z], **found} for z, found in zip(fed, by_level)]
-        for name in ("alignment", "F1"):
+        for name in ("alignment", *METRICS):
             values = [found[name] for found in by_level]
             out[f"control_{name}"] = float(stats.spearmanr(fed, values).statistic) if len(set(values)) > 1 else None
     out["examples"] = [[text, found[0]] for text, found in zip(written[:8], references)]
@@ -298,8 +308,9 @@ def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, capti
             row = run_cell(data, made[key], cell, recipes[cell["method"]], run, choice, evaluator, encode)
             rows.append(row)
             console.say(f"{len(rows)}/{len(cells) * len(listed(choice.sets))} {row['set']} {row['ratio']:.0%} "
-                        f"{row['noise']}, {row['method']}, seed {row['seed']}: F1 {row['F1']:.1f}, alignment "
-                        f"{row['alignment']:.3f}, R@1 {row['R@1']:.1f}, {row['seconds']:.0f} s")  # fmt: skip
+                        f"{row['noise']}, {row['method']}, seed {row['seed']}: CIDEr-D {row['CIDEr-D']:.1f}, F1 "
+                        f"{row['F1']:.1f}, alignment {row['alignment']:.3f}, "
+                        f"R@1 {row['R@1']:.1f}, {row['seconds']:.0f} s")  # fmt: skip
     write_json(run.path("bench.json"), {"bench": vars(choice), "train": train.settings(), "rows": rows})
     run.path("bench.md").write_text(tables(rows), encoding="utf-8")
     return rows

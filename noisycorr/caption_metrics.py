@@ -96,7 +96,7 @@ def rouge_l(candidates: Captions, references: References) -> float:
 
 
 def cider_d(candidates: Captions, references: References) -> Float[np.ndarray, " n"]:
-    """CIDEr-D of each caption, in [0, 10]; the mean times 100 over 10 is what papers print as, say, 110.
+    """CIDEr-D of each caption, in [0, 10]; papers print the mean times 100, so a mean of 1.1 as 110.
 
         g_n(s)  = counts of n-grams times log(captions / captions whose references hold the n-gram)
         score   = 10 / 4 sum_n mean_ref e^(-(l_c - l_r)^2 / 72) min(g_n(c), g_n(r)) . g_n(r) / (|g_n(c)| |g_n(r)|)

@@ -108,6 +108,8 @@ def read_material(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> 
             corpus = rectify_texts(corpus, encode)
     split = split_corpus(corpus, val_fraction=0.0 if plan.held.val_data else plan.held.val_fraction, test_fraction=0.0,
                          seed=plan.recipe.train.seed)  # fmt: skip
+    if not plan.held.issues:
+        split[(split == TRAIN) & dropped_for_issues(source_run, len(split))] = UNUSED
     rows, valid, held = np.flatnonzero(split == TRAIN), np.flatnonzero(split == VALID), corpus
     valid_texts = texts
     if plan.held.val_data:
@@ -125,6 +127,16 @@ def read_material(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> 
     )  # fmt: skip
     return _Full(**vars(material), text=corpus.text[rows]), {"train": dict(corpus.identity),
                                                              "valid": dict(held.identity)}  # fmt: skip
+
+
+def dropped_for_issues(source_run: Run, n: int) -> np.ndarray:
+    """bool (n,): pairs that the ledger drops, but not because image and text do not fit."""
+    if source_run.stage("decide") is None:
+        return np.zeros(n, bool)
+    paths = [source_run.folder / "ledger" / f"{index:05d}.parquet" for index in parts(source_run)]
+    table = pa.concat_tables([pq.read_table(path, columns=["verdict", "is_mismatch_issue"]) for path in paths])
+    mismatch = table.column("is_mismatch_issue").fill_null(False).to_numpy()
+    return np.asarray((table.column("verdict").to_numpy() == "drop") & ~mismatch)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from caption_data import JUNK, world
 
-from noisycorr.caption_bench import Bench, recipe_of, tables, unigram_f1
-from noisycorr.captioner.choice import CaptionTrain, Design
+from noisycorr.caption_bench import METHODS, Bench, cider, recipe_of, tables, unigram_f1
+from noisycorr.caption_metrics import cider_d
+from noisycorr.caption_stage import dropped_for_issues
+from noisycorr.captioner.choice import CaptionTrain, Design, Teach
 from noisycorr.cli import main
 from noisycorr.embed import parts
 from noisycorr.learn.corpus import read_corpus
@@ -22,7 +24,7 @@ from noisycorr.run import Run
 
 SIZE = ["--width", "24", "--layers", "1", "--attention_heads", "2", "--vocabulary", "360", "--prefix_tokens", "2",
         "--longest", "16", "--batch_size", "16", "--lr", "0.01"]  # fmt: skip
-FAST = [*SIZE, "--levels", "3", "--level_least", "5", "-q"]
+FAST = [*SIZE, "--levels", "3", "--level_least", "5", "--issues", "true", "-q"]
 
 
 def write_source(folder: Path, n: int = 160) -> Path:
@@ -55,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, *more: str) -> list[str]:
-    words = {"--epochs": "10", "--level_by": "score_pair"}
+    words = {"--epochs": "10", "--level_by": "score_pair", "--keep_fraction": "1"}
     return ["caption", "train", str(folder / "run"), "--output_folder", str(folder / "model"), *FAST,
             *[word for name, value in words.items() if name not in more for word in (name, value)], *more]  # fmt: skip
 
@@ -78,6 +80,20 @@ def test_what_training_writes(place: Path):
     levels = json.loads((place / "model" / "levels.json").read_text())
     assert set(levels["made_by"]) == {"column", "scorer", "preprocessing", "corpus"}
     assert all(path.suffix != ".pt" for path in (place / "model").rglob("*"))
+
+
+def test_what_the_ledger_drops_for_an_issue_does_not_teach(place: Path, tmp_path: Path):
+    found = dropped_for_issues(Run(place / "run"), 160)
+    ledger = pq.read_table(place / "run" / "ledger" / "00000.parquet", columns=["text", "verdict"]).to_pylist()
+    dropped = [row for row, out in zip(ledger, found) if out and row["text"]]
+    assert len(dropped) > 30 and {row["verdict"] for row in dropped} == {"drop"}
+    junk = np.array([row["text"] == JUNK for row in ledger])
+    assert junk.sum() > 40 and (junk & found).sum() >= 0.9 * junk.sum(), "it stands with many pictures"
+    shutil.copytree(place / "run", tmp_path / "run")
+    assert main([word for word in train(tmp_path, "--epochs", "1") if word not in ("--issues", "true")]) == 0
+    every, some = (json.loads((folder / "model" / "report.json").read_text())["pairs"]["pairs"]
+                   for folder in (place, tmp_path))  # fmt: skip
+    assert 20 < some <= 160 - found.sum() and every > 100
 
 
 def test_what_generating_writes(place: Path):
@@ -174,9 +190,19 @@ def test_unigram_f1():
     assert unigram_f1(["a a b", ""], [["a c", "x"], ["y"]]) == pytest.approx(100 * (2 / 5) / 2)
 
 
+def test_cider_of_the_benchmark_leaves_out_references_without_words():
+    texts, references = ["a red ball", "a blue boat", "x"], [["a red ball"], ["a blue boat", "..."], ["!", ""]]
+    right = cider(texts, references)
+    assert right == pytest.approx(100 * np.mean(cider_d(texts[:2], [["a red ball"], ["a blue boat"]])))
+    assert cider(["a red ball", "a red ball"], references[:2]) < right
+
+
 def test_methods_are_choices_of_one_engine():
     train_choice, design = CaptionTrain(), Design()
     assert recipe_of("vanilla", train_choice, design).levels.level_by == "none"
+    assert recipe_of("default", train_choice, design).teach == Teach()
+    kept = {name: recipe_of(name, train_choice, design).teach.keep_fraction for name in METHODS}
+    assert {name for name, share in kept.items() if share == "auto"} == {"filter", "default"}
     assert recipe_of("filter+keep_fraction=0.3", train_choice, design).teach.fraction == 0.3
     assert recipe_of("weight", train_choice, design).teach.weight_by == "p_clean"
     assert recipe_of("noc+levels=4+bins=uniform", train_choice, design).levels.levels == 4
@@ -204,8 +230,9 @@ def test_wrong_benchmarks(choice: dict[str, object], said: str):
 
 def test_tables():
     def row(method: str, seed: int, value: float) -> dict[str, object]:
-        return {"set": "s", "noise": "junk", "ratio": 0.4, "method": method, "seed": seed, "F1": value, "R@1": value,
-                "alignment": value, "unique": 1.0, "control_alignment": None, "seconds": 1.0}  # fmt: skip
+        measured = dict.fromkeys(("CIDEr-D", "F1", "R@1", "alignment"), value)
+        return {"set": "s", "noise": "junk", "ratio": 0.4, "method": method, "seed": seed, **measured, "unique": 1.0,
+                "control_alignment": None, "seconds": 1.0}  # fmt: skip
 
     text = tables([row("noc", 0, 10.0), row("noc", 1, 12.0), row("oracle", 0, 99.0), row("vanilla", 0, 10.5)])
     assert "| s | 40% junk | **11.0 ± 1.4** | 99.0 | 10.5 |" in text

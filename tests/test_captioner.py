@@ -15,7 +15,7 @@ from noisycorr.captioner.align import Aligner, fit_aligner
 from noisycorr.captioner.choice import CaptionTrain, Decode, Design, Held, LevelChoice, Teach
 from noisycorr.captioner.decode import Next, forbid, write
 from noisycorr.captioner.levels import Levels, fit_levels
-from noisycorr.captioner.select import Fluency, best_of, best_sample, candidates, choose
+from noisycorr.captioner.select import Fluency, best_of, best_sample, candidates, choose, prefer
 from noisycorr.captioner.stored import Texts, load_captioner, make_writer
 from noisycorr.captioner.teach import Class, kept_rows, pair_weights, settle, train_class
 from noisycorr.captioner.train import backward, continue_training, save_training, take_step, text_losses
@@ -172,7 +172,8 @@ def test_filtering_keeps_the_best_share():
     columns = {"score_pair": np.array([0.5, np.nan, 0.9, 0.1, 0.5]), "p_clean": np.array([0.6, 0.0, 1.0, 0.0, 0.4])}
     assert kept_rows(columns, 5, Teach(keep_fraction="0.6")).tolist() == [0, 2, 4]
     assert kept_rows(columns, 5, Teach(keep_fraction="auto")).tolist() == [0, 2], "2 of 5 are held to be right"
-    assert kept_rows(columns, 5, Teach()).tolist() == [0, 1, 2, 3, 4]
+    assert kept_rows(columns, 5, Teach(keep_fraction="1")).tolist() == [0, 1, 2, 3, 4]
+    assert Teach().keep_fraction == "auto"
     with pytest.raises(UsageError, match="no such column; it has p_clean, score_pair"):
         kept_rows(columns, 5, Teach(keep_by="score_x", keep_fraction="0.5"))
 
@@ -376,6 +377,27 @@ def test_what_is_not_fluent_is_not_chosen(taught: Class):
     assert judged["fluency"] == pytest.approx((4 + 1) / (4 + 3) - 1)
     choose(taught.trained, material.valid_image, real_align(material.valid_texts),
            Fluency.learn([t or "" for t in material.texts], []), options)  # fmt: skip
+
+
+def test_of_ways_that_are_alike_the_highest_level_is_taken():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=400)
+
+    def pick(*ways: tuple[int | None, float, float, bool]) -> tuple[int, list[bool]]:
+        """Of ways with level, guidance, what they add to the alignment, and whether they are allowed."""
+        scores = [base + gain + 0.1 * rng.normal(size=400) for _, _, gain, _ in ways]  # errors of the gap: about .007
+        rows = [{"level": level, "guidance": guidance, "alignment": score.mean(), "allowed": fluent}
+                for (level, guidance, _, fluent), score in zip(ways, scores)]  # fmt: skip
+        found = prefer(rows, scores, 8)
+        return found, [row["alike"] for row in rows]
+
+    assert pick((0, 0, -1.0, True), (5, 0, 0.003, True), (7, 0, 0, True), (8, 0, 0.005, True))[0] == 2
+    assert pick((5, 0, 0.2, True), (7, 0, 0, True), (8, 0, 0.1, True)) == (0, [True, False, False])
+    assert pick((5, 0, 0, True), (8, 0, 0.2, True))[0] == 1, "unscored where it is clearly better"
+    assert pick((5, 1, 0.003, True), (5, 0, 0, True))[0] == 1, "the least guidance"
+    assert pick((5, 0, 0, True), (7, 0, 1.0, False))[0] == 0, "fluent ones first"
+    assert pick((5, 0, 0, False), (7, 0, 1.0, False))[0] == 1
+    assert pick((None, 0, 0, True)) == (0, [True])
 
 
 def test_best_of_levels_and_of_samples(taught: Class):

@@ -1,7 +1,9 @@
 """The level and the way to write with, chosen on validation pictures: best aligned among those that are fluent.
 
 Alignment alone would choose what games the scorer; so a way of writing is allowed only if its texts are about as long
-as real ones, come to an end, and put words together as the training texts do.
+as real ones, come to an end, and put words together as the training texts do. And a few hundred pictures do not tell
+neighbouring levels apart; so of those that cannot be told from the best one the highest is taken, with the least
+guidance, and `unscored` last.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from noisycorr.captioner.stored import Texts, Trained
 LENGTH = (0.5, 1.5)  # of the mean words of real texts
 FLUENCY = 0.1  # how far below real texts the share of known pairs of words may lie
 ENDED = 0.9
+TIE = 1.0  # standard errors of the mean difference, picture by picture, below which two ways are alike
 STARVED = 0.01  # share of the training pairs below which a level is not asked for
 
 Align = Callable[[np.ndarray, list[str]], np.ndarray]  # rows of pictures, their texts -> (k,) higher = better aligned
@@ -95,23 +98,48 @@ def choose(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, flue
         options: From `candidates`.
 
     Returns:
-        One row each: level, guidance, alignment, its spread, length, fluency, ended, unique, allowed, chosen. If no
-        option is allowed, the best aligned of all is chosen.
+        One row each: level, guidance, alignment, its spread, length, fluency, ended, unique, allowed, alike (as well
+        aligned as the best one that is allowed), chosen. If no option is allowed, all are.
     """
     rows: list[dict[str, Any]] = []
+    scores: list[np.ndarray] = []
     for level, decode in options:
         quick = dataclasses.replace(decode, search="greedy") if decode.search == "beam" else decode
         written = trained.write(image, level, quick)
-        score = align(np.arange(len(image)), written.texts)
+        score = np.asarray(align(np.arange(len(image)), written.texts), np.float64)
+        scores.append(score)
         row: dict[str, Any] = {"level": level, "guidance": decode.guidance, "alignment": float(score.mean()),
                                "error": float(score.std() / np.sqrt(max(len(score), 1)))}  # fmt: skip
         row |= fluency.judge(written)
         rows.append(row | {"allowed": allowed(row), "chosen": False})
-    free = [row for row in rows if row["allowed"]] or rows
-    best = rows.index(max(free, key=lambda row: row["alignment"]))
+    unscored = None if trained.levels is None else trained.levels.unscored
+    best = prefer(rows, scores, unscored)
     rows[best]["chosen"] = True
     trained.level, trained.decode = options[best]
     return rows
+
+
+def prefer(rows: Sequence[dict[str, Any]], scores: Sequence[Float[np.ndarray, " n"]], unscored: int | None) -> int:
+    """Place of the way to write with; tells each row whether it is `alike`, as well aligned as the best.
+
+        alike_i :  mean(d) <= TIE std(d) / sqrt(n),   d = scores of the best - scores of i, picture by picture
+
+    Args:
+        rows: level, guidance, alignment and allowed of each way.
+        scores: Of the same n pictures by each.
+        unscored: The level that stands for none.
+    """
+    free = [place for place, row in enumerate(rows) if row["allowed"]] or list(range(len(rows)))
+    top = max(free, key=lambda place: rows[place]["alignment"])
+    for row, score in zip(rows, scores):
+        gap = scores[top] - score
+        row["alike"] = bool(gap.mean() <= TIE * gap.std() / np.sqrt(max(len(gap), 1)))
+
+    def rank(place: int) -> tuple[int, float]:
+        level = rows[place]["level"]
+        return -1 if level is None or level == unscored else level, -rows[place]["guidance"]
+
+    return max((place for place in free if rows[place]["alike"]), key=rank)
 
 
 def best_of(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, levels: Sequence[int],

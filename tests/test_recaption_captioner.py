@@ -1,0 +1,117 @@
+"""`noisycorr recaption --model`: from pictures with wrong texts to a captioner of them, and from it to the ledger."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import write_pictures
+
+from noisycorr import recaption_stage as stage
+from noisycorr.captioner.stored import load_captioner
+from noisycorr.cli import main
+from noisycorr.embed import open_features
+from noisycorr.recaption.ledger import read_ledger
+from noisycorr.recaption.rule import Recaption
+from noisycorr.run import Run, read_json, write_json
+from noisycorr.score.view import take
+
+N, WRONG = 160, 0.3
+SIZE = ["--width", "32", "--layers", "1", "--attention_heads", "2", "--vocabulary", "360", "--prefix_tokens", "2",
+        "--longest", "16", "--batch_size", "16", "--lr", "0.01", "--epochs", "10", "--levels", "3",
+        "--level_least", "10", "-q"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Made:
+    """A folder with a cleaned run and a captioner of it; what is true of each picture, and which texts are wrong."""
+
+    folder: Path
+    true: list[str]
+    wrong: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Pictures of which a share has the text of another one."""
+    folder = tmp_path_factory.mktemp("captioner")
+    source = write_pictures(folder / "source", N)
+    rows = list(csv.DictReader(source.open()))
+    true = [row["caption"].split(" number")[0] for row in rows]
+    texts = [row["caption"] for row in rows]
+    moved = np.random.default_rng(0).permutation(N)[: round(WRONG * N)]
+    for row, other in zip(moved.tolist(), np.roll(moved, 1).tolist()):
+        rows[row]["caption"] = texts[other]
+    wrong = np.array([not row["caption"].startswith(said) for row, said in zip(rows, true)])
+    with source.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert main(["clean", str(source), "--output_folder", str(folder / "run"), "--clip_model", "tiny",
+                 "--no_near_duplicates", "--number_sample_per_shard", "100", "-q"]) == 0  # fmt: skip
+    assert main(["caption", "train", str(folder / "run"), "--output_folder", str(folder / "model"), *SIZE]) == 0
+    return Made(folder, true, wrong)
+
+
+@pytest.fixture
+def run(made: Made, tmp_path: Path) -> Run:
+    """A copy of the run."""
+    shutil.copytree(made.folder / "run", tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+def test_wrong_texts_give_way_to_better_ones(made: Made, run: Run, capsys: pytest.CaptureFixture[str]):
+    given = [row["text"] for row in read_ledger(run).to_pylist()]
+    model = str(made.folder / "model")
+    words = ["recaption", "--output_folder", str(run.folder), "--model", model, "-q"]
+    assert main(words) == 0
+    rows = read_ledger(run).to_pylist()
+    assert [row["text"] for row in rows] == given
+    level = read_json(made.folder / "model" / "captioner.json")["level"]
+    asked = [place for place, row in enumerate(rows) if row["text_proposed"] is not None]
+    assert all(rows[i]["text_source"].startswith("captioner:") and rows[i]["text_level"] == level for i in asked)
+    taken = [i for i in asked if rows[i]["recaption"] == "replace"]
+    assert len(taken) >= 10 and made.wrong[taken].mean() > 0.9
+    better = [_alike(rows[i]["text_rectified"], made.true[i]) > _alike(rows[i]["text"], made.true[i]) for i in taken]
+    assert np.mean(better) > 0.8, "closer to the truth than the wrong one was"
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "New texts" in page and rows[taken[0]]["text_rectified"] in page
+    once = [path.read_bytes() for path in sorted((run.folder / "ledger").iterdir())]
+    assert main(words) == 0 and [path.read_bytes() for path in sorted((run.folder / "ledger").iterdir())] == once
+
+
+def test_the_captioner_writes_for_rows_in_any_company(made: Made, run: Run):
+    model = made.folder / "model"
+    write = stage.load_captioner(model, run, Recaption(disturbance=2.0))
+    rows = np.array([150, 3, 77])
+    alone = load_captioner(model).write(take(open_features(run, "image"), rows)).texts
+    assert write(rows) == alone == [write(rows[i : i + 1])[0] for i in range(3)]
+    many = np.arange(60)
+    shaken = write.disturbed(many, 0)  # type: ignore[attr-defined]
+    assert shaken == write.disturbed(many, 0) != write(many)  # type: ignore[attr-defined]
+    assert write.level == load_captioner(model).level  # type: ignore[attr-defined]
+
+
+def test_a_captioner_of_another_encoder_or_unfinished_is_refused(
+    made: Made, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = read_ledger(run)
+    words = ["recaption", "--output_folder", str(run.folder), "-q", "--model"]
+    shutil.copytree(made.folder / "model", tmp_path / "other")
+    body = read_json(tmp_path / "other" / "captioner.json")
+    write_json(tmp_path / "other" / "captioner.json", body | {"encoder": "other@1"})
+    assert main([*words, str(tmp_path / "other")]) == 2
+    assert "reads pictures by other@1, but" in capsys.readouterr().err
+    (tmp_path / "other" / "captioner.json").unlink()
+    assert main([*words, str(tmp_path / "other")]) == 2
+    assert "holds no finished captioner" in capsys.readouterr().err
+    assert read_ledger(run).equals(before)
+
+
+def _alike(text: str, true: str) -> int:
+    """How many of colour and place agree."""
+    return len({"red", "green", "blue", "white", "left", "right", "top"} & set(text.split()) & set(true.split()))
