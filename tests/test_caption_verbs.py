@@ -88,7 +88,7 @@ def test_what_the_ledger_drops_for_an_issue_does_not_teach(place: Path, tmp_path
     dropped = [row for row, out in zip(ledger, found) if out and row["text"]]
     assert len(dropped) > 30 and {row["verdict"] for row in dropped} == {"drop"}
     junk = np.array([row["text"] == JUNK for row in ledger])
-    assert junk.sum() > 40 and (junk & found).sum() >= 0.9 * junk.sum(), "it stands with many pictures"
+    assert junk.sum() > 40 and (junk & found).sum() >= 0.75 * junk.sum(), "it stands with many pictures"
     shutil.copytree(place / "run", tmp_path / "run")
     assert main([word for word in train(tmp_path, "--epochs", "1") if word not in ("--issues", "true")]) == 0
     every, some = (json.loads((folder / "model" / "report.json").read_text())["pairs"]["pairs"]
