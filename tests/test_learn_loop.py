@@ -296,14 +296,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     one = learner()
     save_checkpoint(one, tmp_path)
     one.cursor.steps = 5
-    store = module._store
+    store = module.store
 
     def full(path: Path, data: bytes) -> None:
         if path.name.startswith("optimizer"):
             raise OSError(28, "No space left on device")
         store(path, data)
 
-    monkeypatch.setattr(module, "_store", full)
+    monkeypatch.setattr(module, "store", full)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(one, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000000"]

@@ -72,7 +72,7 @@ def test_the_contrast_of_costs_is_the_loop_in_value_and_gradient():
     assert found.item() == pytest.approx(total.item())
     for a, b in zip(torch.autograd.grad(found, cost), torch.autograd.grad(total, cost)):
         torch.testing.assert_close(a, b)
-    assert known_cost(cost).item() == pytest.approx(sum(float(cost[i, i]) for i in range(6)) / 6)
+    assert known_cost(cost).item() == pytest.approx(sum(cost[i, i].item() for i in range(6)) / 6)
     assert cost_contrast(torch.zeros(4, 4), reg=1.0).item() == pytest.approx(math.log(4))
     with pytest.raises(ValueError, match="reg is 0"):
         cost_contrast(cost, reg=0.0)
