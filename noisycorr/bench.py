@@ -15,6 +15,7 @@ from noisycorr.embed import Embed, read_facts
 from noisycorr.formats import Source
 from noisycorr.learn.bench import BenchSet, Cell, method_of, run_cells
 from noisycorr.learn.bench_tables import write_tables
+from noisycorr.learn.bench_words import listed
 from noisycorr.learn.choice import Train
 from noisycorr.learn.corpus import TEST, TRAIN, VALID, Corpus, read_corpus, split_corpus
 from noisycorr.pairs import UsageError
@@ -138,11 +139,6 @@ def take(corpus: Corpus, rows: np.ndarray) -> Corpus:
         image_group=corpus.image_group[rows], text_group=corpus.text_group[rows],
         identity={"embed": corpus.identity.get("embed"), "rows": len(rows)},
     )  # fmt: skip
-
-
-def listed(text: str) -> list[str]:
-    """Words between commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _embedded(place: str, run: Run, name: str, caption_col: str | None, clip_model: str) -> Run:

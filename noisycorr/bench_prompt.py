@@ -20,6 +20,7 @@ from noisycorr import __version__, console, dist
 from noisycorr.encoders import load_encoder
 from noisycorr.formats import Source
 from noisycorr.learn.batches import stream_seed
+from noisycorr.learn.bench_words import listed, read_spec
 from noisycorr.pairs import UsageError
 from noisycorr.prompt.build import build, lookalikes, scale_of, zero_shot
 from noisycorr.prompt.choice import Context, Rounds, Steps
@@ -109,14 +110,11 @@ def parse_method(spec: str, context: Context, rounds: Rounds, steps: Steps) -> M
     Raises:
         UsageError: If there is no such method or option.
     """
-    kind, *rest = spec.split("+")
+    kind, written = read_spec(spec, "methods")
     if kind not in METHODS:
         raise UsageError(f"--methods names {kind!r}, expected one of {', '.join(METHODS)}.")
     own: dict[str, Any] = dict(OWN)
-    for part in rest:
-        key, sign, value = part.partition("=")
-        if not sign:
-            raise UsageError(f"--methods: {part!r} in {spec!r} is no option=value.")
+    for key, value in written.items():
         told = yaml.safe_load(value)
         homes = [choice for choice in (context, rounds, steps) if hasattr(choice, key)]
         if key in own:
@@ -311,8 +309,3 @@ def _cell(rows: list[dict[str, Any]]) -> str:
 def _means(rows: list[dict[str, Any]]) -> str:
     after, before = (100 * np.mean([row[key] for row in rows] or [0]) for key in ("harmonic", "harmonic_before"))
     return f"{after:.1f} ({before:.1f})" if rows else "–"
-
-
-def listed(text: str) -> list[str]:
-    """Words between commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]

@@ -23,7 +23,7 @@ import yaml
 from scipy import stats
 
 from noisycorr import __version__, console, dist
-from noisycorr.bench import listed, load_set
+from noisycorr.bench import load_set
 from noisycorr.caption_metrics import cider_d, tokenize
 from noisycorr.caption_stage import align_with
 from noisycorr.captioner.align import Aligner, fit_aligner
@@ -32,6 +32,7 @@ from noisycorr.captioner.select import STARVED, best_sample
 from noisycorr.captioner.teach import Class, Material, Recipe, kept_rows, open_class, settle, train_class
 from noisycorr.encoders import load_encoder
 from noisycorr.learn.bench import BenchSet
+from noisycorr.learn.bench_words import listed, read_spec
 from noisycorr.learn.corpus import Corpus, swap_texts
 from noisycorr.noise import RandomSwap
 from noisycorr.pairs import UsageError
@@ -143,14 +144,11 @@ def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
     Raises:
         UsageError: If there is no such method or option.
     """
-    name, *rest = spec.split("+")
+    name, written = read_spec(spec, "methods")
     if name not in METHODS:
         raise UsageError(f"--methods names {name!r}, expected some of {', '.join(METHODS)}.")
     values = dict(METHODS[name])
-    for part in rest:
-        key, sign, value = part.partition("=")
-        if not sign:
-            raise UsageError(f"--methods: {part!r} in {spec!r} is no option=value.")
+    for key, value in written.items():
         values[key] = value if key in ("keep_fraction", "guidances") else yaml.safe_load(value)
     guidances = tuple(float(x) for x in str(values.pop("guidances", "0,1")).split(","))
     parts: dict[str, Any] = {"levels": LevelChoice(), "teach": Teach(), "decode": Decode(), "design": design}

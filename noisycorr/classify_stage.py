@@ -17,7 +17,7 @@ from noisycorr import __version__, console, dist
 from noisycorr.class_metrics import accuracy, by_shots, changed_labels, open_set, per_class, tag_metrics
 from noisycorr.classes import embedded_run
 from noisycorr.evaluate_run import plain_json
-from noisycorr.flags import Parser, add_choice
+from noisycorr.flags import named_options
 from noisycorr.learn.checkpoint import checkpoints, load_latest, save_checkpoint, sweep
 from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, read_corpus, split_corpus
 from noisycorr.learn.learner import Learner
@@ -62,19 +62,7 @@ def named_method(name: str, options: str | None) -> Method:
     Raises:
         UsageError: If there is no such method or option, or a value has another type.
     """
-    values = yaml.safe_load(options) if options else {}
-    if not isinstance(values, dict):
-        raise UsageError(f"--method_options is {options!r}, expected a YAML mapping such as '{{threshold: 0.7}}'.")
-    kind = find_method(name)
-    if set(values) <= {field.name for field in dataclasses.fields(kind)}:  # type: ignore[arg-type]
-        parser = Parser("classify train", "", "")
-        add_choice(parser, kind)
-        try:
-            checked = parser.parse_object(values)
-        except UsageError as error:
-            raise UsageError(f"--method.{str(error).removeprefix('--')}") from error
-        values = {key: checked[key] for key in values}
-    return load_method(name, values)
+    return load_method(name, named_options("method", options, find_method(name), "{threshold: 0.7}"))
 
 
 def classify_train(plan: Plan, run: Run) -> dict[str, Any]:

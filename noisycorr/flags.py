@@ -313,3 +313,32 @@ class _Strict(yaml.SafeLoader):
                 raise _TwiceError(f"key {name!r} stands twice (line {key.start_mark.line + 1}): keep one of them")
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+def named_options(option: str, text: str | None, kind: type, example: str) -> dict[str, Any]:
+    """Options of a named choice from a YAML mapping, checked by the types of its fields.
+
+    Args:
+        option: Of the command line, such as strategy: `--strategy_options` holds them, `--strategy.NAME` is one.
+        text: The mapping, or None.
+        kind: The choice, a dataclass.
+        example: A mapping that would do, for the error.
+
+    Returns:
+        The values; unknown names are left for the choice to refuse.
+
+    Raises:
+        UsageError: If it is no mapping, or a value has another type.
+    """
+    values = yaml.safe_load(text) if text else {}
+    if not isinstance(values, dict):
+        raise UsageError(f"--{option}_options is {text!r}, expected a YAML mapping such as '{example}'.")
+    if not set(values) <= {field.name for field in dataclasses.fields(kind)}:
+        return values
+    parser = Parser(option, "", "")
+    add_choice(parser, kind)
+    try:
+        checked = parser.parse_object(values)
+    except UsageError as error:
+        raise UsageError(f"--{option}.{str(error).removeprefix('--')}") from error
+    return {key: checked[key] for key in values}

@@ -6,7 +6,9 @@ the decide stage writes one row of the ledger for each. Row order is the same ev
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,30 @@ TRUTH_PREFIX = "truth_"  # columns that only `evaluate` and the report may read 
 
 class UsageError(Exception):
     """The command was used wrongly: one clear sentence, exit status 2."""
+
+
+def check_words(choice: object) -> None:
+    """Refuse values that are not among the words of a field.
+
+    Raises:
+        UsageError: If one is not.
+    """
+    hints = typing.get_type_hints(type(choice))
+    for one in dataclasses.fields(choice):  # type: ignore[arg-type]
+        words, value = typing.get_args(hints[one.name]), getattr(choice, one.name)
+        if typing.get_origin(hints[one.name]) is typing.Literal and value not in words:
+            raise UsageError(f"--{one.name} is {value!r}, expected one of {', '.join(words)}.")
+
+
+def check_least(choice: object, least: Mapping[str, float]) -> None:
+    """Refuse a choice of which a field lies below its least value, or is no number.
+
+    Raises:
+        UsageError: Naming the flag, its value, and what was expected.
+    """
+    for name, low in least.items():
+        if not getattr(choice, name) >= low:
+            raise UsageError(f"--{name} is {getattr(choice, name)}, expected at least {low}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

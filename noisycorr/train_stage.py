@@ -14,7 +14,7 @@ import yaml
 from noisycorr import dist
 from noisycorr.encoders.trainable import Trainable
 from noisycorr.evaluate_run import truth_of_source
-from noisycorr.flags import Parser, add_choice
+from noisycorr.flags import named_options
 from noisycorr.learn.contract import Strategy
 from noisycorr.learn.corpus import (
     TEST,
@@ -64,19 +64,7 @@ def named_strategy(name: str, options: str | None) -> Strategy:
     Raises:
         UsageError: If there is no such method or option, or a value has another type.
     """
-    values = yaml.safe_load(options) if options else {}
-    if not isinstance(values, dict):
-        raise UsageError(f"--strategy_options is {options!r}, expected a YAML mapping such as '{{warm_up: 2}}'.")
-    kind = find_strategy(name)
-    if set(values) <= {field.name for field in dataclasses.fields(kind)}:  # type: ignore[arg-type]
-        parser = Parser("train", "", "")
-        add_choice(parser, kind)
-        try:
-            checked = parser.parse_object(values)
-        except UsageError as error:
-            raise UsageError(f"--strategy.{str(error).removeprefix('--')}") from error
-        values = {key: checked[key] for key in values}
-    return load_strategy(name, values)
+    return load_strategy(name, named_options("strategy", options, find_strategy(name), "{warm_up: 2}"))
 
 
 def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:

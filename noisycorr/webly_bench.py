@@ -11,13 +11,14 @@ from noisycorr import console
 from noisycorr.classes import class_names, column_values, embedded_run, encode_names
 from noisycorr.embed import open_features, read_facts
 from noisycorr.learn.batches import stream_seed
+from noisycorr.learn.bench_words import listed
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, provenance, write_json
 from noisycorr.score.crossfit import reduce_width
 from noisycorr.webly.choice import TrainClasses
 from noisycorr.webly.study import WeblySet, run_cell
 from noisycorr.webly.tables import write_tables
-from noisycorr.webly_choice import BenchWebly, listed, parse_set
+from noisycorr.webly_choice import BenchWebly, parse_set
 
 TEST, UNKNOWN = 0.3, 0.15  # share of the groups that test; share of the classes that are held back as unknown
 GROUPS = 8  # of classes, for confusions of similar ones

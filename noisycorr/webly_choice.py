@@ -6,7 +6,8 @@ import itertools
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from noisycorr.pairs import UsageError
+from noisycorr.learn.bench_words import listed
+from noisycorr.pairs import UsageError, check_least
 
 if TYPE_CHECKING:
     from noisycorr.webly.study import Cell
@@ -50,9 +51,7 @@ class BenchWebly:
             value = getattr(self, field.name)
             if isinstance(value, str) and not listed(value):
                 raise UsageError(f"--{field.name} is empty.")
-        for name, least in (("anchors", 1), ("fewest", 2), ("limit", 0), ("width", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
+        check_least(self, {"anchors": 1, "fewest": 2, "limit": 0, "width": 0})
         for kind in listed(self.noise):
             if kind not in KINDS:
                 raise UsageError(f"--noise names {kind!r}, expected some of {', '.join(KINDS)}.")
@@ -86,8 +85,3 @@ def parse_set(text: str) -> tuple[str, str, dict[str, str]]:
     if not (sign and colon and place) or "class" not in columns or not set(columns) <= {"class", "group", "label"}:
         raise UsageError(f"--sets has {text!r}, expected NAME=SOURCE:class=COLUMN, then +group=COLUMN, +label=COLUMN.")
     return name.strip(), place, columns
-
-
-def listed(text: str) -> list[str]:
-    """Words between commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]

@@ -5,20 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, check_least, check_words
 
 NONE = "none"
-
-
-def _least(choice: object, least: dict[str, float]) -> None:
-    for name, low in least.items():
-        if not getattr(choice, name) >= low:
-            raise UsageError(f"--{name} is {getattr(choice, name)}, expected at least {low}.")
-
-
-def _words(choice: object, name: str, words: tuple[str, ...]) -> None:
-    if getattr(choice, name) not in words:
-        raise UsageError(f"--{name} is {getattr(choice, name)!r}, expected one of {', '.join(words)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +34,10 @@ class LevelChoice:
     level_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        _words(self, "bins", ("uniform", "clipped", "quantile"))
+        check_words(self)
         if not 2 <= self.levels <= 64:
             raise UsageError(f"--levels is {self.levels}, expected 2 to 64.")
-        _least(self, {"level_least": 0, "level_dropout": 0})
+        check_least(self, {"level_least": 0, "level_dropout": 0})
         if self.level_dropout >= 1:
             raise UsageError(f"--level_dropout is {self.level_dropout}, expected less than 1.")
         if self.level_by not in (NONE, "p_clean") and not self.level_by.startswith("score_"):
@@ -128,8 +117,8 @@ class Design:
     language_rank: int = 8
 
     def __post_init__(self) -> None:
-        _words(self, "language_part", ("whole", "lora", "none"))
-        _least(self, {"width": 8, "layers": 1, "attention_heads": 1, "vocabulary": 300, "prefix_tokens": 1,
+        check_words(self)
+        check_least(self, {"width": 8, "layers": 1, "attention_heads": 1, "vocabulary": 300, "prefix_tokens": 1,
                       "longest": 4, "dropout": 0, "image_dropout": 0, "language_rank": 1})  # fmt: skip
         for name in ("dropout", "image_dropout"):
             if getattr(self, name) >= 1:
@@ -174,12 +163,11 @@ class CaptionTrain:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        _least(self, {"epochs": 1, "batch_size": 2, "lr": 0, "wd": 0, "warmup": 0, "grad_clip_norm": 0,
+        check_least(self, {"epochs": 1, "batch_size": 2, "lr": 0, "wd": 0, "warmup": 0, "grad_clip_norm": 0,
                       "save_every": 0, "keep_checkpoints": 1})  # fmt: skip
         if self.warmup > 1:
             raise UsageError(f"--warmup is {self.warmup}, expected a share in 0 to 1.")
-        _words(self, "precision", ("fp32", "bf16", "fp64"))
-        _words(self, "resume", ("latest", "never"))
+        check_words(self)
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on: everything but how it is saved."""
@@ -213,8 +201,8 @@ class Held:
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
             raise UsageError(f"--val_fraction is {self.val_fraction}, expected a share above 0 and below 1.")
-        _least(self, {"val_most": 0})
-        _words(self, "texts", ("rectified", "given"))
+        check_least(self, {"val_most": 0})
+        check_words(self)
         if not self.strengths or min(self.strengths) < 0:
             raise UsageError(f"--guidances is {self.guidances!r}, expected numbers of 0 or more between commas.")
 
@@ -261,9 +249,8 @@ class Decode:
     samples: int = 1
 
     def __post_init__(self) -> None:
-        _words(self, "search", ("greedy", "beam", "nucleus"))
-        _words(self, "against", ("level", "image"))
-        _least(self, {"beams": 1, "length_penalty": 0, "most_tokens": 0, "least_tokens": 0, "no_repeat_ngram": 0,
+        check_words(self)
+        check_least(self, {"beams": 1, "length_penalty": 0, "most_tokens": 0, "least_tokens": 0, "no_repeat_ngram": 0,
                       "guidance": 0, "samples": 1})  # fmt: skip
         if not 0 < self.top_p <= 1:
             raise UsageError(f"--top_p is {self.top_p}, expected a share in (0, 1].")

@@ -16,6 +16,7 @@ import numpy as np
 
 from noisycorr import __version__, dist
 from noisycorr.evaluate import auroc
+from noisycorr.learn.bench_words import read_spec
 from noisycorr.learn.choice import Train
 from noisycorr.learn.contract import Strategy, Trust
 from noisycorr.learn.corpus import Corpus, swap_texts
@@ -81,13 +82,8 @@ def method_of(spec: str) -> tuple[str, Strategy]:
     """
     import yaml
 
-    name, *rest = spec.split("+")
-    options: dict[str, Any] = {}
-    for part in rest:
-        key, sign, value = part.partition("=")
-        if not sign:
-            raise UsageError(f"--strategies: {part!r} in {spec!r} is no option=value.")
-        options[key] = yaml.safe_load(value)
+    name, written = read_spec(spec, "strategies")
+    options = {key: yaml.safe_load(value) for key, value in written.items()}
     name = "plain" if name == ORACLE else name
     kind = find_strategy(name)
     peers = [item for item in dataclasses.fields(kind) if item.name == "peer"]  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, check_least, check_words
 
 LEAST = {"lr": 0, "wd": 0, "warmup": 0, "epochs": 1, "batch_size": 2, "accum_freq": 1, "embed_dim": 1, "hidden": 0,
          "save_every": 0, "keep_checkpoints": 1, "grad_clip_norm": 0}  # fmt: skip
@@ -61,17 +61,13 @@ class Train:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if not getattr(self, name) >= least:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
+        check_least(self, LEAST)
         if self.temperature < 0.01:
             raise UsageError(f"--temperature is {self.temperature}, expected at least 0.01.")
         for name in ("beta1", "beta2", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}, expected 0 or more, and below 1.")
-        for name, words in (("precision", ("fp32", "bf16", "fp16", "fp64")), ("resume", ("latest", "never"))):
-            if getattr(self, name) not in words:
-                raise UsageError(f"--{name} is {getattr(self, name)!r}, expected one of {', '.join(words)}.")
+        check_words(self)
 
     def settings(self) -> dict[str, object]:
         """What the result depends on: everything but how it is saved."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, check_least
 
 METHODS = ("linear", "mlp", "nmtune")
 LEAST = {"ratio": 1, "svd_topk": 1, "epochs": 1, "batch_size": 2, "w_consistency": 0, "w_covariance": 0,
@@ -58,9 +58,7 @@ class NMTune:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if not getattr(self, name) >= least:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
+        check_least(self, LEAST)
         for name in ("lr", "linear_lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name} is {getattr(self, name)}, expected above 0.")

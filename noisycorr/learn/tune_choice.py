@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, check_least
 
 PARTS = ("heads", "whole", "last_blocks", "lora")
 RATES = {"heads": 1e-3, "whole": 1e-5, "last_blocks": 1e-5, "lora": 1e-4}
@@ -40,9 +40,7 @@ class Tune:
     def __post_init__(self) -> None:
         if self.train_part not in PARTS:
             raise UsageError(f"--train_part is {self.train_part!r}, expected one of {', '.join(PARTS)}.")
-        for name, least in (("last_blocks", 1), ("lora_rank", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
+        check_least(self, {"last_blocks": 1, "lora_rank": 1, "workers": 0})
         if not 0 < self.aug_scale <= 1:
             raise UsageError(f"--aug_scale is {self.aug_scale}, expected more than 0, up to 1.")
         if not self.lora_alpha > 0:
@@ -86,9 +84,7 @@ class Regions:
     def __post_init__(self) -> None:
         if self.region not in ("none", "sgr", "saf", "gpo"):
             raise UsageError(f"--region is {self.region!r}, expected none, sgr, saf or gpo.")
-        for name, least in (("max_words", 3), ("word_dim", 1), ("sim_dim", 1), ("region_chunk", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
+        check_least(self, {"max_words": 3, "word_dim": 1, "sim_dim": 1, "region_chunk": 1})
 
 
 def default_rate(tune: Tune, clip_model: str, region: str) -> float:

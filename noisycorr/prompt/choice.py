@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, check_least, check_words
 
 WORDS_RANDOM = "random"
 LONGEST = 64
-
-
-def check_words(choice: object) -> None:
-    """Refuse values that are not among the words of a field.
-
-    Raises:
-        UsageError: If one is not.
-    """
-    hints = typing.get_type_hints(type(choice))
-    for field in fields(choice):  # type: ignore[arg-type]
-        words, value = typing.get_args(hints[field.name]), getattr(choice, field.name)
-        if typing.get_origin(hints[field.name]) is Literal and value not in words:
-            raise UsageError(f"--{field.name} is {value!r}, expected one of {', '.join(words)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +106,7 @@ class Rounds:
         check_words(self)
         if not 1 <= self.rounds <= 100:
             raise UsageError(f"--rounds is {self.rounds}, expected 1 to 100.")
-        for name, least in (("per_class", 1), ("neighbors", 0), ("confidence", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
+        check_least(self, {"per_class": 1, "neighbors": 0, "confidence": 0})
         for name in ("threshold", "alpha", "beta", "floor", "guard_fit", "guard_agree"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}, expected 0 to 1.")
@@ -169,8 +153,6 @@ class Steps:
 
     def __post_init__(self) -> None:
         check_words(self)
-        for name, least in (("epochs", 1), ("batch_size", 0), ("lr", 0), ("wd", 0), ("grad_clip_norm", 0)):
-            if not getattr(self, name) >= least:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected at least {least}.")
+        check_least(self, {"epochs": 1, "batch_size": 0, "lr": 0, "wd": 0, "grad_clip_norm": 0})
         if not 0 < self.gce_q <= 1:
             raise UsageError(f"--gce_q is {self.gce_q}, expected above 0, at most 1.")

@@ -16,6 +16,7 @@ import yaml
 from noisycorr import __version__
 from noisycorr.class_metrics import accuracy, changed_labels, open_set
 from noisycorr.evaluate import auroc
+from noisycorr.learn.bench_words import read_spec
 from noisycorr.learn.loop import Hooks, fit
 from noisycorr.noise_labels import NoisyLabels, diffuse_noise, noisy_texts, semantic_noise
 from noisycorr.pairs import UsageError
@@ -112,13 +113,8 @@ def method_of(spec: str) -> Method:
     Raises:
         UsageError: If there is no such method or option.
     """
-    name, *rest = spec.split("+")
-    options: dict[str, Any] = {}
-    for part in rest:
-        key, sign, value = part.partition("=")
-        if not sign:
-            raise UsageError(f"--methods: {part!r} in {spec!r} is no option=value.")
-        options[key] = yaml.safe_load(value)
+    name, written = read_spec(spec, "methods")
+    options = {key: yaml.safe_load(value) for key, value in written.items()}
     method = load_method("plain" if name == ORACLE else name, options)
     if method.labels == "many":
         raise UsageError(f"--methods names {name}, which learns tags; the benchmark has one label for each sample.")
