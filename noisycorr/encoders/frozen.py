@@ -119,3 +119,17 @@ def reason(error: Exception) -> str:
     """The start of another library's error, short enough to stand inside one sentence."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return first if len(first) <= 160 else first[:157] + "..."
+
+
+@contextlib.contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Let transformers load weights without a bar of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
