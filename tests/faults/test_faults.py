@@ -88,7 +88,8 @@ def test_killed_in_a_stage(moment: str, place: Path, alone: Path):
     wait_for(moment, place / "out", process)
     process.kill()
     process.wait()
-    assert (place / "out" / "run.lock").exists() or process.returncode == 0, "a killed run cannot clear its lock"
+    # The last file may appear just before the end: whoever has cleared its lock must have finished.
+    assert (place / "out" / "run.lock").exists() or contents(place) == contents(alone)
     assert at(place, *words()) == 0, "the lock of a dead run is taken over"
     assert contents(place) == contents(alone)
 
