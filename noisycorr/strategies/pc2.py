@@ -31,6 +31,7 @@ from noisycorr.partition import split_two
 from noisycorr.posterior import gaussian_posterior
 from noisycorr.rectify import oscillation, rectify_stable
 from noisycorr.strategies.arrays import on_arrays
+from noisycorr.strategies.held_out import bounded, held_rows, level_held, strangers, wrong_share
 from noisycorr.strategies.ncr import later
 
 HIDDEN = 256  # width of the classifier's hidden layer
@@ -59,6 +60,8 @@ class PC2(Strategy):
     Two parts are checked on known cases before each epoch, and turned off with a note where they say nothing.
     Oscillation: a small `probe` of the pairs is taught the class of another text on purpose; do those move more?
     Borrowed texts: for right pairs, is the text that would be borrowed nearer to their own than nine of ten others?
+    And since two Gaussians find two kinds of pairs in clean data, too, some pairs stay out of the warm-up: their losses
+    beside those of re-paired pairs say how many are wrong at most, and w is raised until it agrees.
 
     Attributes:
         classify: Train the pseudo-classes. Without, texts are borrowed by the cosine of images.
@@ -78,6 +81,7 @@ class PC2(Strategy):
         near: Texts are borrowed only where, for right pairs, the text that would be borrowed is nearer to the own one
             than this share of the others; 0 = always.
         probe: Share of the pairs that serve as known cases of a wrong class; 0 = do not check oscillation.
+        held_out: Share of the pairs that the warm-up leaves out, in [0, 0.5]; 0 = believe the Gaussians.
         peer: twin, or none for one network that follows itself.
 
     Source: PC2 (Duan et al., ACM MM 2024).
@@ -86,7 +90,8 @@ class PC2(Strategy):
     entropies, whose rest point is flat. Labels multiply the loss instead of only shrinking a margin, and carry no
     gradient. The bank is kept by pair and renewed each epoch. Clean and noisy pairs share a batch from the start, so
     that each serves as negatives of all; in the paper noisy ones join at epoch 25 of 50. Pairs of the same picture or
-    text are no negatives. The posterior is monotone. The paper's warm-up of 5 epochs before 50 is 3 of 15 here.
+    text are no negatives. The posterior is monotone, and bounded by what left-out pairs say. The paper's warm-up of 5
+    epochs before 50 is 3 of 15 here.
     Differs if faithful: global vectors in place of regions and words, so that cosines take the place of SGR's scores;
     one step on both kinds of pairs instead of two; the optimiser is not made anew after the warm-up. From the middle
     on, the released code writes its bank under wrong keys; here it stays as the warm-up left it.
@@ -107,6 +112,7 @@ class PC2(Strategy):
     borrow_weight: float = 0.3
     near: float = 0.9
     probe: float = 0.03
+    held_out: float = 0.1
     peer: Literal["none", "twin"] = "twin"
     judges = True
 
@@ -115,6 +121,8 @@ class PC2(Strategy):
             raise ValueError("warm_up must be >= 0, classes >= 2")
         if not (0 <= self.threshold <= 1 and 0 <= self._joined() <= 1 and 0 <= self.probe <= 0.5):
             raise ValueError("threshold and noisy_from must lie in [0, 1], probe in [0, 0.5]")
+        if not 0 <= self.held_out <= 0.5:
+            raise ValueError(f"held_out is {self.held_out}, expected in [0, 0.5]")
         if not 0 <= self.near <= 1:
             raise ValueError(f"near is {self.near}, expected in [0, 1]")
         if self.loss not in ("infonce", "triplet"):
@@ -135,7 +143,7 @@ class PC2(Strategy):
         return {"classes": nn.Sequential(*scale, *layers)}
 
     def memory(self, n: int) -> Memory:
-        """Predictions of images, 0 before the first; classes of texts and borrowed texts, -1 before; the probe."""
+        """Predictions of images, 0 before the first; classes of texts and borrowed texts, -1 before; known cases."""
         none = torch.full((n,), -1)
         known = none.clone()
         if self.classify and self.stable and not self.faithful and self.probe:
@@ -144,17 +152,21 @@ class PC2(Strategy):
             )
             known[some] = some.roll(1)  # whose text's class they are taught
         bank = torch.zeros(n, self.classes if self.classify else 0)
-        return Memory(n, image_classes=bank, text_class=none, probe=known, partner=none)
+        out = self.held_out if self.warm_up and not self.faithful else 0.0
+        return Memory(n, image_classes=bank, text_class=none, probe=known, partner=none, held=held_rows(n, out),
+                      wrong_share=torch.full((n,), -1.0))  # fmt: skip
 
     def signals(self, enc: Encoded, memory: Memory) -> dict[str, Tensor]:
         """Loss, oscillation, and how near the text that would be borrowed is to the given one."""
         if self.faithful:
             found = {"loss": mean_triplet(enc.sims, margin=self.margin)}
         else:
-            found = {"loss": info_nce(enc.sims, temperature=enc.temperature, negatives=enc.negatives)}
-            if self.loss == "triplet":
-                found = {"loss": mean_triplet(enc.sims, margin=self.margin, negatives=enc.negatives)}
-            found["partner_fit"] = self._fit(enc)
+            sims, negatives, wrong = strangers(enc.sims, enc.negatives, enc.rows)
+            found = {
+                "loss": self._plain(enc.sims, enc.negatives, enc.temperature),
+                "loss_stranger": torch.where(wrong, self._plain(sims, negatives, enc.temperature), -1.0),
+                "partner_fit": self._fit(enc),
+            }
         if self.classify:
             before = memory.read("image_classes", enc.rows).double()
             now = enc.aux["classes"][0].softmax(1).double()
@@ -166,10 +178,11 @@ class PC2(Strategy):
 
     def decide(self, signals: Mapping[str, np.ndarray], memory: Memory) -> Trust:
         """Clean = the component of lower loss, with labels raised where the class is stable; the rest is noisy."""
-        split = gaussian_posterior(signals["loss"], seed=0, faithful=self.faithful)
-        w = np.asarray(split.p_clean, np.float64)
+        loss, share = self._bound(signals, memory)
+        split = gaussian_posterior(loss, seed=0, faithful=self.faithful)
+        w = bounded(split.p_clean, share)
         clean = split_two(w, threshold=self.threshold, least=0.01 if self.faithful else 0.0)
-        notes, facts = [split.warning] if split.warning else [], {}
+        notes, facts = [split.warning] if split.warning else [], {"wrong_share": share} if share < 1 else {}
         stable, borrow = self.stable, self.borrow
         if self.classify:
             facts["classes_in_use"] = float(memory.columns["image_classes"].argmax(1).unique().numel())
@@ -197,7 +210,8 @@ class PC2(Strategy):
             return self._released(enc, memory, trust)
         b = len(enc.rows)
         clean = enc.rows >= 0 if trust is None else trust.holds("clean", enc)
-        weight = enc.sims.new_ones(b) if trust is None else torch.where(clean, trust.chance(enc), 0.0)
+        learned = (~memory.read("held", enc.rows)).to(enc.sims.dtype)
+        weight = learned if trust is None else torch.where(clean, trust.chance(enc), 0.0)
         extras = self._classes(enc, memory, weight, warm=trust is None) if self.classify else {}
         rows = partner = torch.arange(b, device=clean.device)
         if trust is not None:
@@ -217,11 +231,28 @@ class PC2(Strategy):
         if self.loss == "infonce":
             loss = info_nce(sims, temperature=enc.temperature, negatives=negatives, weight=weight)
         elif trust is None:
-            loss = mean_triplet(sims, margin=self.margin, negatives=negatives)
+            loss = mean_triplet(sims, margin=self.margin, negatives=negatives) * weight
         else:
             margin = exponential_margin(weight.clamp(max=1), margin=self.margin)
             loss = hardest_triplet(sims, margin=margin, negatives=negatives, weight=weight)
         return Loss(per_pair=loss[:b] * b / weight.sum().clamp(min=1e-6), extras=extras)
+
+    def _plain(self, sims: Tensor, negatives: Tensor, temperature: Tensor | float) -> Tensor:
+        if self.loss == "triplet":
+            return mean_triplet(sims, margin=self.margin, negatives=negatives)
+        return info_nce(sims, temperature=temperature, negatives=negatives)
+
+    def _bound(self, signals: Mapping[str, np.ndarray], memory: Memory) -> tuple[np.ndarray, float]:
+        """The losses, and the largest share of wrong pairs; found once, when the left-out pairs are still unknown."""
+        held = memory.columns["held"].cpu().numpy()
+        if not held.any():
+            return signals["loss"], 1.0
+        share = float(memory.columns["wrong_share"][0])
+        if share >= 0:
+            return signals["loss"], share
+        share = wrong_share(signals["loss"], signals["loss_stranger"], held)
+        memory.columns["wrong_share"].fill_(share)
+        return level_held(signals["loss"], held), share
 
     def _partners(self, enc: Encoded, trust: Trust) -> tuple[Tensor, Tensor]:
         """Whose text each noisy pair borrows, and how far it is trusted; 0 for all others."""
