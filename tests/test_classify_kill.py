@@ -28,12 +28,13 @@ def test_killed_and_continued_leaves_the_same_bytes(tmp_path: Path, capsys: pyte
     assert main(["embed", str(table), "--output_folder", str(tmp_path / "run"), "--clip_model", "tiny", "--workers",
                  "1", "-q"]) == 0  # fmt: skip
     line = ["classify", "train", str(tmp_path / "run"), "--classes", str(tmp_path / "classes.yaml"), "--epochs", "40",
-            "--batch_size", "8", "--embed_dim", "6", "--hidden", "8", "--save_every", "0", "--output_folder"]  # fmt: skip
+            "--batch_size", "8", "--embed_dim", "6", "--hidden", "8", "--save_every", "0",
+            "--output_folder"]  # fmt: skip
     assert main([*line, str(tmp_path / "alone")]) == 0
     killed = tmp_path / "killed"
     paths = filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])
-    process = subprocess.Popen([sys.executable, "-m", "noisycorr", *line, str(killed)],
-                               env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)})  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    process = subprocess.Popen([sys.executable, "-m", "noisycorr", *line, str(killed)], env=environment)
     started = time.monotonic()
     while not checkpoints(killed / "checkpoints"):  # 39 epochs are still to come
         assert process.poll() is None and time.monotonic() - started < 300

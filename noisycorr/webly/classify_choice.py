@@ -45,3 +45,34 @@ class Labels:
             raise UsageError("--val_fraction and --test_fraction leave nothing to train on: make them smaller.")
         if self.weigh not in ("none", "rare"):
             raise UsageError(f"--weigh is {self.weigh!r}, expected none or rare.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Which image encoder is trained, if not a classifier on stored features alone.
+
+    Attributes:
+        backbone: Image encoder to fine-tune in place of stored features: timm:NAME or torchvision:NAME, with @FILE for
+            local weights or @none for random ones; timm:local-dir:FOLDER; the image side of open_clip:... or
+            hf_clip:...; scratch:vit or scratch:cnn. Texts still work with the stored features.
+        backbone_rate: Its learning rate, as a share of `lr`, above 0.
+        train_part: Part of it that is trained: whole, the last_blocks, or lora (needs noisycorr[lora]).
+
+    Raises:
+        UsageError: If a value is out of its range.
+    """
+
+    backbone: str | None = None
+    backbone_rate: float = 0.1
+    train_part: str = "whole"
+
+    def __post_init__(self) -> None:
+        if not self.backbone_rate > 0:
+            raise UsageError(f"--backbone_rate is {self.backbone_rate}, expected more than 0.")
+        if self.train_part not in ("whole", "last_blocks", "lora"):
+            raise UsageError(f"--train_part is {self.train_part!r}, expected whole, last_blocks or lora.")
+        if self.backbone is None and self.train_part != "whole":
+            raise UsageError(f"--train_part {self.train_part} needs --backbone: there is no encoder to train.")
+        name = self.backbone or ""
+        if self.train_part != "whole" and (name.startswith("scratch:") or name.endswith("@none")):
+            raise UsageError(f"--train_part {self.train_part} needs a trained encoder; {name} needs whole.")
