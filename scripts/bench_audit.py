@@ -25,6 +25,7 @@ from noisycorr.encoders.embedded import EmbeddedEncoder
 from noisycorr.run import read_json, write_json
 from noisycorr.score.anchors import select_anchors
 from noisycorr.score.completion import build_graph, complete_texts
+from noisycorr.score.confident import confidence_weighted_entropy, normalized_margin, self_confidence
 from noisycorr.score.label_verdict import LabelRule, supported
 from noisycorr.score.labels import Audit, LabelView, audit_labels, class_probabilities
 from noisycorr.score.prototypes import match
@@ -32,8 +33,9 @@ from noisycorr.score.prototypes import match
 CELLS = [(name, noise) for name in SETS for noise in NOISES if (noise == "natural") == (name == "cifar10n")]
 TITLES = {
     "text_raw": "AUC text match, own text", "text_released": "completed as released", "text_completed": "completed",
-    "anchors": "precision of 10 anchors a class", "audit": "AUROC audit", "confident": "confident learning, best score",
-    "vote": "kNN vote", "class_text": "cosine to class text", "at_errors": "precision at the number of errors",
+    "anchors": "precision of 10 anchors a class", "anchors_few": "the same, at most 30 % of a class, as training",
+    "audit": "AUROC audit", "confident": "confident learning, best score",
+    "vote": "kNN vote", "class_text": "cosine to class text", "confident_ours": "the same probabilities, our scores", "at_errors": "precision at the number of errors",
     "at_errors_confident": "the same, confident learning", "changed": "changed labels",
     "precision": "precision of changed labels", "outside": "AUROC out of set", "ece": "calibration error",
     "wrong": "share wrong", "seconds": "seconds",
@@ -80,6 +82,8 @@ def compute(data: Labelled, case: Case, seed: int) -> dict[str, float]:
     out = {"wrong": float(case.wrong.mean()), "audit": auc(found.score, right), "seconds": seconds}
     rivals = _confident_scores(p, y)
     best = max(rivals, key=lambda score: auc(score, right))  # the rival may choose its score with the truth
+    ours = [self_confidence(p, y), normalized_margin(p, y), confidence_weighted_entropy(p, y)]
+    out["confident_ours"] = max(auc(score, right) for score in ours)
     out |= {"confident": auc(best, right), "vote": auc(found.columns["vote"], right)}
     out |= {"at_errors": at_errors(found.score, case.wrong), "at_errors_confident": at_errors(best, case.wrong)}
     if case.has_text.any():
@@ -90,6 +94,7 @@ def compute(data: Labelled, case: Case, seed: int) -> dict[str, float]:
         own = match(completed, case.prototypes, y).own
         out |= {"text_completed": auc(own, right), "text_released": auc(match(released, case.prototypes, y).own, right)}
         out["anchors"] = float(right[select_anchors(own, y, k=10)].mean())
+        out["anchors_few"] = float(right[select_anchors(own, y, k=10, share=0.3)].mean())
     else:
         out["class_text"] = auc(found.columns["zero_shot"], right)
     changed = (np.nan_to_num(found.p_right, nan=1) < 0.5) & (found.p_other >= LabelRule.relabel_threshold)
