@@ -109,7 +109,8 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     method = plan.method[1]
     anchors, says = None, None
     if method.takes_anchors and plan.labels.anchors:
-        anchors, says = trusted(source, samples, plan, rows[TRAIN])
+        anchors, says, told = trusted(source, samples, plan, rows[TRAIN])
+        samples = dataclasses.replace(samples, notes=[*samples.notes, *told])
     encoder = None if plan.finetune.backbone is None else load_backbone(plan.finetune.backbone)
     towers = _towers(plan, run, source, samples, encoder)
     inputs = _inputs(plan, samples, split, (anchors, says), source, towers)

@@ -34,11 +34,11 @@ CELLS = [(name, noise) for name in SETS for noise in NOISES if (noise == "natura
 TITLES = {
     "text_raw": "AUC text match, own text", "text_released": "completed as released", "text_completed": "completed",
     "anchors": "precision of 10 anchors a class", "anchors_few": "the same, at most 30 % of a class, as training",
-    "audit": "AUROC audit", "confident": "confident learning, best score",
-    "vote": "kNN vote", "class_text": "cosine to class text", "confident_ours": "the same probabilities, our scores", "at_errors": "precision at the number of errors",
-    "at_errors_confident": "the same, confident learning", "changed": "changed labels",
-    "precision": "precision of changed labels", "outside": "AUROC out of set", "ece": "calibration error",
-    "wrong": "share wrong", "seconds": "seconds",
+    "audit": "AUROC audit", "confident": "confident learning, best score of cleanlab",
+    "confident_ours": "the same probabilities, our scores", "vote": "kNN vote", "class_text": "cosine to class text",
+    "at_errors": "precision at the number of errors", "at_errors_confident": "the same, confident learning",
+    "changed": "changed labels", "precision": "precision of changed labels", "outside": "AUROC out of set",
+    "ece": "calibration error", "wrong": "share wrong", "seconds": "seconds",
 }  # fmt: skip
 
 

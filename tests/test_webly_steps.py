@@ -70,7 +70,9 @@ def test_a_step_of_capro_is_its_equations(faithful: bool):
     queue.push(unit(4, P, seed=9), torch.tensor([0, 5, 6, 8]))  # row 0 is in the batch, too
     prototypes, old = bank.rows.clone(), queue.read()[0]
     with torch.no_grad():
-        likely = (torch.softmax(batch.logits, 1) + torch.softmax(projector(batch.features) @ bank.rows.T / tau, 1)).argmax(1)
+        likely = (
+            torch.softmax(batch.logits, 1) + torch.softmax(projector(batch.features) @ bank.rows.T / tau, 1)
+        ).argmax(1)
     says = torch.where(torch.arange(B) % 3 == 0, torch.full_like(likely, -1), likely)
     batch = dataclasses.replace(batch, text_class=says)
     got = method.learn(batch, memory, None, None)
@@ -107,7 +109,7 @@ def test_a_step_of_capro_is_its_equations(faithful: bool):
         "prototypes": kept_mean([cross_entropy(near_rows[i], target[i]) for i in range(B)], keep),
         "instances": slow.queue_contrast(z, key, old, tau).mean(),  # the queue before the new keys came
         "auxiliary": kept_mean(
-            [(1 - beta) * cross_entropy(a[i], target[i]) + beta * slow.soft_cross_entropy(a[i : i + 1], soft[i : i + 1])[0]
+            [(1 - beta) * cross_entropy(a[i], target[i]) + beta * slow.soft_cross_entropy(a[[i]], soft[[i]])[0]
              for i in range(B)], keep),
         "reconstruction": kept_mean(
             [((network.heads["reconstructor"](z[i].detach()) - v[i].detach()) ** 2).mean() for i in range(B)], keep),
@@ -144,7 +146,9 @@ def test_the_last_stage_trains_the_classifier_alone_on_clean_labels():
     o = batch.features @ batch.network.classifier.weight.T
     wanted = kept_mean([cross_entropy(o[i], max(int(clean[i]), 0)) for i in range(B)], (clean >= 0).tolist())
     torch.testing.assert_close(got.per_pair.mean(), wanted)
-    assert torch.autograd.grad(got.per_pair.sum() + got.extras["auxiliary"], batch.features, allow_unused=True)[0] is None
+    assert (
+        torch.autograd.grad(got.per_pair.sum() + got.extras["auxiliary"], batch.features, allow_unused=True)[0] is None
+    )
     method = load_method("capro", {"mixup": 0.8})
     assert "mixup" in method.learn(batch, memory, None, None).extras
 
@@ -221,7 +225,8 @@ def test_a_step_of_mopro():
         best, y = max(score), int(batch.labels[i])
         keep.append(best > 0.5 or score[y] > 1 / C)
         target.append(score.index(best) if best > 0.5 else y)
-    torch.testing.assert_close(got.per_pair.mean(), kept_mean([cross_entropy(o[i], target[i]) for i in range(B)], keep))
+    wanted = kept_mean([cross_entropy(o[i], target[i]) for i in range(B)], keep)
+    torch.testing.assert_close(got.per_pair.mean(), wanted)
     torch.testing.assert_close(network.heads["prototypes"].rows,
                                slow.move(before, z.detach(), torch.tensor(target), torch.tensor(keep), 0.99))  # fmt: skip
 

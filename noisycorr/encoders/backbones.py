@@ -32,26 +32,27 @@ TEXT_SIDE = ("text_model", "text_projection")  # of transformers
 
 
 class Backbone(Protocol):
-    """An image encoder that can be fine-tuned.
-
-    Attributes:
-        name: Library, model and the start of the SHA-256 of the weights, or `random`.
-        preprocessing: What `preprocess` does, in words.
-        size: Height and width of the pictures that the model takes.
-        dim: Width d of a feature.
-        random: True if every training begins at other weights.
-    """
+    """An image encoder that can be fine-tuned."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Library, model and the start of the SHA-256 of the weights, or `random`."""
+
     @property
-    def preprocessing(self) -> str: ...
+    def preprocessing(self) -> str:
+        """What `preprocess` does, in words."""
+
     @property
-    def size(self) -> tuple[int, int]: ...
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures that the model takes."""
+
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """Width d of a feature."""
+
     @property
-    def random(self) -> bool: ...
+    def random(self) -> bool:
+        """Does every training begin at other weights?"""
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """One picture of any size to (3, h, w) on the CPU."""

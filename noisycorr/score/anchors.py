@@ -88,8 +88,14 @@ def select_tag_anchors(
     return domain, tags if faithful else tags & (domain >= 0)
 
 
-def named_classes(best: Int[np.ndarray, " n"], best_score: Float[np.ndarray, " n"], own: Float[np.ndarray, " n"],
-                  labels: Int[np.ndarray, " n"], anchors: Bool[np.ndarray, " n"], count: int) -> Int[np.ndarray, " n"]:  # fmt: skip
+def named_classes(
+    best: Int[np.ndarray, " n"],
+    best_score: Float[np.ndarray, " n"],
+    own: Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    anchors: Bool[np.ndarray, " n"],
+    count: int,
+) -> Int[np.ndarray, " n"]:
     """The class that each completed text names, so surely that it may speak against a label.
 
         out_i = best_i   if best_score_i is at least the lowest own match among the anchors of that class

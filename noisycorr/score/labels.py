@@ -19,7 +19,7 @@ from noisycorr.index import Neighbors, neighbors
 from noisycorr.mixture import Fit, constant_fit, fit_null
 from noisycorr.pairs import UsageError
 from noisycorr.score.anchors import named_classes, select_anchors, teaching_labels
-from noisycorr.score.channel import Channel, fit_channel, judge
+from noisycorr.score.channel import Channel, fit_channel, judge, mixed
 from noisycorr.score.completion import build_graph, complete_texts
 from noisycorr.score.crossfit import deal_folds, reduce_width
 from noisycorr.score.discriminant import discriminant
@@ -37,7 +37,7 @@ MOST = 5000  # classes
 LIMIT = 20.0
 DEALS = 3  # times that labels are dealt at random
 LEAST = 1e-4  # so that rows of a probability of 0 still have an order
-TEACHERS = {"k": 10, "share": 0.3}  # anchors whose texts set the bar for naming another class
+ANCHORS, SHARE = 10, 0.3  # of a class, whose texts set the bar for naming another
 
 Signal = Callable[[np.ndarray], np.ndarray]  # rows (k,) to (k, c)
 
@@ -111,6 +111,7 @@ class Audited:
         outside: float32 (n,): that the picture is of no class, in [0, 1].
         energy: float32 (n,): how much the picture looks like any class; higher = more.
         text_class: int (n,): the class whose definition fits the completed text best, -1 = unknown.
+        named: int (n,): the same where it is sure, by `named_classes`; else -1.
         support: float32 (n,): share of the neighbourhood that texts stand behind.
         lenders: int64 (n, k): neighbours whose texts were lent, closest first, -1 = fewer.
         fit: Curve from score to the probability that it is no random label.
@@ -126,6 +127,7 @@ class Audited:
     outside: np.ndarray
     energy: np.ndarray
     text_class: np.ndarray
+    named: np.ndarray
     support: np.ndarray
     lenders: np.ndarray
     fit: Fit
@@ -182,7 +184,10 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
     fold = deal_folds(view.group, choice.folds, choice.seed)
     rng = np.random.default_rng([choice.seed, 41])
     some = np.sort(rng.choice(usable, min(LEARN, len(usable)), replace=False))
-    signals = _signals(view, labels, has_text, completed, found, fold, choice, some)
+    said = match(completed, view.prototypes, labels, mean_row(completed))
+    anchors = select_anchors(said.own, labels, k=ANCHORS, share=SHARE)
+    named = named_classes(said.best, said.best_score, said.own, labels, anchors, c)
+    signals = _signals(view, labels, has_text, completed, named, found, fold, choice, some)
     channel = fit_channel(signals(some), labels[some], outside=choice.out_of_set)
     out = _judged(signals, channel, labels, np.flatnonzero(has_image))
     fit, random = _calibrate(signals, channel, labels, usable, out, choice.seed, rng)
@@ -192,8 +197,6 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
     p_right = np.where(known, right, np.nan).astype(np.float32)
     score = np.where(known, np.log(right) - np.log1p(-np.minimum(right, 1 - 1e-12)), np.nan).astype(np.float32)
     wrong = np.where(known, 1 - right, has_image)
-    centre = mean_row(completed)
-    text_class = best_class(completed, view.prototypes, centre)
     facts = {
         "neighbors": {"method": found.method, "recall": round(found.recall, 4)},
         "weights": {name: round(float(w), 3) for name, w in zip(signals.ask, channel.weight)},
@@ -201,10 +204,12 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
         "noise_rate": round(float(np.mean(1 - right[known])), 4),
     }  # fmt: skip
     columns = _columns(view, labels, found, completed, signals, channel)
-    return Audited(columns=columns, score=score, p_right=p_right, other=out["other"],
-                   p_other=(wrong * out["share"]).astype(np.float32),
-                   outside=(wrong * out["outside"]).astype(np.float32), energy=out["energy"], text_class=text_class,
-                   support=support, lenders=graph_ids, fit=fit, channel=channel, facts=facts)  # fmt: skip
+    return Audited(
+        columns=columns, score=score, p_right=p_right, other=out["other"],
+        p_other=(wrong * out["share"]).astype(np.float32), outside=(wrong * out["outside"]).astype(np.float32),
+        energy=out["energy"], text_class=said.best, named=named, support=support, lenders=graph_ids, fit=fit,
+        channel=channel, facts=facts,
+    )  # fmt: skip
 
 
 def complete_view(
@@ -224,14 +229,10 @@ def complete_view(
     return completed, support, np.where(lent, graph.ids, -1)
 
 
-def _signals(view: LabelView, labels: np.ndarray, has_text: np.ndarray, completed: np.ndarray, found: Neighbors,
-             fold: np.ndarray, choice: Audit, some: np.ndarray) -> _Signals:  # fmt: skip
+def _signals(view: LabelView, labels: np.ndarray, has_text: np.ndarray, completed: np.ndarray, named: np.ndarray,
+             found: Neighbors, fold: np.ndarray, choice: Audit, some: np.ndarray) -> _Signals:  # fmt: skip
     c = view.prototypes.count
-    taught, out = labels, _Signals()
-    if has_text.any():
-        said = match(completed, view.prototypes, labels, mean_row(completed))
-        anchors = select_anchors(said.own, labels, **TEACHERS)
-        taught = teaching_labels(labels, named_classes(said.best, said.best_score, said.own, labels, anchors, c))
+    taught, out = teaching_labels(labels, named), _Signals()
     if view.joint is not None:
         joint, classes = view.joint
         out.add("zero_shot", _cosines(lambda rows: take(joint, rows), classes, mean_feature(joint)), some)
@@ -288,16 +289,20 @@ def _calibrate(signals: _Signals, channel: Channel, labels: np.ndarray, usable: 
     dealt = np.where(dealt == labels[some], -1, dealt)
     if (dealt >= 0).sum() < 20:
         return constant_fit("nearly all rows carry one label: nothing can be said about it"), everyone
-    null = np.full(dealt.shape, np.nan)
+    null, drawn = np.full(dealt.shape, np.nan), np.full(dealt.shape, np.nan)
     for at, part in _paired(some, len(channel.spread), len(channel.weight)):
         value = signals(part)
+        logits = mixed(value, channel.weight)
         for turn in range(DEALS):
             null[turn, at] = judge(value, dealt[turn, at], channel).score
+            label = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+            drawn[turn, at] = judge(value, label, channel).score
     score, energy = out["score"][usable], out["energy"]
     fit, there = fit_null(score, null.ravel(), seed=seed), np.isfinite(null)
     if fit.kind == "constant":
         return fit, everyone
-    strata = fit_strata(score, energy[usable], null[there], np.tile(energy[some], (DEALS, 1))[there])
+    of_some = np.tile(energy[some], (DEALS, 1))
+    strata = fit_strata((score, energy[usable]), (null[there], of_some[there]), (drawn.ravel(), of_some.ravel()))
     everyone[usable] = strata(score, energy[usable])
     return fit, everyone
 

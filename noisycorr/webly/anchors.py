@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from noisycorr.score.anchors import named_classes, select_anchors
 from noisycorr.score.completion import build_graph, complete_texts
 
+SAME, REPEATS = 0.999, 0.9  # cosine of equal texts, and share of them from which texts are no evidence
 SHARE = 0.3  # of a class that may be trusted at most: with all of a small class there would be nothing to clean
 
 
@@ -44,3 +45,13 @@ def text_classes(match: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"],
 def trusted_rows(score: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " n"]:
     """int8 (n,) 1 = among the `count` best known matches of its class, and never more than `SHARE` of it."""
     return select_anchors(score, label, k=count, share=SHARE).astype(np.int8)
+
+
+def repeats_label(raw: np.ndarray) -> bool:
+    """True if texts only repeat the label: they are no evidence for it.
+
+    Args:
+        raw: (n,) cosine of each text with the name or definition of its label; NaN = no text.
+    """
+    known = np.isfinite(raw)
+    return bool(known.any() and (raw[known] > SAME).mean() >= REPEATS)

@@ -17,6 +17,8 @@ class Labels:
             counted. Without it the classes are the labels that occur, and their names stand in for definitions.
         anchors: Samples of each class to trust because their text, completed by those of similar images, matches the
             class best; 0 = trust nobody.
+        match: What ranks samples for that: cosine of text and class, or reciprocal, re-ranked by mutual neighbourhood
+            as CAPro was released; for one label a sample.
         val_fraction: Share of the images to measure on while training, with the labels as they came, in [0, 1).
         test_fraction: Share of the images that is left alone until the end, in [0, 1). A column `split` wins over both.
         truth_col: Column of right labels, for the test samples and to say how good the cleaned labels are; none = test
@@ -30,6 +32,7 @@ class Labels:
     class_col: str = "label"
     classes: str | None = None
     anchors: int = 10
+    match: str = "cosine"
     val_fraction: float = 0.1
     test_fraction: float = 0.1
     truth_col: str | None = None
@@ -45,6 +48,8 @@ class Labels:
             raise UsageError("--val_fraction and --test_fraction leave nothing to train on: make them smaller.")
         if self.weigh not in ("none", "rare"):
             raise UsageError(f"--weigh is {self.weigh!r}, expected none or rare.")
+        if self.match not in ("cosine", "reciprocal"):
+            raise UsageError(f"--match is {self.match!r}, expected cosine or reciprocal.")
 
 
 @dataclass(frozen=True, kw_only=True)
