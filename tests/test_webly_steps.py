@@ -227,8 +227,8 @@ def test_a_step_of_mopro():
         target.append(score.index(best) if best > 0.5 else y)
     wanted = kept_mean([cross_entropy(o[i], target[i]) for i in range(B)], keep)
     torch.testing.assert_close(got.per_pair.mean(), wanted)
-    torch.testing.assert_close(network.heads["prototypes"].rows,
-                               slow.move(before, z.detach(), torch.tensor(target), torch.tensor(keep), 0.99))  # fmt: skip
+    moved = slow.move(before, z.detach(), torch.tensor(target), torch.tensor(keep), 0.99)
+    torch.testing.assert_close(network.heads["prototypes"].rows, moved)
 
 
 def test_guesses_of_pls_are_sharpened_means_of_two_views():
