@@ -52,7 +52,7 @@ def around(owner: np.ndarray, width: int, seed: int) -> np.ndarray:
     out = np.empty((len(owner), width), np.float16)
     for start in range(0, len(owner), 16_384):
         some = owner[start : start + 16_384]
-        out[start : start + len(some)] = centre[some] + 0.7 * rng.standard_normal((len(some), width), np.float32)
+        out[start : start + len(some)] = centre[some] + 2.4 * (rng.random((len(some), width), np.float32) - 0.5)
     return out
 
 
