@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from noisycorr import console, dist
+from noisycorr.classes import cut_note
 from noisycorr.embed import open_features, pairs_path, read_facts
 from noisycorr.encoders import DualEncoder
 from noisycorr.pairs import UsageError
@@ -37,7 +38,6 @@ from noisycorr.stages import Plan, decided_with, each_part, embed_stage, open_pl
 CONFIDENT = 50_000_000  # rows x classes up to which confident learning runs beside
 SMALL = 50_000  # rows up to which the plane of LSA is learned
 REPEATS = 0.9  # share of texts that only repeat the label, from which texts are no evidence
-CUT_WORD = " zebra"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,18 +170,8 @@ def _prototypes(given: AuditPlan, classes: ClassList, encoder: DualEncoder) -> t
                          "--class_embeddings FILE.npy, one row for each definition.")  # fmt: skip
     features = np.concatenate([encoder.text(encoder.tokenize(texts[start : start + 64])).float().cpu().numpy()
                                for start in range(0, len(texts), 64)])  # fmt: skip
-    cut = [text for text in texts if _is_cut(text, encoder)]
-    notes = [f"{len(cut)} definitions are longer than the encoder reads and were cut, for example {text[:60]!r}"
-             for text in cut[:1]]  # fmt: skip
+    notes = cut_note(texts, encoder)
     return text_prototypes(features, owner, len(classes.names)), notes
-
-
-def _is_cut(text: str, encoder: DualEncoder) -> bool:
-    """True if one more word changes nothing: the encoder did not read to the end."""
-    one, two = encoder.tokenize([text]), encoder.tokenize([text + CUT_WORD])
-    if hasattr(one, "items"):
-        one, two = one["input_ids"], two["input_ids"]
-    return tuple(one.shape) == tuple(two.shape) and bool((one == two).all())
 
 
 def _class_notes(classes: ClassList, labels: Labels) -> list[str]:
@@ -268,6 +258,7 @@ def _table(found: Audited, more: dict[str, np.ndarray], labels: Labels, classes:
                 "label_proposed": pa.array(names[found.other], pa.string()), "p_proposed": found.p_other,
                 "proposed_id": found.other, "out_of_set": found.outside, "energy": found.energy,
                 "text_class": pa.array(names[found.text_class], pa.string()), "text_class_id": found.text_class,
+                "named_id": found.named,
                 "text_support": found.support, "text_lenders": pa.array(lent, pa.list_(pa.string())),
                 "sense": sense, "near_duplicate_score": groups.score, **text}  # fmt: skip
     if issue is not None:
@@ -290,7 +281,7 @@ def _decide(rule: LabelRule, run: Run) -> dict[str, Any]:
         columns = _tag_verdicts(columns, scores.column("tags_rectified").to_pylist(), raw)
     n = len(scores)
     nothing = pa.nulls(n, pa.string())
-    table = scores.drop_columns(["label_id", "proposed_id", "text_class_id", "energy", "sense"])
+    table = scores.drop_columns(["label_id", "proposed_id", "text_class_id", "named_id", "energy", "sense"])
     for name, value in {
         "image_issue": nothing, "text_issue": nothing, "is_label_issue": columns["is_label_issue"],
         "is_mismatch_issue": columns["is_label_issue"],
@@ -324,7 +315,7 @@ def _stored(scores: pa.Table) -> Audited:
 
     get = {name: scores.column(column).to_numpy() for name, column in
            (("score", "score_label"), ("p_right", "p_clean"), ("other", "proposed_id"), ("p_other", "p_proposed"),
-            ("outside", "out_of_set"), ("energy", "energy"), ("text_class", "text_class_id"),
+            ("outside", "out_of_set"), ("energy", "energy"), ("text_class", "text_class_id"), ("named", "named_id"),
             ("support", "text_support"))}  # fmt: skip
     return Audited(columns={}, lenders=np.zeros((len(scores), 0), int), fit=constant_fit(""), channel=None, facts={},
                    **get)  # fmt: skip

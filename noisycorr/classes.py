@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import yaml
 
+from noisycorr import console
 from noisycorr.embed import Embed, read_facts
+from noisycorr.encoders import DualEncoder
 from noisycorr.formats import Source
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run
 from noisycorr.stages import Plan, clean
 
 CHUNK = 64
+CUT_WORD = " zebra"
 
 
 def embedded_run(place: str, folder: Path, *, caption_col: str | None, clip_model: str) -> Run:
@@ -97,5 +100,22 @@ def encode_names(run: Run, texts: list[str], clip_model: str) -> np.ndarray:
                            precision=stored["model_precision"])  # fmt: skip
     if not came and encoder.name != embedded:
         raise UsageError(f"{run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+    for note in cut_note(texts, encoder):
+        console.warn(f"warning: {note}")
     parts = [encoder.text(encoder.tokenize(texts[a : a + CHUNK])) for a in range(0, len(texts), CHUNK)]
     return np.concatenate([part.float().cpu().numpy() for part in parts])
+
+
+def cut_note(texts: list[str], encoder: DualEncoder) -> list[str]:
+    """How many definitions are longer than the encoder reads, in a sentence; nothing if none is."""
+    cut = [text for text in texts if _is_cut(text, encoder)]
+    return [f"{len(cut)} definitions are longer than the encoder reads and were cut, for example {text[:60]!r}"
+            for text in cut[:1]]  # fmt: skip
+
+
+def _is_cut(text: str, encoder: DualEncoder) -> bool:
+    """True if one more word changes nothing: the encoder did not read to the end."""
+    one, two = encoder.tokenize([text]), encoder.tokenize([text + CUT_WORD])
+    if hasattr(one, "items"):
+        one, two = one["input_ids"], two["input_ids"]
+    return tuple(one.shape) == tuple(two.shape) and bool((one == two).all())

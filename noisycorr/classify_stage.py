@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 from safetensors.torch import save
 
 from noisycorr import __version__, console, dist
 from noisycorr.class_metrics import accuracy, by_shots, changed_labels, open_set, per_class, tag_metrics
 from noisycorr.classes import embedded_run
+from noisycorr.encoders.backbones import Backbone, load_backbone
 from noisycorr.evaluate_run import plain_json
 from noisycorr.flags import named_options
+from noisycorr.formats import open_source
 from noisycorr.learn.checkpoint import checkpoints, load_latest, save_checkpoint, sweep
 from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, read_corpus, split_corpus
+from noisycorr.learn.heads import ImageTowers, StoredTowers
 from noisycorr.learn.learner import Learner
 from noisycorr.learn.loop import Hooks, fit
+from noisycorr.learn.pictures import Pictures, PixelTowers
+from noisycorr.learn.shelf import open_shelf
+from noisycorr.learn.tune_choice import Tune
 from noisycorr.pairs import UsageError
+from noisycorr.plan_flags import stored_plan
 from noisycorr.run import Run, atomic_path, fingerprint, provenance, write_json
 from noisycorr.webly.choice import TrainClasses
-from noisycorr.webly.classify_choice import Labels
+from noisycorr.webly.classify_choice import Finetune, Labels
 from noisycorr.webly.contract import Method
-from noisycorr.webly.fitting import Opinion, feature_learner, final_opinion, predict_features, probabilities, tune_on
+from noisycorr.webly.fitting import (
+    Opinion,
+    feature_learner,
+    final_opinion,
+    picture_learner,
+    predict_rows,
+    probabilities,
+    tune_rows,
+)
 from noisycorr.webly.learner import ClassLearner
 from noisycorr.webly.methods import find_method, load_method
 from noisycorr.webly_samples import Samples, read_samples, trusted
@@ -46,6 +62,8 @@ class Plan:
         labels: Which labels.
         method: Name and method.
         train: How to train.
+        finetune: Which image encoder to train, if any.
+        tune: Which part of it, and how its pictures are loaded.
     """
 
     path: str
@@ -54,6 +72,8 @@ class Plan:
     labels: Labels
     method: tuple[str, Method]
     train: TrainClasses
+    finetune: Finetune = field(default_factory=Finetune)
+    tune: Tune = field(default_factory=lambda: Tune(train_part="whole"))
 
 
 def named_method(name: str, options: str | None) -> Method:
@@ -89,20 +109,23 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     method = plan.method[1]
     anchors, says = None, None
     if method.takes_anchors and plan.labels.anchors:
-        anchors, says = trusted(source, samples, plan, rows[TRAIN])
-    inputs = _inputs(plan, samples, split, (anchors, says), source)
+        anchors, says, told = trusted(source, samples, plan, rows[TRAIN])
+        samples = dataclasses.replace(samples, notes=[*samples.notes, *told])
+    encoder = None if plan.finetune.backbone is None else load_backbone(plan.finetune.backbone)
+    towers = _towers(plan, run, source, samples, encoder)
+    inputs = _inputs(plan, samples, split, (anchors, says), source, towers)
     _claim(run, inputs, plan)
     _start(plan, run, samples, split)
-    learner = _learner(plan, samples, rows[TRAIN], anchors, says)
+    learner = _learner(plan, samples, rows[TRAIN], anchors, says, (encoder, towers))
     folder = run.folder / "checkpoints"
     if dist.is_main():
         sweep(folder)
     dist.wait()
     if plan.train.resume == "latest" and (found := load_latest(learner, folder)) is not None:
         _say(f"classify: continues from {found.name}, epoch {learner.cursor.epoch + 1}")
-    fit(learner, _hooks(run, learner, plan, samples, rows[VALID]))
+    fit(learner, _hooks(run, learner, plan, samples, rows[VALID], towers))
     opinion = final_opinion(learner)
-    report = _report(plan, samples, learner, rows, opinion)
+    report = _report(plan, samples, learner, rows, opinion, towers)
     if dist.is_main():
         _store(run, samples, learner, rows[TRAIN], opinion, anchors, says)
         write_json(run.path("report.json"), report)
@@ -115,30 +138,55 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     return report
 
 
-def _learner(plan: Plan, samples: Samples, rows: np.ndarray, anchors: np.ndarray | None,
-             says: np.ndarray | None) -> ClassLearner:  # fmt: skip
-    label = samples.label[rows]
+def _towers(plan: Plan, run: Run, source: Run, samples: Samples, encoder: Backbone | None) -> ImageTowers:
+    """Stored features, or the pictures that an encoder is to see."""
+    dtype = torch.float64 if plan.train.precision == "fp64" else torch.float32
+    if encoder is None:
+        nothing = np.zeros((len(samples.keys), 1), np.float32)
+        return StoredTowers(samples.image, nothing, device=dist.device(), dtype=dtype)
+    reader = open_source(stored_plan(source).source)
+    if reader.format == "embeddings":
+        raise UsageError(f"--backbone {plan.finetune.backbone} needs pictures, but this source brings embeddings: "
+                         "leave it out.")  # fmt: skip
+    pictures = Pictures(shelf=open_shelf(source, reader, run.folder / "pictures" / "data"),
+                        preprocess=encoder.preprocess, size=encoder.size, aug_scale=plan.tune.aug_scale,
+                        seed=plan.train.seed)  # fmt: skip
+    tune = dataclasses.replace(plan.tune, train_part=plan.finetune.train_part)  # type: ignore[arg-type]
+    identity = {"encoder": encoder.name, "preprocessing": encoder.preprocessing, "rate": plan.finetune.backbone_rate}
+    return PixelTowers(pictures, identity, tune, device=dist.device(), dtype=dtype, keys=samples.keys)
+
+
+def _learner(plan: Plan, samples: Samples, rows: np.ndarray, anchors: np.ndarray | None, says: np.ndarray | None,
+             seen: tuple[Backbone | None, ImageTowers]) -> ClassLearner:  # fmt: skip
+    label, (encoder, towers) = samples.label[rows], seen
     weights = None
     if plan.labels.weigh == "rare":
         count = label.sum(0) if samples.multi else np.bincount(label, minlength=len(samples.classes))
         each = np.median(count[count > 0]) / np.maximum(count, 1)
         weights = np.where(label > 0, each, 0).max(1) if samples.multi else each[label]
         weights = np.where(weights > 0, weights, 1.0)
+    count, method = len(samples.classes), plan.method[1]
     try:
-        return feature_learner(samples.image[rows], label, len(samples.classes), plan.method[1], plan.train,
-                               anchors=anchors, weights=weights, text_class=says)  # fmt: skip
+        if encoder is not None:
+            assert isinstance(towers, PixelTowers)
+            return picture_learner(towers, rows, label, count, method, plan.train, encoder, towers.tune,
+                                   rate=plan.finetune.backbone_rate, anchors=anchors, weights=weights,
+                                   text_class=says)  # fmt: skip
+        return feature_learner(samples.image[rows], label, count, method, plan.train, anchors=anchors, weights=weights,
+                               text_class=says)  # fmt: skip
     except ValueError as error:
         raise UsageError(f"--method {plan.method[0]}: {error}.") from error
 
 
 def _inputs(plan: Plan, samples: Samples, split: np.ndarray, texts: tuple[np.ndarray | None, ...],
-            source: Run) -> dict[str, Any]:  # fmt: skip
+            source: Run, towers: ImageTowers) -> dict[str, Any]:  # fmt: skip
     return {
         "data": {"embed": (source.stage("embed") or {}).get("fingerprint"), "classes": samples.classes,
                  "labels": fingerprint(samples.label.tolist()), "split": fingerprint(split.tolist()),
                  "anchors": [None if one is None else fingerprint(one.tolist()) for one in texts]},
         "method": [plan.method[0], dataclasses.asdict(plan.method[1])],  # type: ignore[call-overload]
-        "settings": plan.train.settings(), "weigh": plan.labels.weigh, "noisycorr": __version__,
+        "settings": plan.train.settings(), "weigh": plan.labels.weigh, "encoder": dict(towers.identity),
+        "noisycorr": __version__,
     }  # fmt: skip
 
 
@@ -171,14 +219,16 @@ def _start(plan: Plan, run: Run, samples: Samples, split: np.ndarray) -> None:
     values: dict[str, Any] = {"path": plan.path, "output_folder": str(run.folder), "caption_col": plan.caption_col,
                               "clip_model": plan.clip_model,
                               "method": {"class_path": plan.method[0], "init_args": options}}  # fmt: skip
+    values |= dataclasses.asdict(plan.tune) | dataclasses.asdict(plan.finetune)
     values |= dataclasses.asdict(plan.labels) | dataclasses.asdict(plan.train)
     with atomic_path(run.path("config.yaml")) as path:
         path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
     write_json(run.path("provenance.json"), provenance())
 
 
-def _hooks(run: Run, learner: ClassLearner, plan: Plan, samples: Samples, valid: np.ndarray) -> Hooks:
-    features, label = samples.image[valid], samples.label[valid]
+def _hooks(run: Run, learner: ClassLearner, plan: Plan, samples: Samples, valid: np.ndarray,
+           towers: ImageTowers) -> Hooks:  # fmt: skip
+    label = samples.label[valid]
 
     def told(record: Mapping[str, Any], times: Mapping[str, float]) -> None:
         if not dist.is_main():
@@ -195,11 +245,11 @@ def _hooks(run: Run, learner: ClassLearner, plan: Plan, samples: Samples, valid:
     def save(it: Learner) -> None:
         save_checkpoint(it, run.folder / "checkpoints", keep=plan.train.keep_checkpoints)
 
-    return Hooks(validate=lambda it: tune_on(learner, features, label), told=told, save=save)
+    return Hooks(validate=lambda it: tune_rows(learner, towers, valid, label), told=told, save=save)
 
 
 def _report(plan: Plan, samples: Samples, learner: ClassLearner, rows: Mapping[int, np.ndarray],
-            opinion: Opinion) -> dict[str, Any]:  # fmt: skip
+            opinion: Opinion, towers: ImageTowers) -> dict[str, Any]:  # fmt: skip
     """Numbers of the test samples, opened once, and what became of the labels."""
     train, test = rows[TRAIN], rows[TEST]
     out: dict[str, Any] = {
@@ -209,7 +259,7 @@ def _report(plan: Plan, samples: Samples, learner: ClassLearner, rows: Mapping[i
     }  # fmt: skip
     right = samples.label if samples.truth is None else samples.truth
     if len(test):
-        p = probabilities(predict_features(learner, samples.image[test]), tags=samples.multi)
+        p = probabilities(predict_rows(learner, towers, test), tags=samples.multi)
         if samples.multi:
             out["test"] = {"samples": len(test), **tag_metrics(p, right[test] > 0)}
         else:

@@ -15,10 +15,10 @@ UNUSED = frozenset({"temperature", "dropout", "accum_freq", "beta1", "beta2", "e
 class ClassifyTrain:
     """Train a classifier on labels that may be wrong, and write what it thinks of them.
 
-    Works on the features that `noisycorr clean` stored. Samples whose texts, completed by those of similar images,
-    match the definition of their class best are trusted. The test split is opened once, after the last epoch; cleaned
-    labels stand in `labels.parquet`, numbers and curves in `report.html`. The same command continues an interrupted
-    training.
+    Works on the features that `noisycorr clean` stored, or fine-tunes an image encoder (--backbone). Samples whose
+    texts, completed by those of similar images, match the definition of their class best are trusted. The test split
+    is opened once, after the last epoch; cleaned labels stand in `labels.parquet`, numbers and curves in
+    `report.html`. The same command continues an interrupted training.
     """
 
     name, usage, parallel = "classify train", "SOURCE --output_folder FOLDER", True
@@ -26,8 +26,9 @@ class ClassifyTrain:
     @staticmethod
     def flags(parser: Parser) -> None:
         """The samples, the method, and how to train."""
+        from noisycorr.learn.tune_choice import Tune
         from noisycorr.webly.choice import TrainClasses
-        from noisycorr.webly.classify_choice import Labels
+        from noisycorr.webly.classify_choice import Finetune, Labels
 
         parser.add_word("path", "SOURCE", SOURCE, need="the source is missing: name a run folder or a source")
         parser.add("output_folder", str, None, "Folder for the model; made if absent", need=NEED_FOLDER)
@@ -35,6 +36,8 @@ class ClassifyTrain:
         parser.add_object("method", "capro", METHOD)
         add_choice(parser, Labels)
         add_choice(parser, TrainClasses, skip=UNUSED)
+        add_choice(parser, Finetune)
+        add_choice(parser, Tune, skip=frozenset({"train_part"}))
         parser.add("clip_model", str, "embedded", "Encoder of a source that is not embedded yet, and of class names "
                    "where the embeddings came without an encoder")  # fmt: skip
         parser.add("caption_col", str | None, None, "Column of the texts of such a source; detected if none")
@@ -42,17 +45,19 @@ class ClassifyTrain:
     @staticmethod
     def run(given: Namespace) -> None:
         """Train."""
+        from noisycorr.learn.tune_choice import Tune
         from noisycorr.webly.choice import TrainClasses
-        from noisycorr.webly.classify_choice import Labels
+        from noisycorr.webly.classify_choice import Finetune, Labels
 
         train, labels = make_choice(given, "train", TrainClasses), make_choice(given, "labels", Labels)
+        finetune, tune = make_choice(given, "finetune", Finetune), make_choice(given, "tune", Tune)
         run = new_run(given.output_folder)
         from noisycorr.classify_stage import Plan, classify_train, named_method
 
         method = named_method(given.method, given.method_options)
         classify_train(
             Plan(path=given.path, caption_col=given.caption_col, clip_model=given.clip_model, labels=labels,
-                 method=(given.method, method), train=train), run)  # fmt: skip
+                 method=(given.method, method), train=train, finetune=finetune, tune=tune), run)  # fmt: skip
 
 
 class BenchWebly:

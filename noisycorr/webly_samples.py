@@ -14,7 +14,9 @@ from noisycorr.embed import open_features, read_facts
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run
 from noisycorr.score.anchors import select_tag_anchors
-from noisycorr.webly.anchors import complete_through_images, text_classes, trusted_rows
+from noisycorr.score.prototypes import text_prototypes
+from noisycorr.score.rerank import reciprocal_match
+from noisycorr.webly.anchors import complete_through_images, repeats_label, text_classes, trusted_rows
 from noisycorr.webly.classify_choice import Labels
 
 if TYPE_CHECKING:
@@ -86,8 +88,11 @@ def read_samples(run: Run, choice: Labels) -> Samples:
     )  # fmt: skip
 
 
-def trusted(run: Run, samples: Samples, plan: Plan, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Anchors of the training samples, int8 (m,) or (m, c), and the class that each text names; None for tags.
+def trusted(
+    run: Run, samples: Samples, plan: Plan, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """Anchors of the training samples, int8 (m,) or (m, c); the class that each text names, None for tags and where
+    texts are no evidence; and what to tell.
 
     Args:
         run: The samples' run.
@@ -95,17 +100,24 @@ def trusted(run: Run, samples: Samples, plan: Plan, rows: np.ndarray) -> tuple[n
         plan: How many of each class, and the encoder where the run has none.
         rows: int64 (m,) those that train.
     """
+    text, label = samples.text[rows], samples.label[rows]
+    has = np.asarray(text.any(1))
+    if not has.any():
+        return np.zeros(label.shape, np.int8), None, ["all texts are blank: nobody is trusted"]
     names = encode_names(run, samples.meanings, plan.clip_model)
     names = names / np.maximum(np.linalg.norm(names, axis=1, keepdims=True), 1e-12)
-    text = samples.text[rows]
-    has = np.asarray(text.any(1))
     completed = complete_through_images(samples.image[rows], text, has, k=10 if samples.multi else 5)
     score = np.where(np.asarray(completed.any(1))[:, None], completed @ names.T, np.nan)
-    label = samples.label[rows]
     if samples.multi:
-        return select_tag_anchors(score, label > 0, k=plan.labels.anchors)[0], None
-    anchors = trusted_rows(score[np.arange(len(rows)), label], label, plan.labels.anchors)
-    return anchors, text_classes(score, label, anchors)
+        return select_tag_anchors(score, label > 0, k=plan.labels.anchors)[0], None, []
+    raw = (text * names[label]).sum(1) / np.maximum(np.linalg.norm(text, axis=1), 1e-12)
+    if repeats_label(np.where(has, raw, np.nan)):
+        return np.zeros(label.shape, np.int8), None, ["texts only repeat the labels: nobody is trusted"]
+    own = score[np.arange(len(rows)), label]
+    if plan.labels.match == "reciprocal":
+        own = reciprocal_match(completed, text_prototypes(names, np.arange(len(names)), len(names)), label)
+    anchors = trusted_rows(own, label, plan.labels.anchors)
+    return anchors, text_classes(score, label, anchors), []
 
 
 def _tags(value: Any) -> Any:

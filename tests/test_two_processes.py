@@ -20,7 +20,7 @@ from noisycorr.webly.methods import BUILT_IN as METHODS
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.xdist_group("two processes")  # they share one launch
-CASES = [*BUILT_IN, *NETWORKS, *(f"{CLASSES}{name}" for name in METHODS), "captioner"]
+CASES = [*BUILT_IN, *NETWORKS, *(f"{CLASSES}{name}" for name in METHODS), f"{CLASSES}pictures", "captioner"]
 PATIENCE = 900
 
 

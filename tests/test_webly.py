@@ -12,7 +12,7 @@ import torch
 from webly_data import METHODS, OPTIONS, blobs, learner, some_anchors, tags_of
 
 from noisycorr.class_metrics import changed_labels, tag_metrics
-from noisycorr.encoders.trainable import load_trainable
+from noisycorr.encoders.backbones import load_backbone
 from noisycorr.learn.checkpoint import load_latest, save_checkpoint
 from noisycorr.learn.loop import Hooks, fit
 from noisycorr.learn.tune_choice import Tune
@@ -205,8 +205,8 @@ class PixelTowers:
 
 
 def test_an_image_encoder_is_a_backbone():
-    trainable = load_trainable("scratch:cnn")
-    height, width = trainable.size
+    encoder = load_backbone("scratch:cnn")
+    height, width = encoder.size
     label = np.arange(12) % 2
     pixels = torch.rand(12, 3, height, width, generator=torch.Generator().manual_seed(0)) * 0.2
     pixels[label == 1, 0] += 1.0
@@ -214,7 +214,7 @@ def test_an_image_encoder_is_a_backbone():
                     labels=label, classes=2)  # fmt: skip
     choice = TrainClasses(epochs=3, batch_size=6, lr=0.01, embed_dim=4, hidden=6, save_every=0.0, unfreeze=0.3)
     one = ClassLearner(data, load_method("capro"), choice, device=torch.device("cpu"),
-                       backbone=lambda: PictureBackbone(trainable, Tune(train_part="whole")))  # fmt: skip
+                       backbone=lambda: PictureBackbone(encoder, Tune(train_part="whole")))  # fmt: skip
     before = {name: value.clone() for name, value in one.networks[0].backbone.named_parameters()}
     fit(one)
     now = dict(one.networks[0].backbone.named_parameters())

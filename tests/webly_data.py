@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisycorr import dist
 from noisycorr.learn.loop import backward, fit
+from noisycorr.learn.tune_choice import Tune
 from noisycorr.webly.choice import TrainClasses
-from noisycorr.webly.fitting import feature_learner
+from noisycorr.webly.fitting import feature_learner, picture_learner
 from noisycorr.webly.learner import ClassLearner
 from noisycorr.webly.methods import BUILT_IN, load_method
 
@@ -64,9 +65,50 @@ def learner(
     )
 
 
+class SmallEye:
+    """A convolution as an image encoder."""
+
+    name, preprocessing, size, dim, random = "small@random", "none", (6, 8), 5, True
+
+    def preprocess(self, image: Any) -> Tensor:
+        raise AssertionError("the pixels are at hand")
+
+    def fresh(self) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 5, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def image(self, model: nn.Module, pixels: Tensor) -> Tensor:
+        out: Tensor = model(pixels)
+        return out
+
+
+class Pixels:
+    """Pictures at hand, another crop in every epoch."""
+
+    chunk, identity = 16, {}
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def image(self, rows: Tensor, epoch: int | None = None) -> Tensor:
+        return self.pixels[rows].roll(epoch or 0, 3)
+
+    def expect(self, requests: object) -> None:
+        """Nothing to load."""
+
+
+def on_pictures(n: int = 40, classes: int = 3) -> ClassLearner:
+    """CAPro on an image encoder, in double precision; half of the training it is frozen."""
+    truth = np.arange(n) % classes
+    pixels = torch.rand(n, 3, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pixels[torch.arange(n), torch.from_numpy(truth)] += 0.7
+    choice = TrainClasses(precision="fp64", **{**SMALL, "unfreeze": 0.5, "layer": 0})
+    return picture_learner(Pixels(pixels), np.arange(n), truth, classes, load_method("capro"), choice, SmallEye(),
+                           Tune(train_part="whole"), rate=0.5, anchors=some_anchors(truth, truth))  # fmt: skip
+
+
 def found(name: str) -> dict[str, Tensor]:
     """Gradients of one batch and the weights after a whole training, the same for any number of processes."""
-    one = learner(name)
+    one = on_pictures() if name == "pictures" else learner(name)
     if one.strategy.sees_peer:
         backward(one, 0, torch.arange(9), None, one.look(1, torch.arange(9), 0))
     else:
@@ -74,7 +116,7 @@ def found(name: str) -> dict[str, Tensor]:
     network = one.networks[0]
     dist.average_gradients([p for p in network.parameters() if p.requires_grad])
     out = {f"gradient of {k}": p.grad.clone() for k, p in network.named_parameters() if p.grad is not None}
-    one = learner(name)
+    one = on_pictures() if name == "pictures" else learner(name)
     fit(one)
     memory = {f"memory {k}": v.double() for k, v in one.memories[0].columns.items()}
     return out | {k: v.double() for k, v in one.weights().items()} | memory

@@ -20,8 +20,8 @@ MakeHeads = Callable[[int], Mapping[str, nn.Module]]
 Request = tuple[np.ndarray, int | None]  # rows, and the epoch that their augmentation is a function of
 
 
-class Towers(Protocol):
-    """Where pairs come from, and which network encodes them: stored features, pictures with tokens, or regions.
+class ImageTowers(Protocol):
+    """Where images come from.
 
     Attributes:
         chunk: Rows that are encoded at once where nothing is trained.
@@ -31,14 +31,6 @@ class Towers(Protocol):
     chunk: int
     identity: Mapping[str, Any]
 
-    def network(self, choice: Train, heads: MakeHeads) -> RetrievalNetwork:
-        """A network for what these towers give; random weights come from the generator of torch.
-
-        Args:
-            choice: How to train.
-            heads: Modules of the strategy for a width of the common space.
-        """
-
     def image(self, rows: Tensor, epoch: int | None = None) -> Any:
         """The images of pairs `rows`, int64 (b,) on the CPU, as the network takes them.
 
@@ -47,11 +39,23 @@ class Towers(Protocol):
             epoch: Of the training, for which the pictures are augmented; None = as they are.
         """
 
-    def text(self, rows: Tensor) -> Any:
-        """Their texts, as the network takes them."""
-
     def expect(self, requests: Iterable[Request]) -> None:
         """What will be asked for next, in order, so that it can be loaded ahead. Only a hint."""
+
+
+class Towers(ImageTowers, Protocol):
+    """Where pairs come from, and which network encodes them: stored features, pictures with tokens, or regions."""
+
+    def network(self, choice: Train, heads: MakeHeads) -> RetrievalNetwork:
+        """A network for what these towers give; random weights come from the generator of torch.
+
+        Args:
+            choice: How to train.
+            heads: Modules of the strategy for a width of the common space.
+        """
+
+    def text(self, rows: Tensor) -> Any:
+        """Their texts, as the network takes them."""
 
 
 class RetrievalNetwork(nn.Module):

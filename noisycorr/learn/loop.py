@@ -271,7 +271,7 @@ def _set_rate(learner: Learner, steps: int) -> None:
     rise = min(1.0, (cursor.steps - cursor.begun + 1) / (choice.warmup + 1))
     done = (cursor.epoch - first + cursor.step / max(steps, 1)) / (after - first)
     for group in learner.optimizer.param_groups:
-        group["lr"] = choice.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
+        group["lr"] = choice.lr * group.get("share", 1.0) * rise * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _finish(learner: Learner, hooks: Hooks, pairs: list[int]) -> dict[str, Any]:

@@ -111,15 +111,13 @@ def random_box(rng: np.random.Generator, size: tuple[int, int], scale: float) ->
     return left, top, left + w, top + h
 
 
-class PictureTowers:
-    """Pictures and tokens for an encoder that is fine-tuned.
+class PixelTowers:
+    """Pictures for an image encoder that is fine-tuned.
 
     Args:
-        trainable: The encoder.
+        pictures: Where they are, and what the encoder makes of them before it sees them.
+        identity: JSON that says so.
         tune: Which part of it is trained, and how pictures are loaded.
-        shelf: Where the pictures are.
-        texts: n texts.
-        seed: Of the crops.
         device: Where batches go.
         dtype: Of the pixels.
         keys: Names of the pairs, for messages.
@@ -127,26 +125,16 @@ class PictureTowers:
 
     chunk = 64
 
-    def __init__(self, trainable: Trainable, tune: Tune, shelf: Shelf, texts: Sequence[str | None], *, seed: int,
-                 device: torch.device, dtype: torch.dtype, keys: Sequence[str]) -> None:  # fmt: skip
-        self.trainable, self.tune, self.device, self.dtype, self.keys = trainable, tune, device, dtype, keys
-        self.pictures = Pictures(shelf=shelf, preprocess=trainable.encoder.preprocess, size=trainable.size,
-                                 aug_scale=tune.aug_scale, seed=seed)  # fmt: skip
-        self._ids, self._lengths = map(torch.from_numpy, trainable.tokens([text or "" for text in texts]))
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else each worker warns; they tokenize nothing
-        self.identity: Mapping[str, Any] = {
-            "encoder": trainable.encoder.name, "preprocessing": trainable.encoder.preprocessing, **tune.settings()
-        }  # fmt: skip
+    def __init__(self, pictures: Pictures, identity: Mapping[str, Any], tune: Tune, *, device: torch.device,
+                 dtype: torch.dtype, keys: Sequence[str]) -> None:  # fmt: skip
+        self.pictures, self.tune, self.device, self.dtype, self.keys = pictures, tune, device, dtype, keys
+        self.identity: Mapping[str, Any] = {**identity, **tune.settings()}
         self._coming: Iterator[Any] = iter(())
         self._promised: collections.Counter[tuple[int, int | None]] = collections.Counter()
         self._held: collections.deque[dict[tuple[int, int | None], Tensor | str]] = collections.deque(maxlen=HELD)
 
     def __len__(self) -> int:
-        return len(self._ids)
-
-    def network(self, choice: Train, heads: MakeHeads) -> TunedNetwork:
-        """The encoder itself; its own temperature and width win over those of `choice`."""
-        return TunedNetwork(self.trainable, self.tune, heads=heads(self.trainable.encoder.image_dim))
+        return len(self.pictures.shelf)
 
     def expect(self, requests: Iterable[Request]) -> None:
         """Decode these batches ahead, in order, in the workers."""
@@ -169,7 +157,7 @@ class PictureTowers:
         """
         places = [(int(row), epoch) for row in rows]
         if not places:
-            return torch.zeros(0, 3, *self.trainable.size, device=self.device, dtype=self.dtype)
+            return torch.zeros(0, 3, *self.pictures.size, device=self.device, dtype=self.dtype)
         found = self._find(places)
         for place in places:
             if isinstance(found[place], str):
@@ -178,10 +166,6 @@ class PictureTowers:
                 )
         pixels = torch.stack([found[place] for place in places])  # type: ignore[misc]
         return pixels.to(self.device, self.dtype, non_blocking=True)
-
-    def text(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids (b, t) and their lengths (b,)."""
-        return self._ids[rows].long().to(self.device), self._lengths[rows]
 
     def _find(self, places: list[tuple[int, int | None]]) -> dict[tuple[int, int | None], Tensor | str]:
         """From what is held, from what is coming, or else decoded at once."""
@@ -207,3 +191,40 @@ class PictureTowers:
         batch = dict(zip(places, pixels))
         self._held.append(batch)
         return batch
+
+
+class PictureTowers(PixelTowers):
+    """Pictures and tokens for an encoder that is fine-tuned.
+
+    Args:
+        trainable: The encoder.
+        tune: Which part of it is trained, and how pictures are loaded.
+        shelf: Where the pictures are.
+        texts: n texts.
+        seed: Of the crops.
+        device: Where batches go.
+        dtype: Of the pixels.
+        keys: Names of the pairs, for messages.
+    """
+
+    def __init__(self, trainable: Trainable, tune: Tune, shelf: Shelf, texts: Sequence[str | None], *, seed: int,
+                 device: torch.device, dtype: torch.dtype, keys: Sequence[str]) -> None:  # fmt: skip
+        encoder = trainable.encoder
+        pictures = Pictures(shelf=shelf, preprocess=encoder.preprocess, size=trainable.size, aug_scale=tune.aug_scale,
+                            seed=seed)  # fmt: skip
+        super().__init__(pictures, {"encoder": encoder.name, "preprocessing": encoder.preprocessing}, tune,
+                         device=device, dtype=dtype, keys=keys)  # fmt: skip
+        self.trainable = trainable
+        self._ids, self._lengths = map(torch.from_numpy, trainable.tokens([text or "" for text in texts]))
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else each worker warns; they tokenize nothing
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def network(self, choice: Train, heads: MakeHeads) -> TunedNetwork:
+        """The encoder itself; its own temperature and width win over those of `choice`."""
+        return TunedNetwork(self.trainable, self.tune, heads=heads(self.trainable.encoder.image_dim))
+
+    def text(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids (b, t) and their lengths (b,)."""
+        return self._ids[rows].long().to(self.device), self._lengths[rows]

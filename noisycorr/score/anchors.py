@@ -88,6 +88,58 @@ def select_tag_anchors(
     return domain, tags if faithful else tags & (domain >= 0)
 
 
+def named_classes(
+    best: Int[np.ndarray, " n"],
+    best_score: Float[np.ndarray, " n"],
+    own: Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    anchors: Bool[np.ndarray, " n"],
+    count: int,
+) -> Int[np.ndarray, " n"]:
+    """The class that each completed text names, so surely that it may speak against a label.
+
+        out_i = best_i   if best_score_i is at least the lowest own match among the anchors of that class
+
+    The bar is set by the texts of anchors, for each class anew; no truth and no number to choose is in it.
+
+    Args:
+        best: Class whose definition fits best, -1 = unknown.
+        best_score: How well, higher = better.
+        own: Match with the own class.
+        labels: As they came, -1 = none.
+        anchors: Trusted rows, of `select_anchors`.
+        count: Number of classes c.
+
+    Returns:
+        int64 (n,), -1 = names none; classes that nobody is trusted of are never named.
+    """
+    bar = np.full(count, np.inf)
+    np.minimum.at(bar, labels[anchors], own[anchors])
+    known = best >= 0
+    return np.where(known & (np.nan_to_num(best_score, nan=-np.inf) >= bar[np.maximum(best, 0)]), best, -1)
+
+
+def teaching_labels(
+    labels: Int[np.ndarray, " n"], named: Int[np.ndarray, " n"], *, fewest: int = 3
+) -> Int[np.ndarray, " n"]:
+    """Labels of the rows that may teach what a class looks like: not of those whose text surely names another class.
+
+    Where most pictures of a class carry another's label, whatever learns from labels learns the wrong class; the text
+    has not seen the labels.
+
+    Args:
+        labels: As they came, -1 = none.
+        named: Of `named_classes`.
+        fewest: A class that would keep fewer teachers keeps all it has.
+
+    Returns:
+        int64 (n,), -1 = does not teach.
+    """
+    doubted = (labels >= 0) & (named >= 0) & (named != labels)
+    left = np.bincount(labels[(labels >= 0) & ~doubted], minlength=int(labels.max(initial=0)) + 1)
+    return np.where(doubted & (left[np.maximum(labels, 0)] >= fewest), -1, labels)
+
+
 def _place_in_group(sorted_groups: np.ndarray) -> np.ndarray:
     """0, 1, 2, ... within each run of equal values."""
     if not len(sorted_groups):

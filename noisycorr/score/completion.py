@@ -26,7 +26,7 @@ from noisycorr.index import Features, Neighbors, neighbors, unit_rows
 from noisycorr.pairs import UsageError
 
 LEAST, MOST = 1e-3, 1 - 1e-3  # released bounds of the weight of an edge
-BLOCK = 8192
+BLOCK, COLUMNS = 8192, 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,11 +166,19 @@ def complete_texts(
     edges = _row_normalised((edges + self_weight * sparse.identity(n, np.float32, "csr")).tocsr())
     known = np.ones(n, np.float32) if faithful else np.asarray(has_text, np.float32)
     support = np.asarray(edges @ np.asarray(has_text, np.float32)).ravel()
-    out = np.concatenate([np.asarray(part, np.float32) if faithful else unit_rows(part) for part in parts])
-    out *= known[:, None]
-    for _ in range(hops):
-        out = np.asarray(edges @ out, np.float32)
-    return unit_rows(out), np.clip(support, 0, 1).astype(np.float32)
+    length = np.ones(n, np.float32) if faithful else np.concatenate([_lengths(part) for part in parts])
+    lent = np.isfinite(length) & (length > 0) & (known > 0)  # what overflowed counts as missing
+    out = np.empty((n, parts[0].shape[1]), np.float32)
+    for start in range(0, out.shape[1], COLUMNS):  # one column has nothing to do with another: memory is one copy
+        some = slice(start, start + COLUMNS)
+        value = np.concatenate([np.asarray(part[:, some], np.float32) for part in parts])
+        value = np.where(lent[:, None], value / np.where(lent, length, 1)[:, None], 0)
+        for _ in range(hops):
+            value = np.asarray(edges @ value, np.float32)
+        out[:, some] = value
+    for start in range(0, n, BLOCK):
+        out[start : start + BLOCK] = unit_rows(out[start : start + BLOCK])
+    return out, np.clip(support, 0, 1).astype(np.float32)
 
 
 def lenders(
@@ -186,6 +194,13 @@ def lenders(
     order = np.argsort(-lent, axis=1, kind="stable")[:, :count]
     weight = np.take_along_axis(lent, order, 1)
     return np.where(weight > 0, np.take_along_axis(ids, order, 1), -1), np.maximum(weight, 0)
+
+
+def _lengths(part: np.ndarray) -> np.ndarray:
+    """float32 (n,)."""
+    blocks = [np.linalg.norm(np.asarray(part[start : start + BLOCK], np.float32), axis=1)
+              for start in range(0, len(part), BLOCK)]  # fmt: skip
+    return np.concatenate([*blocks, np.zeros(0, np.float32)])
 
 
 def _row_normalised(matrix: Any) -> Any:

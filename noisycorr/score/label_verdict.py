@@ -1,7 +1,7 @@
 """From what the audit found to verdicts: keep, relabel, drop or review, each with its reason.
 
-A label is changed only where all witnesses agree: the posterior is sure, the definition that fits the text best is that
-of the same class (where there are texts), and the picture looks like a class at least as much as the middle of the rows
+A label is changed only where all witnesses agree: the posterior is sure, the text surely names the same class (where
+there are texts), and the picture looks like a class at least as much as the middle of the rows
 that are kept. What is wrong but has no sure successor is for review, what looks like no class at all is dropped.
 """
 
@@ -51,7 +51,7 @@ def supported(found: Audited) -> np.ndarray:
     """bool (n,): text and picture agree with the proposed other class."""
     sure = found.energy[(np.nan_to_num(found.p_right) > SURE) & np.isfinite(found.energy)]
     level = np.median(sure) if len(sure) else np.inf
-    fits = (found.text_class == found.other) | (found.text_class < 0)
+    fits = (found.named == found.other) | (found.text_class < 0)
     return np.asarray((found.other >= 0) & fits & (found.energy >= level))
 
 

@@ -18,14 +18,16 @@ from scipy import special
 from noisycorr.index import Neighbors, neighbors
 from noisycorr.mixture import Fit, constant_fit, fit_null
 from noisycorr.pairs import UsageError
-from noisycorr.score.channel import Channel, fit_channel, judge
+from noisycorr.score.anchors import named_classes, select_anchors, teaching_labels
+from noisycorr.score.channel import Channel, fit_channel, judge, mixed
 from noisycorr.score.completion import build_graph, complete_texts
 from noisycorr.score.crossfit import deal_folds, reduce_width
 from noisycorr.score.discriminant import discriminant
 from noisycorr.score.label_votes import knn_vote
 from noisycorr.score.neighbors import mean_feature
-from noisycorr.score.prototypes import Prototypes, class_cosines
+from noisycorr.score.prototypes import Prototypes, class_cosines, match
 from noisycorr.score.rerank import rerank_graph
+from noisycorr.score.strata import fit_strata
 from noisycorr.score.view import take
 
 LEARN = 4000  # rows on which weights are fitted
@@ -33,6 +35,9 @@ WIDTH = 384
 CELLS = 12_000_000  # numbers of signals held at once
 MOST = 5000  # classes
 LIMIT = 20.0
+DEALS = 3  # times that labels are dealt at random
+LEAST = 1e-4  # so that rows of a probability of 0 still have an order
+ANCHORS, SHARE = 10, 0.3  # of a class, whose texts set the bar for naming another
 
 Signal = Callable[[np.ndarray], np.ndarray]  # rows (k,) to (k, c)
 
@@ -106,6 +111,7 @@ class Audited:
         outside: float32 (n,): that the picture is of no class, in [0, 1].
         energy: float32 (n,): how much the picture looks like any class; higher = more.
         text_class: int (n,): the class whose definition fits the completed text best, -1 = unknown.
+        named: int (n,): the same where it is sure, by `named_classes`; else -1.
         support: float32 (n,): share of the neighbourhood that texts stand behind.
         lenders: int64 (n, k): neighbours whose texts were lent, closest first, -1 = fewer.
         fit: Curve from score to the probability that it is no random label.
@@ -121,6 +127,7 @@ class Audited:
     outside: np.ndarray
     energy: np.ndarray
     text_class: np.ndarray
+    named: np.ndarray
     support: np.ndarray
     lenders: np.ndarray
     fit: Fit
@@ -177,16 +184,19 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
     fold = deal_folds(view.group, choice.folds, choice.seed)
     rng = np.random.default_rng([choice.seed, 41])
     some = np.sort(rng.choice(usable, min(LEARN, len(usable)), replace=False))
-    signals = _signals(view, labels, has_text, completed, found, fold, choice, some)
+    said = match(completed, view.prototypes, labels, mean_row(completed))
+    anchors = select_anchors(said.own, labels, k=ANCHORS, share=SHARE)
+    named = named_classes(said.best, said.best_score, said.own, labels, anchors, c)
+    signals = _signals(view, labels, has_text, completed, named, found, fold, choice, some)
     channel = fit_channel(signals(some), labels[some], outside=choice.out_of_set)
     out = _judged(signals, channel, labels, np.flatnonzero(has_image))
-    fit = _calibrate(signals, channel, labels, usable, out["score"], choice.seed, rng)
+    fit, random = _calibrate(signals, channel, labels, usable, out, choice.seed, rng)
     known = np.isfinite(out["score"])
-    right = special.expit(np.clip(out["score"], -LIMIT, LIMIT)) * np.where(known, fit(out["score"]), 1)
+    right = np.ones(n)
+    right[known] = special.expit(np.clip(out["score"][known], -LIMIT, LIMIT)) * np.maximum(random[known], LEAST)
     p_right = np.where(known, right, np.nan).astype(np.float32)
+    score = np.where(known, np.log(right) - np.log1p(-np.minimum(right, 1 - 1e-12)), np.nan).astype(np.float32)
     wrong = np.where(known, 1 - right, has_image)
-    centre = mean_row(completed)
-    text_class = best_class(completed, view.prototypes, centre)
     facts = {
         "neighbors": {"method": found.method, "recall": round(found.recall, 4)},
         "weights": {name: round(float(w), 3) for name, w in zip(signals.ask, channel.weight)},
@@ -194,10 +204,12 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
         "noise_rate": round(float(np.mean(1 - right[known])), 4),
     }  # fmt: skip
     columns = _columns(view, labels, found, completed, signals, channel)
-    return Audited(columns=columns, score=out["score"], p_right=p_right, other=out["other"],
-                   p_other=(wrong * out["share"]).astype(np.float32),
-                   outside=(wrong * out["outside"]).astype(np.float32), energy=out["energy"], text_class=text_class,
-                   support=support, lenders=graph_ids, fit=fit, channel=channel, facts=facts)  # fmt: skip
+    return Audited(
+        columns=columns, score=score, p_right=p_right, other=out["other"],
+        p_other=(wrong * out["share"]).astype(np.float32), outside=(wrong * out["outside"]).astype(np.float32),
+        energy=out["energy"], text_class=said.best, named=named, support=support, lenders=graph_ids, fit=fit,
+        channel=channel, facts=facts,
+    )  # fmt: skip
 
 
 def complete_view(
@@ -217,10 +229,10 @@ def complete_view(
     return completed, support, np.where(lent, graph.ids, -1)
 
 
-def _signals(view: LabelView, labels: np.ndarray, has_text: np.ndarray, completed: np.ndarray, found: Neighbors,
-             fold: np.ndarray, choice: Audit, some: np.ndarray) -> _Signals:  # fmt: skip
+def _signals(view: LabelView, labels: np.ndarray, has_text: np.ndarray, completed: np.ndarray, named: np.ndarray,
+             found: Neighbors, fold: np.ndarray, choice: Audit, some: np.ndarray) -> _Signals:  # fmt: skip
     c = view.prototypes.count
-    out = _Signals()
+    taught, out = teaching_labels(labels, named), _Signals()
     if view.joint is not None:
         joint, classes = view.joint
         out.add("zero_shot", _cosines(lambda rows: take(joint, rows), classes, mean_feature(joint)), some)
@@ -229,16 +241,16 @@ def _signals(view: LabelView, labels: np.ndarray, has_text: np.ndarray, complete
         mean = mean_feature(view.text)
         out.add("text", _cosines(lambda rows: take(view.text, rows), view.prototypes, mean), some)
     narrow = reduce_width(view.image, WIDTH)
-    out.add("classifier", discriminant(lambda rows: narrow[rows], labels, fold, c).logits, some)
+    out.add("classifier", discriminant(lambda rows: narrow[rows], taught, fold, c).logits, some)
     k = choice.vote_neighbors
     votes = Neighbors(ids=found.ids[:, :k], similarity=found.similarity[:, :k],
                       method=found.method, recall=found.recall)  # fmt: skip
-    out.add("vote", lambda rows: np.log(knn_vote(votes, labels, c, group=view.group, rows=rows) + 1e-3), some)
+    out.add("vote", lambda rows: np.log(knn_vote(votes, taught, c, group=view.group, rows=rows) + 1e-3), some)
     if has_text.any():
-        out.add("text_classifier", discriminant(lambda rows: completed[rows], labels, fold, c).logits, some)
-        own = discriminant(lambda rows: take(view.text, rows), labels, fold, c)
+        out.add("text_classifier", discriminant(lambda rows: completed[rows], taught, fold, c).logits, some)
+        own = discriminant(lambda rows: take(view.text, rows), taught, fold, c)
         out.add("own_text_classifier", own.logits, some)
-    prior = np.log(np.bincount(labels[labels >= 0], minlength=c) + 1.0)
+    prior = np.log(np.bincount(taught[taught >= 0], minlength=c) + 1.0)
     out.add("frequency", lambda rows: np.tile(prior, (len(rows), 1)), some, centred=False)
     return out
 
@@ -267,17 +279,32 @@ def _judged(signals: _Signals, channel: Channel, labels: np.ndarray, rows: np.nd
     return out
 
 
-def _calibrate(signals: _Signals, channel: Channel, labels: np.ndarray, usable: np.ndarray, score: np.ndarray,
-               seed: int, rng: np.random.Generator) -> Fit:  # fmt: skip
-    """The curve against labels dealt at random: the channel alone does not see pictures that resemble no class."""
+def _calibrate(signals: _Signals, channel: Channel, labels: np.ndarray, usable: np.ndarray,
+               out: dict[str, np.ndarray], seed: int, rng: np.random.Generator) -> tuple[Fit, np.ndarray]:  # fmt: skip
+    """The curve against labels dealt at random, and for each row the probability that its own is not such a one: the
+    channel alone does not see pictures that resemble no class."""
+    everyone = np.ones(len(labels))
     some = np.sort(rng.choice(usable, min(20_000, len(usable)), replace=False))
-    dealt = labels[rng.permutation(some)]
-    some, dealt = some[dealt != labels[some]], dealt[dealt != labels[some]]
-    if len(some) < 20:
-        return constant_fit("nearly all rows carry one label: nothing can be said about it")
-    null = np.concatenate([judge(signals(part), dealt[at], channel).score for at, part in
-                           _paired(some, len(channel.spread), len(channel.weight))])  # fmt: skip
-    return fit_null(score[usable], null, seed=seed)
+    dealt = np.stack([labels[rng.permutation(some)] for _ in range(DEALS)])
+    dealt = np.where(dealt == labels[some], -1, dealt)
+    if (dealt >= 0).sum() < 20:
+        return constant_fit("nearly all rows carry one label: nothing can be said about it"), everyone
+    null, drawn = np.full(dealt.shape, np.nan), np.full(dealt.shape, np.nan)
+    for at, part in _paired(some, len(channel.spread), len(channel.weight)):
+        value = signals(part)
+        logits = mixed(value, channel.weight)
+        for turn in range(DEALS):
+            null[turn, at] = judge(value, dealt[turn, at], channel).score
+            label = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+            drawn[turn, at] = judge(value, label, channel).score
+    score, energy = out["score"][usable], out["energy"]
+    fit, there = fit_null(score, null.ravel(), seed=seed), np.isfinite(null)
+    if fit.kind == "constant":
+        return fit, everyone
+    of_some = np.tile(energy[some], (DEALS, 1))
+    strata = fit_strata((score, energy[usable]), (null[there], of_some[there]), (drawn.ravel(), of_some.ravel()))
+    everyone[usable] = strata(score, energy[usable])
+    return fit, everyone
 
 
 def _columns(view: LabelView, labels: np.ndarray, found: Neighbors, completed: np.ndarray, signals: _Signals,

@@ -25,8 +25,10 @@ from jaxtyping import Float, Int
 from noisycorr.index import unit_rows
 from noisycorr.pairs import UsageError
 from noisycorr.score.completion import Graph
+from noisycorr.score.prototypes import Prototypes
 
 BLOCK = 65_536  # edges at once
+GALLERY = 2000  # texts of a class that are re-ranked together
 
 
 def rerank(
@@ -105,6 +107,49 @@ def rerank_graph(
     ids, distance = np.take_along_axis(graph.ids, order, 1), np.take_along_axis(distance, order, 1)
     weight = np.nan_to_num(distance if faithful else 1 - distance)
     return dataclasses.replace(graph, ids=ids, weight=np.where(ids >= 0, weight, 0).astype(np.float32))
+
+
+def reciprocal_match(
+    features: Float[np.ndarray, "n e"],
+    prototypes: Prototypes,
+    labels: Int[np.ndarray, " n"],
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    lam: float = 0.3,
+) -> Float[np.ndarray, " n"]:
+    """How well each text fits its own class: 1 - re-ranked distance of the definition among all texts of the class.
+
+    Args:
+        features: Completed texts; zero rows are unknown.
+        prototypes: Of the classes; of several senses the closest counts.
+        labels: Class of each row, -1 = none.
+        k1: As of `rerank`; and k2, lam.
+        k2: As of `rerank`.
+        lam: As of `rerank`.
+
+    Returns:
+        float32 (n,) in [0, 1], higher = better; NaN = unknown. Of a class of more than 2,000 texts those beyond the
+        nearest 2,000 get 0: they are no anchors, and the square of their number need not fit into memory.
+
+    Source: CAPro (Qin et al., NeurIPS 2023), released matching. The cosine ranks better and is the default.
+    """
+    out, known = np.full(len(features), np.nan, np.float32), np.asarray(features).any(axis=1)
+    points = unit_rows(features)
+    for sense, owner in zip(prototypes.vectors, prototypes.owner):
+        rows = np.flatnonzero(known & (labels == owner))
+        if not len(rows):
+            continue
+        near = rows[np.argsort(-(points[rows] @ sense), kind="stable")[:GALLERY]]
+        group = np.concatenate([sense[None], points[near]])
+        like = group @ group.T
+        np.fill_diagonal(like, -np.inf)
+        ids = np.argsort(-like, axis=1, kind="stable")[:, :-1]
+        distance = np.empty(len(near), np.float32)
+        distance[ids[0] - 1] = rerank(group, ids, k1=min(k1, len(near)), k2=k2, lam=lam)[0]
+        out[rows] = np.fmax(out[rows], 0)
+        out[near] = np.fmax(out[near], 1 - distance)
+    return out
 
 
 def _expanded(own: np.ndarray, k1: int) -> Any:

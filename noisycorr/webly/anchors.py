@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from noisycorr.score.anchors import select_anchors
+from noisycorr.score.anchors import named_classes, select_anchors
 from noisycorr.score.completion import build_graph, complete_texts
 
+SAME, REPEATS = 0.999, 0.9  # cosine of equal texts, and share of them from which texts are no evidence
 SHARE = 0.3  # of a class that may be trusted at most: with all of a small class there would be nothing to clean
 
 
@@ -25,9 +26,7 @@ def text_classes(match: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"],
                  anchors: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:  # fmt: skip
     """The class that each text names, so surely that a label may be changed to it.
 
-        out_i = argmax_k match_ik   if that match is at least the lowest own match among the trusted rows of k
-
-    The bar is set by the texts of trusted rows, for each class anew; no truth and no number to choose is in it.
+    As `named_classes`, from all matches.
 
     Args:
         match: Cosine of each completed text with the text of each class, NaN = unknown.
@@ -38,13 +37,21 @@ def text_classes(match: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"],
         int64 (n,), -1 = names none; classes that nobody is trusted of are never named.
     """
     own = match[np.arange(len(label)), label]
-    bar = np.full(match.shape[1], np.inf)
-    np.minimum.at(bar, label[anchors > 0], own[anchors > 0])
     known = np.isfinite(match).all(axis=1)
-    best = np.where(known[:, None], match, -np.inf).argmax(axis=1)
-    return np.where(known & (match[np.arange(len(label)), best] >= bar[best]), best, -1)
+    best = np.where(known, np.where(known[:, None], match, -np.inf).argmax(axis=1), -1)
+    return named_classes(best, match[np.arange(len(label)), best], own, label, anchors > 0, match.shape[1])
 
 
 def trusted_rows(score: Float[np.ndarray, " n"], label: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " n"]:
     """int8 (n,) 1 = among the `count` best known matches of its class, and never more than `SHARE` of it."""
     return select_anchors(score, label, k=count, share=SHARE).astype(np.int8)
+
+
+def repeats_label(raw: np.ndarray) -> bool:
+    """True if texts only repeat the label: they are no evidence for it.
+
+    Args:
+        raw: (n,) cosine of each text with the name or definition of its label; NaN = no text.
+    """
+    known = np.isfinite(raw)
+    return bool(known.any() and (raw[known] > SAME).mean() >= REPEATS)

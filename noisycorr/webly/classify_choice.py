@@ -17,6 +17,8 @@ class Labels:
             counted. Without it the classes are the labels that occur, and their names stand in for definitions.
         anchors: Samples of each class to trust because their text, completed by those of similar images, matches the
             class best; 0 = trust nobody.
+        match: What ranks samples for that: cosine of text and class, or reciprocal, re-ranked by mutual neighbourhood
+            as CAPro was released; for one label a sample.
         val_fraction: Share of the images to measure on while training, with the labels as they came, in [0, 1).
         test_fraction: Share of the images that is left alone until the end, in [0, 1). A column `split` wins over both.
         truth_col: Column of right labels, for the test samples and to say how good the cleaned labels are; none = test
@@ -30,6 +32,7 @@ class Labels:
     class_col: str = "label"
     classes: str | None = None
     anchors: int = 10
+    match: str = "cosine"
     val_fraction: float = 0.1
     test_fraction: float = 0.1
     truth_col: str | None = None
@@ -45,3 +48,36 @@ class Labels:
             raise UsageError("--val_fraction and --test_fraction leave nothing to train on: make them smaller.")
         if self.weigh not in ("none", "rare"):
             raise UsageError(f"--weigh is {self.weigh!r}, expected none or rare.")
+        if self.match not in ("cosine", "reciprocal"):
+            raise UsageError(f"--match is {self.match!r}, expected cosine or reciprocal.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Which image encoder is trained, if not a classifier on stored features alone.
+
+    Attributes:
+        backbone: Image encoder to fine-tune in place of stored features: timm:NAME or torchvision:NAME, with @FILE for
+            local weights or @none for random ones; timm:local-dir:FOLDER; the image side of open_clip:... or
+            hf_clip:...; scratch:vit or scratch:cnn. Texts still work with the stored features.
+        backbone_rate: Its learning rate, as a share of `lr`, above 0.
+        train_part: Part of it that is trained: whole, the last_blocks, or lora (needs noisycorr[lora]).
+
+    Raises:
+        UsageError: If a value is out of its range.
+    """
+
+    backbone: str | None = None
+    backbone_rate: float = 0.1
+    train_part: str = "whole"
+
+    def __post_init__(self) -> None:
+        if not self.backbone_rate > 0:
+            raise UsageError(f"--backbone_rate is {self.backbone_rate}, expected more than 0.")
+        if self.train_part not in ("whole", "last_blocks", "lora"):
+            raise UsageError(f"--train_part is {self.train_part!r}, expected whole, last_blocks or lora.")
+        if self.backbone is None and self.train_part != "whole":
+            raise UsageError(f"--train_part {self.train_part} needs --backbone: there is no encoder to train.")
+        name = self.backbone or ""
+        if self.train_part != "whole" and (name.startswith("scratch:") or name.endswith("@none")):
+            raise UsageError(f"--train_part {self.train_part} needs a trained encoder; {name} needs whole.")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
+from noisycorr.learn.heads import ImageTowers
 from noisycorr.learn.learner import TrainSet
 from noisycorr.learn.memory import Memory
 from noisycorr.pairs import UsageError
@@ -44,6 +45,7 @@ class ClassSet(TrainSet):
     """The n labelled samples to train on. Holds no truth.
 
     Attributes:
+        towers: Give the images; texts have done their part in `anchors` and `text_class`.
         labels: int64 (n,) class of each sample as it came; or int8 (n, c) with 1 = has the tag, 0 = has it not.
         classes: c, the number of classes.
         anchors: int8 (n,) 1 = trusted; or (n, c) 1 = trusted to have the tag, -1 = trusted not to have it. The method
@@ -52,6 +54,7 @@ class ClassSet(TrainSet):
         text_class: int64 (n,) the class that the completed text of each sample names, -1 = none; None = no texts.
     """
 
+    towers: ImageTowers  # type: ignore[assignment]
     labels: np.ndarray
     classes: int
     anchors: np.ndarray | None = None
@@ -142,6 +145,7 @@ class Method(Strategy):
         follow: Decay of the slow copy, in [0, 1).
         labels: Which labels it takes: "one", "many", or "both".
         takes_anchors: Does it know what to do with trusted samples?
+        tunes: Does it choose something on validation samples?
     """
 
     key: Literal["none", "slow", "same"] = "none"
@@ -149,6 +153,7 @@ class Method(Strategy):
     follow: float = 0.999
     labels: Literal["one", "many", "both"] = "one"
     takes_anchors: bool = False
+    tunes: bool = False
 
     def __post_init__(self) -> None:
         """Refuse options out of range, by their names.

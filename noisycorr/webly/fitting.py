@@ -11,12 +11,15 @@ import torch
 from scipy.special import log_softmax, softmax
 
 from noisycorr import dist
+from noisycorr.encoders.backbones import Backbone
 from noisycorr.learn.contract import Trust
-from noisycorr.learn.heads import StoredTowers
+from noisycorr.learn.heads import ImageTowers, StoredTowers
+from noisycorr.learn.pictures import PixelTowers
+from noisycorr.learn.tune_choice import Tune
 from noisycorr.webly.choice import TrainClasses
 from noisycorr.webly.contract import ClassSet, Method
 from noisycorr.webly.learner import ClassLearner
-from noisycorr.webly.network import ClassNetwork, FeatureBackbone
+from noisycorr.webly.network import ClassNetwork, FeatureBackbone, PictureBackbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,37 @@ def feature_learner(features: np.ndarray, labels: np.ndarray, classes: int, meth
     return ClassLearner(data, method, choice, backbone=backbone, device=dist.device())
 
 
+def picture_learner(towers: PixelTowers, rows: np.ndarray, labels: np.ndarray, classes: int, method: Method,
+                    choice: TrainClasses, encoder: Backbone, tune: Tune, *, rate: float = 1.0,
+                    anchors: np.ndarray | None = None, weights: np.ndarray | None = None,
+                    text_class: np.ndarray | None = None) -> ClassLearner:  # fmt: skip
+    """A learner that fine-tunes an image encoder.
+
+    Args:
+        towers: All pictures.
+        rows: int64 (n,) those of the training samples.
+        labels: As of `feature_learner`, as are `classes`, `method`, `choice`, `anchors`, `weights` and `text_class`.
+        encoder: Where it comes from.
+        tune: Which part of it is trained.
+        rate: Its learning rate, as a share of that of the rest.
+    """
+    trusts = method.takes_anchors
+    data = ClassSet(
+        towers=towers, rows=rows, image_group=np.arange(len(rows)), text_group=np.arange(len(rows)), labels=labels,
+        classes=classes, anchors=anchors if trusts else None, weights=weights,
+        text_class=text_class if trusts else None,
+    )  # fmt: skip
+    return ClassLearner(data, method, choice, backbone=lambda: PictureBackbone(encoder, tune), device=dist.device(),
+                        backbone_rate=rate)  # fmt: skip
+
+
+def predict_rows(learner: ClassLearner, towers: ImageTowers, rows: np.ndarray) -> list[np.ndarray]:
+    """Logits (m, c) of each network for rows (m,) of towers."""
+    chunk, held = min(towers.chunk, 1024), torch.from_numpy(rows)
+    towers.expect([(rows[a : a + chunk], None) for a in range(0, len(rows), chunk)] * len(learner.trained))
+    return learner.predict(lambda part: towers.image(held[part]), len(held), chunk=chunk)
+
+
 def predict_features(learner: ClassLearner, features: np.ndarray) -> list[np.ndarray]:
     """Logits (m, c) of each network for features (m, d)."""
     held = torch.from_numpy(np.ascontiguousarray(features))
@@ -98,24 +132,39 @@ def final_opinion(learner: ClassLearner) -> Opinion:
 
 
 def tune_on(learner: ClassLearner, features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """`tune_rows` on features (v, d)."""
+    towers = StoredTowers(features, np.zeros((len(features), 1), np.float32), device=learner.device,
+                          dtype=learner.dtype)  # fmt: skip
+    return tune_rows(learner, towers, np.arange(len(features)), labels)
+
+
+def tune_rows(learner: ClassLearner, towers: ImageTowers, rows: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Let the method choose what is chosen on validation samples, and measure the networks there.
+
+    Args:
+        learner: In training.
+        towers: Hold the samples.
+        rows: int64 (v,) of them.
+        labels: int64 (v,) or (v, c), as they came.
 
     Returns:
         `valid_top1`; nothing without samples.
     """
-    if not len(features):
+    if not len(rows):
         return {}
-    held = torch.from_numpy(np.ascontiguousarray(features)).to(learner.device, learner.dtype)
     labels_there = torch.from_numpy(labels).to(learner.device)
-    with torch.no_grad():
-        for number in learner.trained:
-            network = learner.networks[number]
-            assert isinstance(network, ClassNetwork)
-            mode = network.training
-            network.eval()
-            learner.strategy.tune(network, network.image(held), labels_there)
-            network.train(mode)
-    score = together(predict_features(learner, features))
+    if learner.strategy.tunes:
+        with torch.no_grad():
+            for number in learner.trained:
+                network = learner.networks[number]
+                assert isinstance(network, ClassNetwork)
+                mode = network.training
+                network.eval()
+                parts = torch.from_numpy(rows).split(min(towers.chunk, 1024))
+                features = torch.cat([network.image(towers.image(part)).to(learner.dtype) for part in parts])
+                learner.strategy.tune(network, features, labels_there)
+                network.train(mode)
+    score = together(predict_rows(learner, towers, rows))
     if labels.ndim == 2:
         return {}
     return {"valid_top1": float((score.argmax(1) == labels).mean())}

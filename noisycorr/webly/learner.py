@@ -31,6 +31,7 @@ class ClassLearner(Learner):
         choice: How to train.
         backbone: Makes a backbone; random weights come from the generator of torch.
         device: Where networks live.
+        backbone_rate: Learning rate of the backbone, as a share of that of the rest, > 0.
 
     Raises:
         ValueError: If there are fewer than 2 samples, or the method does not take such labels.
@@ -41,11 +42,11 @@ class ClassLearner(Learner):
     choice: TrainClasses
 
     def __init__(self, data: ClassSet, method: Method, choice: TrainClasses, *, backbone: Callable[[], nn.Module],
-                 device: torch.device) -> None:  # fmt: skip
+                 device: torch.device, backbone_rate: float = 1.0) -> None:  # fmt: skip
         if method.labels not in ("both", "many" if data.multi else "one"):
             many = {"one": "one label for each sample", "many": "several tags for a sample"}[method.labels]
             raise ValueError(f"{type(method).__name__} learns from {many}, which these samples do not have")
-        self._backbone = backbone
+        self._backbone, self._rate = backbone, backbone_rate
         super().__init__(data, method, choice, device=device)
         self.labels = torch.from_numpy(data.labels.astype(np.int64))
         anchors = np.zeros_like(data.labels) if data.anchors is None else data.anchors
@@ -75,12 +76,17 @@ class ClassLearner(Learner):
         return memory
 
     def _optimizer(self) -> torch.optim.Optimizer:  # type: ignore[override]
-        if self.choice.optimizer == "adamw":
-            return super()._optimizer()
-        groups = [{"params": some, "weight_decay": wd} for some, wd in (
-            ([p for p in self.parameters() if p.ndim >= 2], self.choice.wd),
-            ([p for p in self.parameters() if p.ndim < 2], 0.0)) if some]  # fmt: skip
-        return torch.optim.SGD(groups, lr=self.choice.lr, momentum=MOMENTUM)
+        choice = self.choice
+        named = [(name, p) for number in self.trained for name, p in self.networks[number].named_parameters()
+                 if p.requires_grad]  # fmt: skip
+        groups = []
+        for share in dict.fromkeys((1.0, self._rate)):
+            mine = [p for name, p in named if share == (self._rate if name.startswith("backbone.") else 1.0)]
+            for some, wd in (([p for p in mine if p.ndim >= 2], choice.wd), ([p for p in mine if p.ndim < 2], 0.0)):
+                groups += [{"params": some, "weight_decay": wd, "share": share}] if some else []
+        if choice.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=choice.lr, betas=(choice.beta1, choice.beta2), eps=choice.eps)
+        return torch.optim.SGD(groups, lr=choice.lr, momentum=MOMENTUM)
 
     def trains_backbone(self) -> bool:
         """Has the time come?"""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from noisycorr.encoders.trainable import Trainable
+from noisycorr.encoders.backbones import Backbone
 from noisycorr.learn.heads import RetrievalNetwork, RowDropout
 from noisycorr.learn.tune_choice import Tune
 from noisycorr.learn.tuned import choose_part
@@ -54,27 +54,31 @@ class FeatureBackbone(nn.Module):
 
 
 class PictureBackbone(nn.Module):
-    """The image side of an encoder that is fine-tuned. Batch norms keep their statistics.
+    """An image encoder that is fine-tuned. Batch norms keep their statistics.
 
     Args:
-        trainable: The encoder.
+        encoder: Where it comes from.
         tune: Which part is trained.
     """
 
-    def __init__(self, trainable: Trainable, tune: Tune) -> None:
+    def __init__(self, encoder: Backbone, tune: Tune) -> None:
         super().__init__()
-        self.trainable, self.dim = trainable, trainable.encoder.image_dim
-        self.tower = choose_part(trainable.fresh().eval(), tune)
+        self.encoder, self.dim = encoder, encoder.dim
+        self.tower = choose_part(encoder.fresh().eval(), tune)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Features, not of unit length."""
-        return self.trainable.image(self.tower, pixels)
+        return self.encoder.image(self.tower, pixels)
+
+    def fixed(self) -> set[str]:
+        """Weights that are as they were published."""
+        return {name for name, p in self.named_parameters() if not p.requires_grad}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PictureBackbone:
-        """Another model; the encoder that preprocesses is shared."""
+        """Another model; the encoder that it came from is shared."""
         made = PictureBackbone.__new__(PictureBackbone)
         nn.Module.__init__(made)
-        made.trainable, made.dim, made.tower = self.trainable, self.dim, copy.deepcopy(self.tower, memo)
+        made.encoder, made.dim, made.tower = self.encoder, self.dim, copy.deepcopy(self.tower, memo)
         made.train(self.training)
         return made
 
@@ -121,6 +125,8 @@ class ClassNetwork(RetrievalNetwork):
         self.log_temperature.requires_grad_(False)  # no similarity of texts is learned here
         self.backbone, self.view = backbone, StrongView(view)
         self.classifier = nn.Linear(dim, classes, bias=False)
+        own = backbone.fixed() if isinstance(backbone, PictureBackbone) else set()
+        self._fixed = {f"backbone.{name}" for name in own}
         self.slow = nn.ModuleDict({name: copy.deepcopy(self._part(name)).requires_grad_(False) for name in slow})
 
     def image(self, inputs: Any) -> Float[Tensor, "b d"]:
@@ -141,9 +147,14 @@ class ClassNetwork(RetrievalNetwork):
             for kept, current in zip(module.parameters(), self._part(name).parameters()):
                 kept.lerp_(current, 1 - decay)
 
+    def fixed(self) -> set[str]:
+        """Weights of an image encoder that are as they were published."""
+        return self._fixed
+
     def facts(self) -> dict[str, Any]:
-        """Widths."""
-        return {"kind": "classes", "dim": self.classifier.in_features, "classes": self.classifier.out_features}
+        """Widths, and the image encoder."""
+        out = {"kind": "classes", "dim": self.classifier.in_features, "classes": self.classifier.out_features}
+        return out | ({"backbone": self.backbone.encoder.name} if isinstance(self.backbone, PictureBackbone) else {})
 
     def _part(self, name: str) -> nn.Module:
         return self.backbone if name == "backbone" else self.classifier if name == "classifier" else self.heads[name]

@@ -21,7 +21,7 @@ from noisycorr.learn.loop import Hooks, fit
 from noisycorr.noise_labels import NoisyLabels, diffuse_noise, noisy_texts, semantic_noise
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, fingerprint, read_json, write_json
-from noisycorr.webly.anchors import complete_through_images, text_classes, trusted_rows
+from noisycorr.webly.anchors import complete_through_images, repeats_label, text_classes, trusted_rows
 from noisycorr.webly.choice import TrainClasses
 from noisycorr.webly.contract import Method
 from noisycorr.webly.fitting import feature_learner, final_opinion, predict_features, probabilities, tune_on
@@ -95,7 +95,7 @@ class Crawl:
         match: (m,) cosine of the completed text with the text of the labelled class; NaN = unknown.
         raw: (m,) the same of the text as it came.
         anchors: int8 (m,).
-        text_class: int64 (m,) class that the completed text names, -1 = none.
+        text_class: int64 (m,) class that the completed text names, -1 = none; None where texts only repeat labels.
     """
 
     rows: np.ndarray
@@ -104,7 +104,7 @@ class Crawl:
     match: np.ndarray
     raw: np.ndarray
     anchors: np.ndarray
-    text_class: np.ndarray
+    text_class: np.ndarray | None
 
 
 def method_of(spec: str) -> Method:
@@ -149,12 +149,13 @@ def crawl(data: WeblySet, cell: Cell) -> Crawl:
     words = _unit(data.class_text.astype(np.float32))
     of_class = words[noisy.label]
     raw = np.where(has, (_unit(text.astype(np.float32)) * of_class).sum(1), np.nan)
-    completed = complete_through_images(data.image[rows], text, has)
+    evidence = not repeats_label(raw)
+    completed = complete_through_images(data.image[rows], text, has & evidence)
     every = np.where(np.asarray(completed.any(1))[:, None], completed @ words.T, np.nan)
     match = every[np.arange(len(rows)), noisy.label]
     anchors = trusted_rows(match, noisy.label, cell.anchors)
     return Crawl(rows=rows, noisy=noisy, truth=data.truth[rows], match=match, raw=raw, anchors=anchors,
-                 text_class=text_classes(every, noisy.label, anchors))  # fmt: skip
+                 text_class=text_classes(every, noisy.label, anchors) if evidence else None)  # fmt: skip
 
 
 def run_cell(data: WeblySet, cell: Cell, choice: TrainClasses, run: Run) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def _train(data: WeblySet, cell: Cell, got: Crawl, method: Method, choice: Train
     label = got.noisy.label
     features = data.image[got.rows[train]].astype(np.float32)
     learner = feature_learner(features, label[train], data.classes, method, choice, anchors=got.anchors[train],
-                              text_class=got.text_class[train])  # fmt: skip
+                              text_class=None if got.text_class is None else got.text_class[train])  # fmt: skip
     valid = data.image[got.rows[held]].astype(np.float32), label[held]
     fit(learner, Hooks(validate=lambda it: tune_on(learner, *valid)))
     opinion = final_opinion(learner)

@@ -52,6 +52,7 @@ class Nested(Method):
 
     peer = "twin"
     sees_peer = True
+    tunes = True
 
     def parts(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
         """The cut."""
