@@ -28,7 +28,7 @@ class LevelChoice:
     """
 
     level_by: str = "score_pair"
-    levels: int = 8
+    levels: int = 5
     bins: Literal["uniform", "clipped", "quantile"] = "clipped"
     level_least: int = 50
     level_dropout: float = 0.1
@@ -49,6 +49,8 @@ class Teach:
     """Which pairs teach, and how much.
 
     Attributes:
+        draw_by: Column of the ledger that tells with which probability a pair teaches in an epoch, in [0, 1]; none lets
+            all of them. In the mean that is a weight, but pairs that are held to be wrong cost no time.
         weight_by: Column of the ledger that multiplies the loss of a pair, p_clean or a score_ column (negative ones
             count as 0); none for equal weights.
         keep_fraction: Share of the training pairs of best `keep_by` that is kept: a number in (0, 1], or auto for the
@@ -59,12 +61,13 @@ class Teach:
         UsageError: If a value is out of its range.
     """
 
-    weight_by: str = "p_clean"
-    keep_fraction: str = "auto"
+    draw_by: str = "p_clean"
+    weight_by: str = NONE
+    keep_fraction: str = "1"
     keep_by: str = "score_pair"
 
     def __post_init__(self) -> None:
-        for name in ("weight_by", "keep_by"):
+        for name in ("draw_by", "weight_by", "keep_by"):
             value = getattr(self, name)
             if value not in (NONE, "p_clean", "sample_weight") and not value.startswith("score_"):
                 raise UsageError(f"--{name} is {value!r}, expected p_clean, sample_weight or a column score_NAME.")
@@ -195,7 +198,7 @@ class Held:
     val_fraction: float = 0.1
     val_most: int = 500
     texts: Literal["rectified", "given"] = "rectified"
-    guidances: str = "0,1"
+    guidances: str = "0"
     issues: bool = False
 
     def __post_init__(self) -> None:

@@ -76,11 +76,12 @@ class CaptionNetwork(nn.Module):
     def losses(self, memory: Float[Tensor, "b m d"], tokens: Int[Tensor, "b t"], length: Int[Tensor, " b"],
                ) -> Float[Tensor, " b"]:  # fmt: skip
         """Negative log-likelihood of each text, summed over its words and its end, in nats; 0 for an empty one."""
-        logits = self.decoder(tokens[:, :-1], memory).float() if memory.dtype != torch.float64 else self.decoder(
-            tokens[:, :-1], memory)  # fmt: skip
-        loss = functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
         place = torch.arange(1, tokens.shape[1], device=tokens.device)
-        return (loss * (place < length[:, None])).sum(1)
+        real = place < length[:, None]  # logits of padding would cost as much as those of words
+        logits = self.decoder.guess(self.decoder.states(tokens[:, :-1], memory)[real])
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        found = functional.cross_entropy(logits, tokens[:, 1:][real], reduction="none")
+        return found.new_zeros(real.shape).masked_scatter(real, found).sum(1)
 
     def set_window(self, size: int, rows: slice) -> None:
         """Which rows of the global batch come next, for dropout that does not depend on the number of processes."""

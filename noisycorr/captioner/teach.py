@@ -55,7 +55,7 @@ class Recipe:
     design: Design = field(default_factory=Design)
     train: CaptionTrain = field(default_factory=CaptionTrain)
     decode: Decode = field(default_factory=Decode)
-    guidances: tuple[float, ...] = (0.0, 1.0)
+    guidances: tuple[float, ...] = (0.0,)
 
     def settings(self) -> dict[str, Any]:
         """JSON of what the result depends on."""
@@ -143,6 +143,22 @@ def pair_weights(columns: Mapping[str, np.ndarray], rows: np.ndarray, choice: Te
     return np.where(np.isfinite(weight), weight, mean) / mean
 
 
+def pair_shares(columns: Mapping[str, np.ndarray], rows: np.ndarray,
+                choice: Teach) -> Float[np.ndarray, " k"] | None:  # fmt: skip
+    """How often each pair teaches in an epoch, in [0, 1], the mean where it is not known; None = each once.
+
+    Raises:
+        UsageError: If no pair has a share above 0.
+    """
+    if choice.draw_by == NONE:
+        return None
+    share = np.clip(column_of(columns, choice.draw_by, "draw_by")[rows], 0, 1)
+    mean = np.nanmean(share) if np.isfinite(share).any() else 0.0
+    if not mean > 0:
+        raise UsageError(f"--draw_by {choice.draw_by} is nowhere above 0: choose another column, or none.")
+    return np.where(np.isfinite(share), share, mean)
+
+
 def open_class(material: Material, recipe: Recipe) -> Class:
     """Levels, vocabulary, network and lessons, before the first step.
 
@@ -175,7 +191,8 @@ def open_class(material: Material, recipe: Recipe) -> Class:
     network.standardise(material.image[rows])
     lesson = Lesson(
         image=material.image[rows], tokens=tokens, length=length, level=level,
-        weight=pair_weights(material.columns, rows, recipe.teach), unscored=0 if levels is None else levels.unscored,
+        weight=pair_weights(material.columns, rows, recipe.teach),
+        share=pair_shares(material.columns, rows, recipe.teach), unscored=0 if levels is None else levels.unscored,
         hide_level=0.0 if levels is None else recipe.levels.level_dropout, hide_image=design.image_dropout,
     )  # fmt: skip
     trained = Trained(network=network, words=words, design=design, levels=levels, encoder=material.encoder,

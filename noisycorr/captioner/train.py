@@ -48,6 +48,7 @@ class Lesson:
         length: (n,): numbers of a row that count; rows of length 0 are not allowed.
         level: (n,), or None without levels.
         weight: (n,), >= 0.
+        share: (n,), how often a pair teaches in an epoch, in the mean; None = once.
         unscored: The level that hides a level.
         hide_level: Share of the pairs whose level is hidden in a step.
         hide_image: Share of the pairs whose picture is hidden in a step.
@@ -58,6 +59,7 @@ class Lesson:
     length: Int[np.ndarray, " n"]
     level: Int[np.ndarray, " n"] | None
     weight: Float[np.ndarray, " n"]
+    share: Float[np.ndarray, " n"] | None = None
     unscored: int = 0
     hide_level: float = 0.0
     hide_image: float = 0.0
@@ -91,8 +93,9 @@ class Trainer:
         matrices = [p for p in self.parameters if p.ndim > 1]
         others = [p for p in self.parameters if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": choice.wd}, {"params": others, "weight_decay": 0.0}], lr=choice.lr
-        )
+            [{"params": matrices, "weight_decay": choice.wd}, {"params": others, "weight_decay": 0.0}], lr=choice.lr,
+            fused=network.image_mean.device.type in ("cpu", "cuda"),
+        )  # fmt: skip
         self.best = self.snapshot()
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -134,7 +137,7 @@ def fit(trainer: Trainer, hooks: Hooks | None = None) -> None:
     with torch.random.fork_rng(devices=[]):
         while at.epoch < choice.epochs:
             started = saved = time.perf_counter()
-            order = epoch_order(len(trainer.lesson.length), seed=choice.seed, epoch=at.epoch, stream="caption")
+            order = draw_rows(trainer.lesson, seed=choice.seed, epoch=at.epoch)
             batches = split_batches(order, choice.batch_size)
             while at.step < len(batches):
                 take_step(trainer, batches[at.step], len(batches))
@@ -148,6 +151,22 @@ def fit(trainer: Trainer, hooks: Hooks | None = None) -> None:
             hooks.told(record, seconds)
     trainer.load(trainer.best)
     trainer.network.eval()
+
+
+def draw_rows(lesson: Lesson, *, seed: int, epoch: int) -> Int[np.ndarray, " m"]:
+    """Pairs that teach in an epoch, in order: all, or m = round(sum of shares), each as often as its share says.
+
+    Points u, u + 1, ... (u uniform in [0, 1)) are put on the shares laid end to end in a random order: the count of a
+    pair is its share rounded down or up, and m is the same in each epoch.
+    """
+    order = epoch_order(len(lesson.length), seed=seed, epoch=epoch, stream="caption")
+    if lesson.share is None:
+        return order
+    ends = np.cumsum(lesson.share[order])
+    m = max(2, round(float(ends[-1])))
+    points = np.random.default_rng(stream_seed(seed, "draw", epoch)).random() + np.arange(m)
+    place = np.searchsorted(ends * (m / ends[-1]), points, side="right")
+    return order[np.minimum(place, len(order) - 1)]
 
 
 def take_step(trainer: Trainer, rows: np.ndarray, steps: int) -> None:
@@ -176,12 +195,20 @@ def backward(trainer: Trainer, rows: np.ndarray) -> float:
     total = max(float((lesson.weight[rows] * count).sum()), 1e-12)
     network.train()
     network.set_window(len(rows), here)
-    torch.manual_seed(stream_seed(seed, "drop", at.epoch, at.step))
+    _seed(stream_seed(seed, "drop", at.epoch, at.step), network.image_mean.device)
     losses = _losses(network, lesson, rows, here, draw, trainer.choice.precision)
     weight = torch.from_numpy(lesson.weight[rows][here]).to(losses)
     part = (losses * weight).sum() / total
     (part * dist.count()).backward()
     return float(dist.gather(part.detach()[None], dist.count()).sum())
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """On a CPU without `torch.manual_seed`, which keeps a stack trace for other devices: milliseconds each time."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def _losses(network: CaptionNetwork, lesson: Lesson, rows: np.ndarray, here: slice, draw: np.ndarray,
