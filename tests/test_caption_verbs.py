@@ -202,7 +202,9 @@ def test_methods_are_choices_of_one_engine():
     assert recipe_of("vanilla", train_choice, design).levels.level_by == "none"
     assert recipe_of("default", train_choice, design).teach == Teach()
     kept = {name: recipe_of(name, train_choice, design).teach.keep_fraction for name in METHODS}
-    assert {name for name, share in kept.items() if share == "auto"} == {"filter", "default"}
+    assert {name for name, share in kept.items() if share == "auto"} == {"filter"}
+    drawn = {name: recipe_of(name, train_choice, design).teach.draw_by for name in METHODS}
+    assert {name for name, column in drawn.items() if column == "p_clean"} == {"default"}
     assert recipe_of("filter+keep_fraction=0.3", train_choice, design).teach.fraction == 0.3
     assert recipe_of("weight", train_choice, design).teach.weight_by == "p_clean"
     assert recipe_of("noc+levels=4+bins=uniform", train_choice, design).levels.levels == 4
@@ -216,7 +218,7 @@ def test_methods_are_choices_of_one_engine():
     ("choice", "said"),
     [
         ({"sets": "sample"}, "expected NAME=SOURCE"),
-        ({"noises": "loud"}, "expected random or junk"),
+        ({"noises": "loud"}, "expected one of random, junk, concept"),
         ({"ratios": "2"}, "shares in 0 to 1"),
         ({"seeds": "x"}, "must be numbers"),
         ({"methods": ""}, "--methods is empty"),

@@ -173,7 +173,7 @@ def test_filtering_keeps_the_best_share():
     assert kept_rows(columns, 5, Teach(keep_fraction="0.6")).tolist() == [0, 2, 4]
     assert kept_rows(columns, 5, Teach(keep_fraction="auto")).tolist() == [0, 2], "2 of 5 are held to be right"
     assert kept_rows(columns, 5, Teach(keep_fraction="1")).tolist() == [0, 1, 2, 3, 4]
-    assert Teach().keep_fraction == "auto"
+    assert Teach().keep_fraction == "1" and Teach().draw_by == "p_clean"
     with pytest.raises(UsageError, match="no such column; it has p_clean, score_pair"):
         kept_rows(columns, 5, Teach(keep_by="score_x", keep_fraction="0.5"))
 

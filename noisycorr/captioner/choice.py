@@ -96,6 +96,9 @@ class Design:
         norm_first: Normalise before each part of a layer; false is the published order.
         vocabulary: Word pieces of the scratch decoder, learned on the training texts, at least 300.
         prefix_tokens: Tokens that a stored image vector becomes.
+        image_grid: 0 reads the stored image vector; g reads 1 + g * g tokens of the encoder's image tower instead, one
+            for the picture and one for each cell of a grid; published: 4.
+        tower: frozen computes these tokens once; tuned trains the tower with the captioner, as published.
         longest: Word pieces of a text; longer ones are cut, 4 to 512.
         dropout: In [0, 1).
         image_dropout: Share of the pairs whose picture is hidden in a step, which guidance by pictures needs, [0, 1).
@@ -113,6 +116,8 @@ class Design:
     norm_first: bool = True
     vocabulary: int = 1500
     prefix_tokens: int = 4
+    image_grid: int = 0
+    tower: Literal["frozen", "tuned"] = "frozen"
     longest: int = 24
     dropout: float = 0.1
     image_dropout: float = 0.0
@@ -122,10 +127,14 @@ class Design:
     def __post_init__(self) -> None:
         check_words(self)
         check_least(self, {"width": 8, "layers": 1, "attention_heads": 1, "vocabulary": 300, "prefix_tokens": 1,
-                      "longest": 4, "dropout": 0, "image_dropout": 0, "language_rank": 1})  # fmt: skip
+                      "longest": 4, "dropout": 0, "image_dropout": 0, "language_rank": 1, "image_grid": 0})  # fmt: skip
         for name in ("dropout", "image_dropout"):
             if getattr(self, name) >= 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}, expected less than 1.")
+        if self.image_grid > 32:
+            raise UsageError(f"--image_grid is {self.image_grid}, expected 0 to 32.")
+        if self.tower == "tuned" and not self.image_grid:
+            raise UsageError("--tower tuned needs the tower's tokens: add --image_grid 4.")
         if self.longest > 512:
             raise UsageError(f"--longest is {self.longest}, expected 4 to 512.")
         if self.width % self.attention_heads:
@@ -140,6 +149,7 @@ class CaptionTrain:
         epochs: Passes over the training pairs, >= 1.
         batch_size: Pairs of one step, over all processes together, >= 2.
         lr: Highest learning rate of AdamW.
+        tower_lr: That of an image tower that is tuned.
         wd: Weight decay of matrices.
         warmup: Share of the steps in which the rate rises; then it falls along a cosine to 0.
         grad_clip_norm: Longest gradient; 0 = any.
@@ -156,6 +166,7 @@ class CaptionTrain:
     epochs: int = 10
     batch_size: int = 64
     lr: float = 1e-3
+    tower_lr: float = 1e-5
     wd: float = 0.01
     warmup: float = 0.1
     grad_clip_norm: float = 1.0
@@ -166,8 +177,8 @@ class CaptionTrain:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        check_least(self, {"epochs": 1, "batch_size": 2, "lr": 0, "wd": 0, "warmup": 0, "grad_clip_norm": 0,
-                      "save_every": 0, "keep_checkpoints": 1})  # fmt: skip
+        check_least(self, {"epochs": 1, "batch_size": 2, "lr": 0, "tower_lr": 0, "wd": 0, "warmup": 0,
+                           "grad_clip_norm": 0, "save_every": 0, "keep_checkpoints": 1})  # fmt: skip
         if self.warmup > 1:
             raise UsageError(f"--warmup is {self.warmup}, expected a share in 0 to 1.")
         check_words(self)

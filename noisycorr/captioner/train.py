@@ -43,7 +43,7 @@ class Lesson:
     """Pairs to learn from, or to validate on. Holds no truth.
 
     Attributes:
-        image: (n, f) stored vectors, or (n, cells, f).
+        image: (n, f) stored vectors, or (n, cells, f), or pixels; an array, or `Some` rows of something large.
         tokens: (n, t), padded.
         length: (n,): numbers of a row that count; rows of length 0 are not allowed.
         level: (n,), or None without levels.
@@ -54,7 +54,7 @@ class Lesson:
         hide_image: Share of the pairs whose picture is hidden in a step.
     """
 
-    image: np.ndarray
+    image: Any
     tokens: Int[np.ndarray, "n t"]
     length: Int[np.ndarray, " n"]
     level: Int[np.ndarray, " n"] | None
@@ -90,10 +90,14 @@ class Trainer:
         self.network, self.lesson, self.choice = network, lesson, choice
         self.at = Progress()
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        matrices = [p for p in self.parameters if p.ndim > 1]
-        others = [p for p in self.parameters if p.ndim < 2]
+        tower = {id(p) for p in network.tower.parameters()} if network.tower is not None else set()
+        groups: list[dict[str, Any]] = []
+        for lr, own in ((choice.lr, False), (choice.tower_lr, True)):
+            some = [p for p in self.parameters if (id(p) in tower) == own]
+            groups += [{"params": [p for p in some if p.ndim > 1], "weight_decay": choice.wd, "highest": lr},
+                       {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0, "highest": lr}]  # fmt: skip
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": choice.wd}, {"params": others, "weight_decay": 0.0}], lr=choice.lr,
+            [group for group in groups if group["params"]], lr=choice.lr,
             fused=network.image_mean.device.type in ("cpu", "cuda"),
         )  # fmt: skip
         self.best = self.snapshot()
@@ -217,7 +221,7 @@ def _losses(network: CaptionNetwork, lesson: Lesson, rows: np.ndarray, here: sli
     device, dtype = network.image_mean.device, network.image_mean.dtype
     longest = int(lesson.length[rows].max())  # of the global batch, so that dropout has the same shape everywhere
     mine = rows[here]
-    image = torch.from_numpy(np.asarray(lesson.image[mine])).to(device, dtype)
+    image = torch.from_numpy(np.array(lesson.image[mine])).to(device, dtype)
     tokens, length = (torch.from_numpy(x[mine]).to(device) for x in (lesson.tokens[:, :longest], lesson.length))
     level = None
     if lesson.level is not None:
@@ -251,7 +255,7 @@ def _set_rate(trainer: Trainer, steps: int) -> None:
     total = choice.epochs * steps
     rise = min(1.0, (at.steps + 1) / (choice.warmup * total + 1))
     for group in trainer.optimizer.param_groups:
-        group["lr"] = choice.lr * rise * 0.5 * (1 + math.cos(math.pi * at.steps / total))
+        group["lr"] = group["highest"] * rise * 0.5 * (1 + math.cos(math.pi * at.steps / total))
 
 
 def _finish(trainer: Trainer, hooks: Hooks) -> dict[str, Any]:
