@@ -191,7 +191,8 @@ def align_with(aligner: Aligner | None, image: np.ndarray, encode: Encode) -> Al
     return align
 
 
-def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str, Any], seed: int) -> dict[str, Any]:
+def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str, Any], seed: int, *,
+             same_encoder: bool = False) -> dict[str, Any]:  # fmt: skip
     """Write `captions/NNNNN.parquet` with key, row, text, level, score, log_prob and ended of every pair.
 
     Args:
@@ -201,6 +202,7 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
         level: best, given, each, or a number.
         asked: Fields of `Decode` that differ from what the model says.
         seed: Of the nucleus.
+        same_encoder: Embeddings that came without their encoder are of that of the model.
 
     Raises:
         UsageError: If model, level and pictures do not go together.
@@ -209,9 +211,12 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
     stored = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
     decode = dataclasses.replace(trained.decode, **asked)
     source_run = run_of_pairs(source, stored["clip_model"], run, "data", score=level == "given")
-    if (name := encoder_identity(source_run)) != trained.encoder:
+    if (name := encoder_identity(source_run)) != trained.encoder and not (
+        same_encoder and name.startswith("precomputed") and trained.encoder.startswith("precomputed")
+    ):
+        more = ", or add --same_encoder if one made both" if name.startswith("precomputed") else ""
         raise UsageError(f"{source.path} was embedded by {name}, but {model} reads pictures by {trained.encoder}: "
-                         "embed them with that encoder.")  # fmt: skip
+                         f"embed them with that encoder{more}.")  # fmt: skip
     encode = encoder_of(source_run)
     if encode is None and (level == "each" or decode.samples > 1):
         raise UsageError("choosing by scorer needs the encoder of texts, but these embeddings came without one.")

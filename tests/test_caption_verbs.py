@@ -157,7 +157,10 @@ def test_other_pictures_and_other_scores_are_refused(place: Path, tmp_path: Path
     assert main(["clean", str(other), "--output_folder", str(tmp_path / "run"), "-q"]) == 0
     words = ["caption", "generate", str(tmp_path / "run"), "--model", str(place / "model"), "--output_folder",
              str(tmp_path / "texts"), "-q"]  # fmt: skip
-    assert main(words) == 2 and "reads image vectors of width 20 by precomputed" in capsys.readouterr().err
+    said = "was embedded by precomputed@"
+    assert main(words) == 2 and said in (found := capsys.readouterr().err) and "or add --same_encoder" in found
+    assert main([*words, "--same_encoder"]) == 2
+    assert "reads image vectors of width 20 by precomputed" in capsys.readouterr().err
     shutil.copytree(place / "run", tmp_path / "again")
     assert main(["score", "--output_folder", str(tmp_path / "again"), "--seed", "3", "-q"]) == 0
     words[2] = str(tmp_path / "again")
@@ -174,12 +177,24 @@ def test_without_levels_and_without_a_ledger(place: Path, tmp_path: Path, capsys
         (tmp_path / "run" / "stages" / f"{name}.json").unlink()
     assert main(train(tmp_path)) == 2
     assert "--level_by score_pair: the ledger has no such column" in capsys.readouterr().err
-    vanilla = ["--level_by", "none", "--weight_by", "none", "--keep_fraction", "1", "--epochs", "1"]
+    vanilla = ["--level_by", "none", "--draw_by", "none", "--keep_fraction", "1", "--epochs", "1"]
     assert main(train(tmp_path, *vanilla)) == 0
     assert not (tmp_path / "model" / "levels.json").exists()
     assert main(generate(tmp_path, "texts")) == 0
     assert set(written(tmp_path, "texts").column("level").to_pylist()) == {-1}
     assert parts(Run(tmp_path / "run")) == [0]
+
+
+def test_embeddings_of_equal_width_may_be_of_different_encoders(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = write_source(tmp_path / "source")
+    np.save(source / "image.npy", np.load(source / "image.npy")[:, ::-1])
+    assert main(["clean", str(source), "--output_folder", str(tmp_path / "run"), "--stages", "embed", "-q"]) == 0
+    shutil.copytree(place / "model", tmp_path / "model")
+    assert main(generate(tmp_path, "texts")) == 2 and "was embedded by precomputed@" in capsys.readouterr().err
+    assert main(generate(tmp_path, "texts", "--same_encoder")) == 0, "whoever knows it may say so"
+    assert written(tmp_path, "texts").num_rows == 160
 
 
 # The benchmark
