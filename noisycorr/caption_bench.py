@@ -16,10 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import yaml
+from safetensors.numpy import load_file, save
 from scipy import stats
 
 from noisycorr import __version__, console, dist
@@ -27,16 +29,17 @@ from noisycorr.bench import load_set
 from noisycorr.caption_metrics import cider_d, tokenize
 from noisycorr.caption_noise import NOISES, Encode, Noisy, put_noise
 from noisycorr.caption_stage import align_with
-from noisycorr.captioner.align import Aligner, fit_aligner
+from noisycorr.captioner.align import NAMES, Aligner, fit_aligner
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
 from noisycorr.captioner.select import STARVED, best_sample
 from noisycorr.captioner.teach import Class, Material, Recipe, kept_rows, open_class, pair_shares, settle, train_class
 from noisycorr.encoders import load_encoder
 from noisycorr.learn.bench import BenchSet
 from noisycorr.learn.bench_words import listed, read_spec
+from noisycorr.learn.corpus import Corpus
 from noisycorr.pairs import UsageError
 from noisycorr.recall import feature_blocks, recall_at, retrieval_ranks
-from noisycorr.run import Run, fingerprint, provenance, read_json, write_json
+from noisycorr.run import Run, atomic_path, fingerprint, provenance, read_json, write_json
 from noisycorr.score.pipeline import Score, score_pairs
 from noisycorr.score.view import View
 
@@ -161,18 +164,31 @@ class _Scored(Noisy):
     aligner: Aligner
 
 
-def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Encode) -> _Scored:
-    """Put noise in, and score."""
+def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Encode, folder: Path) -> _Scored:
+    """Put noise in, and score; scores are kept in the folder, for another command that goes on with these pairs."""
     found = put_noise(data, noise, ratio, seed, encode)
-    corpus = found.corpus
+    identity = fingerprint([noise, ratio, seed, len(data.texts), data.train.identity, __version__])
+    path = folder / "scores" / f"{data.name}-{identity}.safetensors"
+    if not path.exists():
+        columns, aligner = _score(found.corpus, seed)
+        with atomic_path(path) as place:
+            place.write_bytes(save({**columns, **{f"aligner_{name}": value for name, value in aligner.items()}}))
+    kept = load_file(path)
+    heads = {name.removeprefix("aligner_"): kept.pop(name) for name in list(kept) if name.startswith("aligner_")}
+    return _Scored(**{field.name: getattr(found, field.name) for field in fields(found)}, columns=kept,
+                   aligner=Aligner(**heads))  # fmt: skip
+
+
+def _score(corpus: Corpus, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Columns of the ledger, and the heads that score written texts."""
     view = View(image=[corpus.image], text=[corpus.text], text_id=corpus.text_group, image_id=corpus.image_group,
                 present=corpus.usable, seed=seed, picture=corpus.shown)  # fmt: skip
     scored = score_pairs(view, None, Score(seed=seed), learn=True)
     p_clean = np.nan_to_num(scored.fit(scored.pair.given))
     aligner = fit_aligner(corpus.image, corpus.text, p_clean, seed=seed)
-    columns = {"score_pair": scored.pair.given, "p_clean": p_clean}
-    return _Scored(**{field.name: getattr(found, field.name) for field in fields(found)}, columns=columns,
-                   aligner=aligner)  # fmt: skip
+    columns = {"score_pair": np.ascontiguousarray(scored.pair.given, np.float32), "p_clean": p_clean}
+    return columns, {name: np.ascontiguousarray(value, np.float32) for name in NAMES
+                     if (value := getattr(aligner, name)) is not None}  # fmt: skip
 
 
 def run_cell(data: BenchSet, noisy: Callable[[], _Scored], cell: dict[str, Any], recipe: Recipe, run: Run,
@@ -279,7 +295,8 @@ def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, capti
         for cell in cells:
             key = f"{cell['noise']} {cell['ratio']} {cell['seed']}"
             if key not in made:
-                made = {key: _once(partial(make_noisy, data, cell["noise"], cell["ratio"], cell["seed"], encode))}
+                made = {key: _once(partial(make_noisy, data, cell["noise"], cell["ratio"], cell["seed"], encode,
+                                           run.folder))}  # fmt: skip
             row = run_cell(data, made[key], cell, recipes[cell["method"]], run, choice, evaluator, encode)
             rows.append(row)
             console.say(f"{len(rows)}/{len(cells) * len(listed(choice.sets))} {row['set']} {row['ratio']:.0%} "
@@ -322,7 +339,10 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     places = list(dict.fromkeys((row["set"], row["ratio"], row["noise"]) for row in rows))
     out = []
-    for metric in (*METRICS, "R@1", "alignment", "unique", "control_alignment", "seconds"):
+    poor = tuple(f"poor {name}" for name in METRICS)
+    for metric in (*METRICS, "R@1", "alignment", *poor, "unique", "control_alignment", "seconds"):
+        if all(row.get(metric) is None for row in rows):
+            continue
         lines = [
             f"**{metric}**",
             "",
@@ -343,6 +363,6 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
 def _shown(values: list[float], best: float | None, metric: str) -> str:
     if not values:
         return "–"
-    digits = 1 if metric in (*METRICS, "R@1", "seconds") else 3
+    digits = 3 if metric in ("alignment", "unique", "control_alignment") else 1
     text = f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
     return f"**{text}**" if best is not None and np.mean(values) >= best else text
