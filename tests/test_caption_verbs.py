@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +135,22 @@ def test_the_same_command_twice_and_after_a_kill(place: Path, tmp_path: Path, ca
     assert "holds another training (recipe.train.epochs: was 10, now 3)" in capsys.readouterr().err
     assert main(generate(place, "texts", "--level", "1")) == 2
     assert "holds texts of another kind" in capsys.readouterr().err
+
+
+def test_killed_by_the_system_and_continued(place: Path, tmp_path: Path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    words = train(tmp_path, "--save_every", "0.001", "--keep_checkpoints", "1")
+    process = subprocess.Popen([sys.executable, "-m", "noisycorr", *words], stderr=subprocess.DEVNULL)
+    waits = time.monotonic() + 300
+    while not (seen := list((tmp_path / "model" / "checkpoints").glob("step-*/COMPLETE"))):
+        assert time.monotonic() < waits and process.poll() is None, "it never came to its first checkpoint"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "model" / "captioner.json").exists()
+    assert seen and main(train(tmp_path)) == 0
+    for name in ("captioner.safetensors", "captioner.json", "levels.json"):
+        left, alone = ((folder / "model" / name).read_bytes() for folder in (tmp_path, place))
+        assert left == alone.replace(str(place).encode(), str(tmp_path).encode()), name
 
 
 @pytest.mark.parametrize(

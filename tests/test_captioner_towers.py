@@ -13,11 +13,14 @@ import torch
 from pictures import write_pictures
 from tiny_checkpoints import pictures, write_clip, write_open_clip, write_siglip
 
+from noisycorr.caption_noise import JUNK, put_noise
 from noisycorr.captioner.choice import Design
 from noisycorr.captioner.stored import load_captioner
 from noisycorr.captioner.tower import Some, make_tower
 from noisycorr.cli import main
 from noisycorr.encoders import load_encoder
+from noisycorr.learn.bench import BenchSet
+from noisycorr.learn.corpus import Corpus
 from noisycorr.pairs import UsageError
 from noisycorr.recaption.ledger import read_ledger
 from noisycorr.run import Run
@@ -167,6 +170,44 @@ def test_a_tuned_tower_learns_is_stored_and_continued(place: Path, tmp_path: Pat
     assert sum(row["text"] is not None for row in written(place, "tuned-texts")) == 99
     words[words.index("--tower_lr") + 1] = "0.02"
     assert main(words) == 2 and "holds another training" in capsys.readouterr().err
+
+
+# The benchmark
+
+
+def test_the_benchmark_goes_on_where_it_was(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    small = [*SIZE[: SIZE.index("--levels")], "--epochs", "2", "--val_limit", "8", "--test_limit", "0"]
+    words = ["bench", "caption", "--output_folder", str(tmp_path), "--sets", f"made={place / 'run'}", "--clip_model",
+             "tiny", "--noises", "concept", "--ratios", "0.3", "--seeds", "1", *small]  # fmt: skip
+    assert main([*words, "--methods", "noc+levels=2+level_least=5"]) == 0
+    scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "scores").iterdir()}
+    assert len(scores) == 1
+    assert main([*words, "--methods", "noc+levels=2+level_least=5,default,choice"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scores").iterdir()} == scores
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert [row["method"].split("+")[0] for row in rows] == ["noc", "default", "choice"]
+    assert len(list((tmp_path / "cells").iterdir())) == 3
+    assert all(row["poor"] > 0 and 0 <= row["poor F1"] <= 100 for row in rows)
+    assert "control_alignment" in rows[0] and "**poor CIDEr-D**" in capsys.readouterr().out
+
+
+def test_noise_in_whole_concepts_swaps_within_them():
+    rng = np.random.default_rng(0)
+    kinds = np.repeat(np.arange(6), 30)
+    text = (8 * np.eye(6, 12)[kinds] + 0.3 * rng.normal(size=(180, 12))).astype(np.float32)
+    row = np.arange(180)
+    corpus = Corpus(keys=[str(i) for i in row], image=text, text=text, usable=np.ones(180, bool),
+                    kept=np.ones(180, bool), shown=row, image_group=row, text_group=row)  # fmt: skip
+    texts: list[str | None] = [f"kind {k} number {i}" for i, k in enumerate(kinds.tolist())]
+    data = BenchSet(name="made", train=corpus, texts=texts, valid=corpus, test=corpus)
+    noisy = put_noise(data, "concept", 0.3, 0, lambda some: np.zeros((len(some), 12), np.float32))
+    assert 0.3 <= noisy.wrong.mean() < 0.6 and noisy.poor is not None
+    np.testing.assert_array_equal(noisy.poor, noisy.wrong, "the pictures of these concepts are also told in the test")
+    assert sorted(map(str, noisy.texts)) == sorted(map(str, texts)), "texts are swapped, not made"
+    same = [str(a).split(" number")[0] == str(b).split(" number")[0] for a, b in zip(noisy.texts, texts)]
+    assert np.mean(same) > 0.95, "within their concept"
+    junk = put_noise(data, "junk", 0.5, 0, lambda some: np.ones((len(some), 12), np.float32))
+    assert junk.wrong.sum() == 90 and {junk.texts[i] for i in np.flatnonzero(junk.wrong)} <= set(JUNK)
 
 
 # Chosen by the scorer
