@@ -41,6 +41,7 @@ from noisycorr.pairs import UsageError
 from noisycorr.recall import feature_blocks, recall_at, retrieval_ranks
 from noisycorr.run import Run, atomic_path, fingerprint, provenance, read_json, write_json
 from noisycorr.score.pipeline import Score, score_pairs
+from noisycorr.score.text_issues import TextLimits, shared_text_alikeness, text_issues
 from noisycorr.score.view import View
 
 PLAIN: dict[str, Any] = {"level_by": NONE, "draw_by": NONE, "weight_by": NONE, "keep_fraction": "1"}
@@ -84,10 +85,11 @@ class Bench:
     Attributes:
         sets: NAME=SOURCE, or NAME=TRAIN|VALID|TEST for sets that come split, joined by commas.
         noises: random swaps texts among pairs; junk puts one of twenty stock phrases, the first most often, in their
-            place; concept swaps the texts of all pairs of some concepts among pairs of the same; joined by commas.
+            place; concept makes all texts of some concepts say half about their picture and more about another one;
+            joined by commas.
         ratios: Shares of wrong pairs, joined by commas.
         methods: vanilla, filter, weight, noc, choice, default, oracle (right pairs alone), joined by commas; options
-            follow as noc+levels=4.
+            follow as noc+levels=4. As in `caption train`, the default does not learn from texts that `clean` drops.
         seeds: Of noise and training, joined by commas.
         limit: Training pairs of each set, from the start; 0 = all.
         test_limit: Test pictures, from the start; 0 = all.
@@ -191,6 +193,17 @@ def _score(corpus: Corpus, seed: int) -> tuple[dict[str, np.ndarray], dict[str, 
                      if (value := getattr(aligner, name)) is not None}  # fmt: skip
 
 
+def teaching(given: _Scored, method: str) -> np.ndarray:
+    """bool (n,): pairs that teach a method; of the default not those whose text `clean` drops, such as stock phrases."""
+    if method == "oracle":
+        return np.asarray(given.corpus.usable & ~given.wrong)
+    if method != "default":
+        return given.corpus.usable
+    alike = shared_text_alikeness(given.texts, given.corpus.image, image_groups=given.corpus.image_group)
+    _, issue = text_issues(given.texts, TextLimits(), alikeness=alike)
+    return np.asarray(given.corpus.usable & np.array([name is None for name in issue]))
+
+
 def run_cell(data: BenchSet, noisy: Callable[[], _Scored], cell: dict[str, Any], recipe: Recipe, run: Run,
              choice: Bench, evaluator: Callable[[], Aligner], encode: Encode) -> dict[str, Any]:  # fmt: skip
     """Train and test one cell, unless its result is there."""
@@ -202,8 +215,7 @@ def run_cell(data: BenchSet, noisy: Callable[[], _Scored], cell: dict[str, Any],
     if path.exists():
         return dict(read_json(path))
     given, started = noisy(), time.process_time()
-    use = np.flatnonzero(given.corpus.usable & ~given.wrong if cell["method"].startswith("oracle")
-                         else given.corpus.usable)  # fmt: skip
+    use = np.flatnonzero(teaching(given, cell["method"].split("+")[0]))
     valid = np.flatnonzero(data.valid.usable)
     material = Material(
         image=given.corpus.image[use], texts=[given.texts[row] for row in use], encoder="bench",
