@@ -194,7 +194,7 @@ def _score(corpus: Corpus, seed: int) -> tuple[dict[str, np.ndarray], dict[str, 
 
 
 def teaching(given: _Scored, method: str) -> np.ndarray:
-    """bool (n,): pairs that teach a method; of the default not those whose text `clean` drops, such as stock phrases."""
+    """bool (n,): pairs that teach a method; the default not those whose text `clean` drops, such as stock phrases."""
     if method == "oracle":
         return np.asarray(given.corpus.usable & ~given.wrong)
     if method != "default":
