@@ -45,7 +45,7 @@ def images_of(source_run: Run, design: Design, folder: Path) -> tuple[Any, Any]:
     if design.tower == "tuned":
         return pixels, tower
     name = f"{encoder.name} {(source_run.stage('embed') or {})['fingerprint']}"
-    return grid_file(folder, pixels, tower, name, lambda told: dist.is_main() and console.say(f"caption: {told}")), None
+    return grid_file(folder, pixels, tower, name, lambda told: console.say(f"caption: {told}")), None
 
 
 def clip_model_of(source_run: Run) -> str:

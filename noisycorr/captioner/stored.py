@@ -106,9 +106,9 @@ class Trained:
             there = np.flatnonzero(part.any(axis=tuple(range(1, part.ndim))))
             if not len(there):
                 continue
-            some = start + there
+            some: list[int] = (start + there).tolist()
             found = self._write(part[there], levels[some], decode, seed, [names[row] for row in some], cached)
-            for row, tokens in zip(some.tolist(), found.tokens):
+            for row, tokens in zip(some, found.tokens):
                 texts[row] = self.words.decode(tokens)
             log_prob[some], ended[some] = found.log_prob.cpu().numpy(), found.ended.cpu().numpy()
         return Texts(texts, log_prob, ended)

@@ -93,8 +93,9 @@ def make_tower(encoder: Any, side: int, *, tuned: bool = False) -> Tower:
     Raises:
         UsageError: If this kind of encoder shows no grid.
     """
-    model = getattr(encoder, "model", None)
+    model: Any = getattr(encoder, "model", None)
     inner: Any = None
+    look: Callable[[Any, Tensor], Seen] = _embedded
     if hasattr(encoder, "backbone"):
         inner, look = encoder.backbone, _embedded
     elif hasattr(encoder, "convolution"):
