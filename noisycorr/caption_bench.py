@@ -16,48 +16,44 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import yaml
+from safetensors.numpy import load_file, save
 from scipy import stats
 
 from noisycorr import __version__, console, dist
 from noisycorr.bench import load_set
 from noisycorr.caption_metrics import cider_d, tokenize
+from noisycorr.caption_noise import NOISES, Encode, Noisy, put_noise
 from noisycorr.caption_stage import align_with
-from noisycorr.captioner.align import Aligner, fit_aligner
+from noisycorr.captioner.align import NAMES, Aligner, fit_aligner
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
 from noisycorr.captioner.select import STARVED, best_sample
-from noisycorr.captioner.teach import Class, Material, Recipe, kept_rows, open_class, settle, train_class
+from noisycorr.captioner.teach import Class, Material, Recipe, kept_rows, open_class, pair_shares, settle, train_class
 from noisycorr.encoders import load_encoder
 from noisycorr.learn.bench import BenchSet
 from noisycorr.learn.bench_words import listed, read_spec
-from noisycorr.learn.corpus import Corpus, swap_texts
-from noisycorr.noise import RandomSwap
+from noisycorr.learn.corpus import Corpus
 from noisycorr.pairs import UsageError
 from noisycorr.recall import feature_blocks, recall_at, retrieval_ranks
-from noisycorr.run import Run, fingerprint, provenance, read_json, write_json
+from noisycorr.run import Run, atomic_path, fingerprint, provenance, read_json, write_json
 from noisycorr.score.pipeline import Score, score_pairs
+from noisycorr.score.text_issues import TextLimits, shared_text_alikeness, text_issues
 from noisycorr.score.view import View
 
-PLAIN: dict[str, Any] = {"level_by": NONE, "weight_by": NONE, "keep_fraction": "1"}
+PLAIN: dict[str, Any] = {"level_by": NONE, "draw_by": NONE, "weight_by": NONE, "keep_fraction": "1"}
 METHODS: dict[str, dict[str, Any]] = {
     "vanilla": PLAIN,
     "filter": {**PLAIN, "keep_fraction": "auto"},
     "weight": {**PLAIN, "weight_by": "p_clean"},
-    "noc": {**PLAIN, "level_by": "score_pair", "guidances": "0"},
+    "noc": {**PLAIN, "level_by": "score_pair"},
     "choice": {**PLAIN, "search": "nucleus", "samples": 5},
     "default": {},
     "oracle": PLAIN,
 }
-NOISES = ("random", "junk")
-JUNK = (
-    "best price online", "free shipping", "click to enlarge", "image not available", "new arrival", "stock photo",
-    "buy one get one free", "limited offer", "see more on our site", "sign up for news", "product image", "no title",
-    "share this page", "related items", "customer favourite", "sold out", "view details", "add to basket",
-    "photo of the day", "untitled document",
-)  # fmt: skip
 Made = TypeVar("Made")
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]  # texts, references of each -> higher = better
 
@@ -89,10 +85,11 @@ class Bench:
     Attributes:
         sets: NAME=SOURCE, or NAME=TRAIN|VALID|TEST for sets that come split, joined by commas.
         noises: random swaps texts among pairs; junk puts one of twenty stock phrases, the first most often, in their
-            place; joined by commas.
+            place; concept makes all texts of some concepts say half about their picture and more about another one;
+            joined by commas.
         ratios: Shares of wrong pairs, joined by commas.
         methods: vanilla, filter, weight, noc, choice, default, oracle (right pairs alone), joined by commas; options
-            follow as noc+levels=4.
+            follow as noc+levels=4. As in `caption train`, the default does not learn from texts that `clean` drops.
         seeds: Of noise and training, joined by commas.
         limit: Training pairs of each set, from the start; 0 = all.
         test_limit: Test pictures, from the start; 0 = all.
@@ -120,7 +117,7 @@ class Bench:
                 raise UsageError(f"--{field.name} is {value}, expected 0 (all) or more.")
         for name in listed(self.noises):
             if name not in NOISES:
-                raise UsageError(f"--noises names {name!r}, expected {' or '.join(NOISES)}.")
+                raise UsageError(f"--noises names {name!r}, expected one of {', '.join(NOISES)}.")
         for name in listed(self.sets):
             if "=" not in name or name.count("|") not in (0, 2):
                 raise UsageError(f"--sets has {name!r}, expected NAME=SOURCE or NAME=TRAIN|VALID|TEST.")
@@ -150,7 +147,7 @@ def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
     values = dict(METHODS[name])
     for key, value in written.items():
         values[key] = value if key in ("keep_fraction", "guidances") else yaml.safe_load(value)
-    guidances = tuple(float(x) for x in str(values.pop("guidances", "0,1")).split(","))
+    guidances = tuple(float(x) for x in str(values.pop("guidances", "0")).split(","))
     parts: dict[str, Any] = {"levels": LevelChoice(), "teach": Teach(), "decode": Decode(), "design": design}
     for part, choice in parts.items():
         own = {field.name for field in fields(choice)}
@@ -161,51 +158,54 @@ def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
     return Recipe(**parts, train=train, guidances=guidances)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Noisy:
-    """One set with its noise, and what `noisycorr clean` would say of it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scored(Noisy):
+    """With what `noisycorr clean` would say of them."""
 
-    corpus: Corpus
-    texts: list[str | None]
-    wrong: np.ndarray
     columns: Mapping[str, np.ndarray]
     aligner: Aligner
 
 
-Encode = Callable[[list[str]], np.ndarray]
+def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Encode, folder: Path) -> _Scored:
+    """Put noise in, and score; scores are kept in the folder, for another command that goes on with these pairs."""
+    found = put_noise(data, noise, ratio, seed, encode)
+    identity = fingerprint([noise, ratio, seed, len(data.texts), data.train.identity, __version__])
+    path = folder / "scores" / f"{data.name}-{identity}.safetensors"
+    if not path.exists():
+        columns, aligner = _score(found.corpus, seed)
+        with atomic_path(path) as place:
+            place.write_bytes(save({**columns, **{f"aligner_{name}": value for name, value in aligner.items()}}))
+    kept = load_file(path)
+    heads = {name.removeprefix("aligner_"): kept.pop(name) for name in list(kept) if name.startswith("aligner_")}
+    return _Scored(**{field.name: getattr(found, field.name) for field in fields(found)}, columns=kept,
+                   aligner=Aligner(**heads))  # fmt: skip
 
 
-def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Encode) -> _Noisy:
-    """Put noise in, and score."""
-    if noise == "junk":
-        rng = np.random.default_rng(seed)
-        n = len(data.texts)
-        rows = np.sort(rng.permutation(n)[: round(ratio * n)])
-        weight = 1 / np.arange(1, len(JUNK) + 1)
-        picked = rng.choice(len(JUNK), len(rows), p=weight / weight.sum())
-        texts, wrong = list(data.texts), np.zeros(n, bool)
-        wrong[rows] = True
-        text, group = data.train.text.copy(), data.train.text_group.copy()
-        if len(rows):
-            text[rows] = encode(list(JUNK))[picked]
-        group[rows] = group.max() + 1 + picked
-        for row, phrase in zip(rows.tolist(), picked.tolist()):
-            texts[row] = JUNK[phrase]
-        corpus = dataclasses.replace(data.train, text=text, text_group=group)
-    else:
-        injected = RandomSwap(ratio=ratio, seed=seed)(data.texts, image_ids=data.train.shown)
-        corpus, texts, wrong = swap_texts(data.train, injected.source_row), injected.texts, injected.wrong
+def _score(corpus: Corpus, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Columns of the ledger, and the heads that score written texts."""
     view = View(image=[corpus.image], text=[corpus.text], text_id=corpus.text_group, image_id=corpus.image_group,
                 present=corpus.usable, seed=seed, picture=corpus.shown)  # fmt: skip
     scored = score_pairs(view, None, Score(seed=seed), learn=True)
     p_clean = np.nan_to_num(scored.fit(scored.pair.given))
     aligner = fit_aligner(corpus.image, corpus.text, p_clean, seed=seed)
-    columns = {"score_pair": scored.pair.given, "p_clean": p_clean}
-    return _Noisy(corpus=corpus, texts=texts, wrong=wrong, columns=columns, aligner=aligner)
+    columns = {"score_pair": np.ascontiguousarray(scored.pair.given, np.float32), "p_clean": p_clean}
+    return columns, {name: np.ascontiguousarray(value, np.float32) for name in NAMES
+                     if (value := getattr(aligner, name)) is not None}  # fmt: skip
 
 
-def run_cell(data: BenchSet, noisy: Callable[[], _Noisy], cell: dict[str, Any], recipe: Recipe, run: Run, choice: Bench,
-             evaluator: Callable[[], Aligner], encode: Encode) -> dict[str, Any]:  # fmt: skip
+def teaching(given: _Scored, method: str) -> np.ndarray:
+    """bool (n,): pairs that teach a method; the default not those whose text `clean` drops, such as stock phrases."""
+    if method == "oracle":
+        return np.asarray(given.corpus.usable & ~given.wrong)
+    if method != "default":
+        return given.corpus.usable
+    alike = shared_text_alikeness(given.texts, given.corpus.image, image_groups=given.corpus.image_group)
+    _, issue = text_issues(given.texts, TextLimits(), alikeness=alike)
+    return np.asarray(given.corpus.usable & np.array([name is None for name in issue]))
+
+
+def run_cell(data: BenchSet, noisy: Callable[[], _Scored], cell: dict[str, Any], recipe: Recipe, run: Run,
+             choice: Bench, evaluator: Callable[[], Aligner], encode: Encode) -> dict[str, Any]:  # fmt: skip
     """Train and test one cell, unless its result is there."""
     inputs = {"set": [data.train.identity, data.valid.identity, data.test.identity], "pairs": len(data.texts),
               "cell": cell, "recipe": recipe.settings(), "limits": [choice.test_limit, choice.val_limit],
@@ -215,16 +215,17 @@ def run_cell(data: BenchSet, noisy: Callable[[], _Noisy], cell: dict[str, Any], 
     if path.exists():
         return dict(read_json(path))
     given, started = noisy(), time.process_time()
-    use = np.flatnonzero(given.corpus.usable & ~given.wrong if cell["method"].startswith("oracle")
-                         else given.corpus.usable)  # fmt: skip
+    use = np.flatnonzero(teaching(given, cell["method"].split("+")[0]))
     valid = np.flatnonzero(data.valid.usable)
     material = Material(
         image=given.corpus.image[use], texts=[given.texts[row] for row in use], encoder="bench",
         columns={name: values[use] for name, values in given.columns.items()}, made_by={},
         valid_image=data.valid.image[valid], valid_texts=[data.valid_texts[row] for row in valid],
     )  # fmt: skip
-    kept = len(kept_rows(material.columns, len(use), recipe.teach))
-    epochs = round(recipe.train.epochs * int(given.corpus.usable.sum()) / kept)
+    kept = kept_rows(material.columns, len(use), recipe.teach)
+    share = pair_shares(material.columns, kept, recipe.teach)
+    seen = len(kept) if share is None else share.sum()
+    epochs = round(recipe.train.epochs * int(given.corpus.usable.sum()) / seen)
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=cell["seed"], epochs=epochs))
     group = open_class(material, recipe)
     train_class(group)
@@ -234,13 +235,13 @@ def run_cell(data: BenchSet, noisy: Callable[[], _Noisy], cell: dict[str, Any], 
     picked = next(row for row in chosen if row["chosen"])
     row: dict[str, Any] = {"set": data.name, **cell, "pairs": len(group.rows), "level": picked["level"],
                            "guidance": picked["guidance"]}  # fmt: skip
-    row |= _measure(group, data, evaluator(), given.aligner, encode, choice)
+    row |= _measure(group, data, cell["method"].split("+")[0], evaluator(), given, encode, choice)
     row["seconds"] = round(trained_seconds, 1)
     write_json(path, row)
     return row
 
 
-def _measure(group: Class, data: BenchSet, evaluator: Aligner, scorer: Aligner, encode: Encode,
+def _measure(group: Class, data: BenchSet, method: str, evaluator: Aligner, noisy: _Scored, encode: Encode,
              choice: Bench) -> dict[str, Any]:  # fmt: skip
     """Texts for test pictures, one for each picture, against all of its own."""
     trained = group.trained
@@ -251,12 +252,16 @@ def _measure(group: Class, data: BenchSet, evaluator: Aligner, scorer: Aligner, 
                   for row in rows]  # fmt: skip
     image = data.test.image[rows]
     if trained.decode.samples > 1:
-        written, _ = best_sample(trained, image, align_with(scorer, image, encode))
+        written, _ = best_sample(trained, image, align_with(noisy.aligner, image, encode))
     else:
         written = trained.write(image).texts
     out: dict[str, Any] = dict(_numbers(written, references, image, evaluator, encode))
+    if noisy.poor is not None and noisy.poor[rows].any():
+        poor = np.flatnonzero(noisy.poor[rows]).tolist()
+        some = [written[i] for i in poor], [references[i] for i in poor]
+        out |= {"poor": len(poor)} | {f"poor {name}": metric(*some) for name, metric in METRICS.items()}
     levels = trained.levels
-    if levels is not None:
+    if levels is not None and method == "noc":
         fed = [z for z in levels.trained() if z < levels.count and levels.counts[z] >= STARVED * sum(levels.counts)]
         plain = dataclasses.replace(trained.decode, search="greedy", guidance=0.0)
         by_level = [_numbers(trained.write(image, z, plain).texts, references, image, evaluator, encode) for z in fed]
@@ -298,11 +303,12 @@ def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, capti
     for text in listed(choice.sets):
         data = load_set(text, run, choice.limit, caption_col, clip_model)
         evaluator = _once(partial(_evaluator, data))
-        made: dict[str, Callable[[], _Noisy]] = {}
+        made: dict[str, Callable[[], _Scored]] = {}
         for cell in cells:
             key = f"{cell['noise']} {cell['ratio']} {cell['seed']}"
             if key not in made:
-                made = {key: _once(partial(make_noisy, data, cell["noise"], cell["ratio"], cell["seed"], encode))}
+                made = {key: _once(partial(make_noisy, data, cell["noise"], cell["ratio"], cell["seed"], encode,
+                                           run.folder))}  # fmt: skip
             row = run_cell(data, made[key], cell, recipes[cell["method"]], run, choice, evaluator, encode)
             rows.append(row)
             console.say(f"{len(rows)}/{len(cells) * len(listed(choice.sets))} {row['set']} {row['ratio']:.0%} "
@@ -345,7 +351,10 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     places = list(dict.fromkeys((row["set"], row["ratio"], row["noise"]) for row in rows))
     out = []
-    for metric in (*METRICS, "R@1", "alignment", "unique", "control_alignment", "seconds"):
+    poor = tuple(f"poor {name}" for name in METRICS)
+    for metric in (*METRICS, "R@1", "alignment", *poor, "unique", "control_alignment", "seconds"):
+        if all(row.get(metric) is None for row in rows):
+            continue
         lines = [
             f"**{metric}**",
             "",
@@ -366,6 +375,6 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
 def _shown(values: list[float], best: float | None, metric: str) -> str:
     if not values:
         return "–"
-    digits = 1 if metric in (*METRICS, "R@1", "seconds") else 3
+    digits = 3 if metric in ("alignment", "unique", "control_alignment") else 1
     text = f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
     return f"**{text}**" if best is not None and np.mean(values) >= best else text

@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import yaml
 
 from noisycorr import console, dist
+from noisycorr.caption_images import clip_model_of, encoder_identity, images_of
 from noisycorr.captioner.align import Aligner, fit_aligner
 from noisycorr.captioner.choice import Decode, Held
 from noisycorr.captioner.select import Align, best_of, best_sample
 from noisycorr.captioner.stored import Trained, load_captioner
 from noisycorr.captioner.teach import Class, Material, Recipe, open_class, settle, train_class
+from noisycorr.captioner.tower import Some
 from noisycorr.embed import part_sizes, parts, read_facts, read_features
 from noisycorr.formats import Source
 from noisycorr.learn.checkpoint import checkpoints, sweep
@@ -82,7 +84,7 @@ def train_captioner(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[st
     encode = encoder_of(source_run)
     trained = group.trained
     trained.aligner = _aligner(material, source_run, plan) if encode is not None else None
-    align = None if encode is None else align_with(trained.aligner, material.valid_image, encode)
+    align = None if encode is None else align_with(trained.aligner, material.valid_vectors, encode)
     chosen = settle(group, material, plan.recipe, align, plan.held.val_most)
     report = {"pairs": group.facts, "history": group.trainer.at.history, "best_epoch": group.trainer.at.best,
               "levels": chosen}  # fmt: skip
@@ -96,7 +98,7 @@ def train_captioner(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[st
     return report
 
 
-def read_material(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> tuple[Material, dict[str, Any]]:
+def read_material(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> tuple[_Full, dict[str, Any]]:
     """Training and validation pairs, and JSON of what they depend on."""
     corpus = read_corpus(source_run)
     texts = read_facts(source_run, ["text"]).column("text").to_pylist()
@@ -111,22 +113,26 @@ def read_material(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> 
     if not plan.held.issues:
         split[(split == TRAIN) & dropped_for_issues(source_run, len(split))] = UNUSED
     rows, valid, held = np.flatnonzero(split == TRAIN), np.flatnonzero(split == VALID), corpus
-    valid_texts = texts
+    valid_texts, valid_run = texts, source_run
     if plan.held.val_data:
         there = dataclasses.replace(plan.source, path=plan.held.val_data)
         other = run_of_pairs(there, plan.clip_model, run, "valid", score=False, overwrite=overwrite)
         same_encoder(source_run, other, "--val_data")
-        held = read_corpus(other)
+        held, valid_run = read_corpus(other), other
         valid, valid_texts = np.flatnonzero(held.usable), read_facts(other, ["text"]).column("text").to_pylist()
     words = {"train": len(rows), "valid": len(valid), "unused": int((split == UNUSED).sum())}
     say("caption: pairs: " + ", ".join(f"{count:,} {word}" for word, count in words.items()))
-    material = Material(
-        image=corpus.image[rows], texts=[texts[row] for row in rows], encoder=_encoder_name(source_run),
+    design = plan.recipe.design
+    shown, tower = images_of(source_run, design, run.folder / "pictures" / "train")
+    valid_shown = shown if valid_run is source_run else images_of(valid_run, design, run.folder / "pictures/valid")[0]
+    return _Full(
+        image=corpus.image[rows] if shown is None else Some(shown, rows), tower=tower,
+        texts=[texts[row] for row in rows], encoder=encoder_identity(source_run), clip_model=clip_model_of(source_run),
         columns={name: values[rows] for name, values in corpus.columns.items()}, made_by=made_by(source_run),
-        valid_image=held.image[valid], valid_texts=[valid_texts[row] for row in valid],
-    )  # fmt: skip
-    return _Full(**vars(material), text=corpus.text[rows]), {"train": dict(corpus.identity),
-                                                             "valid": dict(held.identity)}  # fmt: skip
+        valid_image=held.image[valid] if valid_shown is None else Some(valid_shown, valid),
+        valid_texts=[valid_texts[row] for row in valid], vectors=corpus.image[rows], text=corpus.text[rows],
+        valid_vectors=held.image[valid],
+    ), {"train": dict(corpus.identity), "valid": dict(held.identity)}  # fmt: skip
 
 
 def dropped_for_issues(source_run: Run, n: int) -> np.ndarray:
@@ -141,21 +147,23 @@ def dropped_for_issues(source_run: Run, n: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class _Full(Material):
-    """With the text features, for the scorer of written texts."""
+    """With the stored vectors of pictures and texts, for the scorer of written texts."""
 
+    vectors: np.ndarray
     text: np.ndarray
+    valid_vectors: np.ndarray
 
 
 def made_by(source_run: Run) -> dict[str, str]:
     """What the scores of a run depend on: encoder, preprocessing, and the pairs with the settings of scoring."""
     embed, score = source_run.stage("embed") or {}, source_run.stage("score") or {}
-    return {"scorer": _encoder_name(source_run), "preprocessing": str(embed["inputs"].get("preprocessing")),
+    return {"scorer": encoder_identity(source_run), "preprocessing": str(embed["inputs"].get("preprocessing")),
             "corpus": str(score.get("fingerprint"))}  # fmt: skip
 
 
 def encoder_of(source_run: Run) -> Encode | None:
     """Texts to features by the encoder of a run, each distinct text once; None if its embeddings came without one."""
-    if _encoder_name(source_run).startswith("precomputed"):
+    if encoder_identity(source_run).startswith("precomputed"):
         return None
     memory: dict[str, np.ndarray] = {}
     loaded: list[Encode] = []
@@ -183,7 +191,8 @@ def align_with(aligner: Aligner | None, image: np.ndarray, encode: Encode) -> Al
     return align
 
 
-def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str, Any], seed: int) -> dict[str, Any]:
+def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str, Any], seed: int, *,
+             same_encoder: bool = False) -> dict[str, Any]:  # fmt: skip
     """Write `captions/NNNNN.parquet` with key, row, text, level, score, log_prob and ended of every pair.
 
     Args:
@@ -193,6 +202,7 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
         level: best, given, each, or a number.
         asked: Fields of `Decode` that differ from what the model says.
         seed: Of the nucleus.
+        same_encoder: Embeddings that came without their encoder are of that of the model.
 
     Raises:
         UsageError: If model, level and pictures do not go together.
@@ -201,9 +211,12 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
     stored = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
     decode = dataclasses.replace(trained.decode, **asked)
     source_run = run_of_pairs(source, stored["clip_model"], run, "data", score=level == "given")
-    if (name := _encoder_name(source_run)) != trained.encoder:
+    if (name := encoder_identity(source_run)) != trained.encoder and not (
+        same_encoder and name.startswith("precomputed") and trained.encoder.startswith("precomputed")
+    ):
+        more = ", or add --same_encoder if one made both" if name.startswith("precomputed") else ""
         raise UsageError(f"{source.path} was embedded by {name}, but {model} reads pictures by {trained.encoder}: "
-                         "embed them with that encoder.")  # fmt: skip
+                         f"embed them with that encoder{more}.")  # fmt: skip
     encode = encoder_of(source_run)
     if encode is None and (level == "each" or decode.samples > 1):
         raise UsageError("choosing by scorer needs the encoder of texts, but these embeddings came without one.")
@@ -220,26 +233,28 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
     if dist.is_main():
         run.finish("generate", inputs)
     dist.wait()
+    shown, _ = images_of(source_run, trained.design, run.folder / "pictures")
     ends = dict(zip(part_sizes(source_run), np.cumsum([0, *part_sizes(source_run).values()]).tolist()))
     for index in dist.my_share(parts(source_run)):
         if not (run.folder / "captions" / f"{index:05d}.parquet").exists():
-            _write_part(run, source_run, index, ends[index], trained, decode, level if number is None else number,
-                        given, encode, seed)  # fmt: skip
+            _write_part(run, source_run, index, ends[index], shown, trained, decode,
+                        level if number is None else number, given, encode, seed)  # fmt: skip
     dist.wait()
     facts = _facts(run)
     say(f"caption: {facts['texts']:,} texts for {facts['pairs']:,} pairs in {run.folder / 'captions'}")
     return facts
 
 
-def _write_part(run: Run, source_run: Run, index: int, start: int, trained: Trained, decode: Decode, level: str | int,
-                given: np.ndarray | None, encode: Encode | None, seed: int) -> None:  # fmt: skip
+def _write_part(run: Run, source_run: Run, index: int, start: int, pictures: Any, trained: Trained, decode: Decode,
+                level: str | int, given: np.ndarray | None, encode: Encode | None, seed: int) -> None:  # fmt: skip
     """One piece; each is written whole or not at all."""
-    image = read_features(source_run, index, "image")
+    vectors = read_features(source_run, index, "image")
+    image = vectors if pictures is None else Some(pictures, np.arange(start, start + len(vectors)))
     keys = (
         pq.read_table(source_run.folder / "pairs" / f"{index:05d}.parquet", columns=["key"]).column("key").to_pylist()
     )
-    n, shown = len(image), np.asarray(image.any(1))
-    align = None if encode is None else align_with(trained.aligner, image, encode)
+    n, shown = len(vectors), np.asarray(vectors.any(1))
+    align = None if encode is None else align_with(trained.aligner, vectors, encode)
     extra: dict[str, Any] = {}
     wanted: int | np.ndarray | None = level if isinstance(level, int) else None
     if given is not None:
@@ -290,16 +305,11 @@ def _facts(run: Run) -> dict[str, Any]:
     return {"pairs": pairs, "texts": texts}
 
 
-def _encoder_name(source_run: Run) -> str:
-    return str((source_run.stage("embed") or {})["facts"]["encoder"])
-
-
-def _aligner(material: Material, source_run: Run, plan: Plan) -> Aligner:
-    assert isinstance(material, _Full)
+def _aligner(material: _Full, source_run: Run, plan: Plan) -> Aligner:
     if (source_run.stage("embed") or {})["facts"]["joint"]:
         return Aligner()
     weight = np.nan_to_num(material.columns.get("p_clean", np.ones(len(material.texts))))
-    return fit_aligner(material.image, material.text, weight, seed=plan.recipe.train.seed)
+    return fit_aligner(material.vectors, material.text, weight, seed=plan.recipe.train.seed)
 
 
 def _check_folder(run: Run, inputs: dict[str, Any], plan: Plan) -> None:

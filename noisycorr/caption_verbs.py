@@ -86,6 +86,7 @@ class CaptionGenerate:
         parser.add("output_folder", str, None, "Folder for the texts; made if absent", need=NEED_FOLDER)
         parser.add("level", str, "best", LEVEL)
         parser.add("seed", int, 0, "Of the nucleus")
+        parser.add_switch("same_encoder", "Embeddings that came without their encoder are of that of the model's")
         told = _abouts(Decode)
         hints = typing.get_type_hints(Decode)
         group = parser.add_argument_group("How texts are written; what is not given is as it was chosen in training")
@@ -103,7 +104,7 @@ class CaptionGenerate:
         source, run = Source(**pick(given, Source)), new_run(given.output_folder)
         from noisycorr.caption_stage import generate
 
-        generate(run, source, Path(given.model), given.level, asked, given.seed)
+        generate(run, source, Path(given.model), given.level, asked, given.seed, same_encoder=given.same_encoder)
 
 
 class BenchCaption:

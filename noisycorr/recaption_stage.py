@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from noisycorr import dist
+from noisycorr.caption_images import encoder_identity, images_of
 from noisycorr.embed import open_features
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.flags import Parser, add_choice
@@ -90,20 +91,27 @@ class Captioner:
     """
 
     def __init__(self, trained: Any, run: Run, identity: str, choice: Recaption) -> None:
-        self.trained, self.image, self.choice = trained, open_features(run, "image"), choice
+        self.trained, self.choice = trained, choice
+        self.image: Any = None
+        if (design := getattr(trained, "design", None)) is not None and design.image_grid:
+            self.image, _ = images_of(run, design, run.folder / "pictures" / "recaption")
+        self.parts = open_features(run, "image")
         self.name = f"captioner:{identity}"
         self.level: int | None = trained.level
 
     def __call__(self, rows: np.ndarray) -> list[str]:
         """One text for each row; the same rows give the same texts, in whatever company they come."""
-        return self._write(take(self.image, rows), rows)
+        return self._write(self._images(rows), rows)
 
     def disturbed(self, rows: np.ndarray, turn: int) -> list[str]:
-        """Texts for the pictures with noise on their features."""
-        image = take(self.image, rows)
-        return self._write(
-            disturb(image, noise=self.choice.disturbance, seed=self.choice.recaption_seed, turn=turn), rows
-        )
+        """Texts for the pictures with noise on their features, or on their pixels."""
+        image = self._images(rows)
+        flat = disturb(image.reshape(len(image), -1), noise=self.choice.disturbance, seed=self.choice.recaption_seed,
+                       turn=turn)  # fmt: skip
+        return self._write(flat.reshape(image.shape), rows)
+
+    def _images(self, rows: np.ndarray) -> np.ndarray:
+        return take(self.parts, rows) if self.image is None else np.asarray(self.image[rows])
 
     def _write(self, image: np.ndarray, rows: np.ndarray) -> list[str]:
         return list(self.trained.write(image, seed=self.choice.recaption_seed, names=rows.tolist()).texts)
@@ -121,7 +129,7 @@ def load_captioner(folder: Path, run: Run, choice: Recaption) -> Write:
     except (ImportError, AttributeError):
         told = f"{folder} cannot be loaded, because this installation has no captioner: use retrieval."
         raise UsageError(told) from None
-    trained, encoder = load(folder), need(run, "embed")["facts"]["encoder"]
+    trained, encoder = load(folder), encoder_identity(run)
     if trained.encoder != encoder:
         raise UsageError(f"{folder} reads pictures by {trained.encoder}, but {run.folder} was embedded by {encoder}.")
     return Captioner(trained, run, fingerprint(_identity(str(folder))), choice)

@@ -34,7 +34,7 @@ def world(n: int = 120, *, junk: float = 0.4, seed: int = 0) -> Material:
 
 def recipe(**changes: Any) -> Recipe:
     """Small choices; fields of any of them by name."""
-    parts: dict[str, Any] = {"levels": LEVELS, "teach": Teach(weight_by="none", keep_fraction="1"), "design": SMALL,
+    parts: dict[str, Any] = {"levels": LEVELS, "teach": Teach(draw_by="none"), "design": SMALL,
                              "train": CaptionTrain(epochs=2, batch_size=16, lr=5e-3, save_every=0),
                              "decode": Decode()}  # fmt: skip
     for name, part in parts.items():

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +137,22 @@ def test_the_same_command_twice_and_after_a_kill(place: Path, tmp_path: Path, ca
     assert "holds texts of another kind" in capsys.readouterr().err
 
 
+def test_killed_by_the_system_and_continued(place: Path, tmp_path: Path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    words = train(tmp_path, "--save_every", "0.001", "--keep_checkpoints", "1")
+    process = subprocess.Popen([sys.executable, "-m", "noisycorr", *words], stderr=subprocess.DEVNULL)
+    waits = time.monotonic() + 300
+    while not (seen := list((tmp_path / "model" / "checkpoints").glob("step-*/COMPLETE"))):
+        assert time.monotonic() < waits and process.poll() is None, "it never came to its first checkpoint"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "model" / "captioner.json").exists()
+    assert seen and main(train(tmp_path)) == 0
+    for name in ("captioner.safetensors", "captioner.json", "levels.json"):
+        left, alone = ((folder / "model" / name).read_bytes() for folder in (tmp_path, place))
+        assert left == alone.replace(str(place).encode(), str(tmp_path).encode()), name
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -157,7 +177,10 @@ def test_other_pictures_and_other_scores_are_refused(place: Path, tmp_path: Path
     assert main(["clean", str(other), "--output_folder", str(tmp_path / "run"), "-q"]) == 0
     words = ["caption", "generate", str(tmp_path / "run"), "--model", str(place / "model"), "--output_folder",
              str(tmp_path / "texts"), "-q"]  # fmt: skip
-    assert main(words) == 2 and "reads image vectors of width 20 by precomputed" in capsys.readouterr().err
+    said = "was embedded by precomputed@"
+    assert main(words) == 2 and said in (found := capsys.readouterr().err) and "or add --same_encoder" in found
+    assert main([*words, "--same_encoder"]) == 2
+    assert "reads image vectors of width 20 by precomputed" in capsys.readouterr().err
     shutil.copytree(place / "run", tmp_path / "again")
     assert main(["score", "--output_folder", str(tmp_path / "again"), "--seed", "3", "-q"]) == 0
     words[2] = str(tmp_path / "again")
@@ -174,12 +197,24 @@ def test_without_levels_and_without_a_ledger(place: Path, tmp_path: Path, capsys
         (tmp_path / "run" / "stages" / f"{name}.json").unlink()
     assert main(train(tmp_path)) == 2
     assert "--level_by score_pair: the ledger has no such column" in capsys.readouterr().err
-    vanilla = ["--level_by", "none", "--weight_by", "none", "--keep_fraction", "1", "--epochs", "1"]
+    vanilla = ["--level_by", "none", "--draw_by", "none", "--keep_fraction", "1", "--epochs", "1"]
     assert main(train(tmp_path, *vanilla)) == 0
     assert not (tmp_path / "model" / "levels.json").exists()
     assert main(generate(tmp_path, "texts")) == 0
     assert set(written(tmp_path, "texts").column("level").to_pylist()) == {-1}
     assert parts(Run(tmp_path / "run")) == [0]
+
+
+def test_embeddings_of_equal_width_may_be_of_different_encoders(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = write_source(tmp_path / "source")
+    np.save(source / "image.npy", np.load(source / "image.npy")[:, ::-1])
+    assert main(["clean", str(source), "--output_folder", str(tmp_path / "run"), "--stages", "embed", "-q"]) == 0
+    shutil.copytree(place / "model", tmp_path / "model")
+    assert main(generate(tmp_path, "texts")) == 2 and "was embedded by precomputed@" in capsys.readouterr().err
+    assert main(generate(tmp_path, "texts", "--same_encoder")) == 0, "whoever knows it may say so"
+    assert written(tmp_path, "texts").num_rows == 160
 
 
 # The benchmark
@@ -202,7 +237,9 @@ def test_methods_are_choices_of_one_engine():
     assert recipe_of("vanilla", train_choice, design).levels.level_by == "none"
     assert recipe_of("default", train_choice, design).teach == Teach()
     kept = {name: recipe_of(name, train_choice, design).teach.keep_fraction for name in METHODS}
-    assert {name for name, share in kept.items() if share == "auto"} == {"filter", "default"}
+    assert {name for name, share in kept.items() if share == "auto"} == {"filter"}
+    drawn = {name: recipe_of(name, train_choice, design).teach.draw_by for name in METHODS}
+    assert {name for name, column in drawn.items() if column == "p_clean"} == {"default"}
     assert recipe_of("filter+keep_fraction=0.3", train_choice, design).teach.fraction == 0.3
     assert recipe_of("weight", train_choice, design).teach.weight_by == "p_clean"
     assert recipe_of("noc+levels=4+bins=uniform", train_choice, design).levels.levels == 4
@@ -216,7 +253,7 @@ def test_methods_are_choices_of_one_engine():
     ("choice", "said"),
     [
         ({"sets": "sample"}, "expected NAME=SOURCE"),
-        ({"noises": "loud"}, "expected random or junk"),
+        ({"noises": "loud"}, "expected one of random, junk, concept"),
         ({"ratios": "2"}, "shares in 0 to 1"),
         ({"seeds": "x"}, "must be numbers"),
         ({"methods": ""}, "--methods is empty"),

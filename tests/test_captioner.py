@@ -17,8 +17,8 @@ from noisycorr.captioner.decode import Next, forbid, write
 from noisycorr.captioner.levels import Levels, fit_levels
 from noisycorr.captioner.select import Fluency, best_of, best_sample, candidates, choose, prefer
 from noisycorr.captioner.stored import Texts, load_captioner, make_writer
-from noisycorr.captioner.teach import Class, kept_rows, pair_weights, settle, train_class
-from noisycorr.captioner.train import backward, continue_training, save_training, take_step, text_losses
+from noisycorr.captioner.teach import Class, kept_rows, pair_shares, pair_weights, settle, train_class
+from noisycorr.captioner.train import backward, continue_training, draw_rows, save_training, take_step, text_losses
 from noisycorr.captioner.words import END, PAD, START, Pieces, token_table
 from noisycorr.pairs import UsageError
 
@@ -173,9 +173,28 @@ def test_filtering_keeps_the_best_share():
     assert kept_rows(columns, 5, Teach(keep_fraction="0.6")).tolist() == [0, 2, 4]
     assert kept_rows(columns, 5, Teach(keep_fraction="auto")).tolist() == [0, 2], "2 of 5 are held to be right"
     assert kept_rows(columns, 5, Teach(keep_fraction="1")).tolist() == [0, 1, 2, 3, 4]
-    assert Teach().keep_fraction == "auto"
+    assert Teach().keep_fraction == "1" and Teach().draw_by == "p_clean"
     with pytest.raises(UsageError, match="no such column; it has p_clean, score_pair"):
         kept_rows(columns, 5, Teach(keep_by="score_x", keep_fraction="0.5"))
+
+
+def test_pairs_are_drawn_as_often_as_they_are_held_to_be_right():
+    share = np.array([1.0, 0.0, 0.5, 0.25, 0.25, 1.0])
+    group = open_small(dataclasses.replace(world(), columns={"p_clean": np.tile(share, 20)}), level_by="none",
+                       draw_by="p_clean")  # fmt: skip
+    lesson = group.trainer.lesson
+    epochs = [draw_rows(lesson, seed=3, epoch=epoch) for epoch in range(400)]
+    assert {len(rows) for rows in epochs} == {60}, "an epoch is as long as the shares add up to"
+    counts = np.stack([np.bincount(rows, minlength=120) for rows in epochs])
+    assert counts.max() == 1 and not counts[:, 1::6].any()
+    np.testing.assert_allclose(counts.mean(0), np.tile(share, 20), atol=0.12)
+    np.testing.assert_array_equal(draw_rows(lesson, seed=3, epoch=7), epochs[7])
+    assert not np.array_equal(epochs[0], epochs[1])
+    known = pair_shares({"p_clean": np.array([np.nan, 0.4, 0.6])}, np.arange(3), Teach())
+    assert known == pytest.approx(np.array([0.5, 0.4, 0.6]))
+    assert pair_shares({}, np.arange(3), Teach(draw_by="none")) is None
+    with pytest.raises(UsageError, match="--draw_by p_clean is nowhere above 0"):
+        pair_shares({"p_clean": np.zeros(3)}, np.arange(3), Teach())
 
 
 # Training
@@ -456,6 +475,7 @@ def test_saved_and_loaded(taught: Class, tmp_path: Path):
         (lambda: Teach(keep_fraction="0"), "auto or a share"),
         (lambda: Teach(keep_fraction="much"), "auto or a number"),
         (lambda: Teach(weight_by="truth_wrong"), "expected p_clean"),
+        (lambda: Teach(draw_by="truth_wrong"), "expected p_clean"),
         (lambda: Design(width=10, attention_heads=4), "no multiple"),
         (lambda: Design(longest=3), "at least 4"),
         (lambda: CaptionTrain(warmup=2), "share in 0 to 1"),

@@ -26,7 +26,8 @@ FLOORS = (
      "audit", "audit_verbs", "tune_verbs", "tune_stage", "annotate",
      "webly_bench", "webly_choice", "webly_samples", "classes", "classify_stage", "classify_verbs",
      "prompt_verbs", "prompt_stage", "prompt_baselines", "prompt_images", "prompt_summary", "bench_prompt",
-     "doctor", "doctor_verbs", "status", "on_ray", "caption_stage", "caption_verbs", "caption_bench"),
+     "doctor", "doctor_verbs", "status", "on_ray", "caption_stage", "caption_verbs", "caption_bench", "caption_noise",
+     "caption_images"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -191,9 +191,9 @@ def test_the_rule_in_worked_cases() -> None:
     old, new, guard, action = (list(column) for column in zip(*cases))
     guards = np.array(guard, object)
     assert act(choice, np.array(old), np.array(new), guards).tolist() == action
-    merged = act(Recaption(policy="merge"), np.array(old), np.array(new), guards).tolist()
+    merged = act(Recaption(policy="merge", gain=0.3), np.array(old), np.array(new), guards).tolist()
     assert merged == ["merge" if a == "replace" else a for a in action]
-    assert "replace" not in act(Recaption(policy="flag"), np.array(old), np.array(new), guards).tolist()
+    assert "replace" not in act(Recaption(policy="flag", gain=0.3), np.array(old), np.array(new), guards).tolist()
     guarded = Recaption(guard_overlap=0.5, guard_pmi=-1, guard_steady=0.2)
     nan = np.nan
     got = fired(guarded, np.array([0.4, 0.9, nan, 0.1]), np.array([0, -2, nan, -2]), np.array([0.3, 0.3, nan, 0.1]))

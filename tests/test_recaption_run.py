@@ -17,6 +17,7 @@ import pytest
 from recaption_run import write_source
 
 from noisycorr import recaption_stage as stage
+from noisycorr.caption_images import encoder_identity
 from noisycorr.cli import main
 from noisycorr.export import Export, export
 from noisycorr.formats import open_source
@@ -274,7 +275,7 @@ def test_a_captioner_of_a_folder_writes_for_rows(run: Run, tmp_path: Path, monke
     module.load_captioner = lambda folder: Trained("other@1")  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match=r"by other@1, but .* by precomputed"):
         stage.load_captioner(tmp_path, run, Recaption())
-    module.load_captioner = lambda folder: Trained("precomputed")  # type: ignore[attr-defined]
+    module.load_captioner = lambda folder: Trained(encoder_identity(run))  # type: ignore[attr-defined]
     write = stage.load_captioner(tmp_path, run, Recaption(disturbance=0.5))
     image = np.concatenate(load_pairs(stored_plan(run), run).view.image)
     assert write(np.array([7, 300])) == [f"{row} {np.linalg.norm(image[row]):.3f}" for row in (7, 300)]

@@ -28,7 +28,7 @@ class LevelChoice:
     """
 
     level_by: str = "score_pair"
-    levels: int = 8
+    levels: int = 5
     bins: Literal["uniform", "clipped", "quantile"] = "clipped"
     level_least: int = 50
     level_dropout: float = 0.1
@@ -49,6 +49,8 @@ class Teach:
     """Which pairs teach, and how much.
 
     Attributes:
+        draw_by: Column of the ledger that tells with which probability a pair teaches in an epoch, in [0, 1]; none lets
+            all of them. In the mean that is a weight, but pairs that are held to be wrong cost no time.
         weight_by: Column of the ledger that multiplies the loss of a pair, p_clean or a score_ column (negative ones
             count as 0); none for equal weights.
         keep_fraction: Share of the training pairs of best `keep_by` that is kept: a number in (0, 1], or auto for the
@@ -59,12 +61,13 @@ class Teach:
         UsageError: If a value is out of its range.
     """
 
-    weight_by: str = "p_clean"
-    keep_fraction: str = "auto"
+    draw_by: str = "p_clean"
+    weight_by: str = NONE
+    keep_fraction: str = "1"
     keep_by: str = "score_pair"
 
     def __post_init__(self) -> None:
-        for name in ("weight_by", "keep_by"):
+        for name in ("draw_by", "weight_by", "keep_by"):
             value = getattr(self, name)
             if value not in (NONE, "p_clean", "sample_weight") and not value.startswith("score_"):
                 raise UsageError(f"--{name} is {value!r}, expected p_clean, sample_weight or a column score_NAME.")
@@ -93,6 +96,9 @@ class Design:
         norm_first: Normalise before each part of a layer; false is the published order.
         vocabulary: Word pieces of the scratch decoder, learned on the training texts, at least 300.
         prefix_tokens: Tokens that a stored image vector becomes.
+        image_grid: 0 reads the stored image vector; g reads 1 + g * g tokens of the encoder's image tower instead, one
+            for the picture and one for each cell of a grid; published: 4.
+        tower: frozen computes these tokens once; tuned trains the tower with the captioner, as published.
         longest: Word pieces of a text; longer ones are cut, 4 to 512.
         dropout: In [0, 1).
         image_dropout: Share of the pairs whose picture is hidden in a step, which guidance by pictures needs, [0, 1).
@@ -110,6 +116,8 @@ class Design:
     norm_first: bool = True
     vocabulary: int = 1500
     prefix_tokens: int = 4
+    image_grid: int = 0
+    tower: Literal["frozen", "tuned"] = "frozen"
     longest: int = 24
     dropout: float = 0.1
     image_dropout: float = 0.0
@@ -119,10 +127,14 @@ class Design:
     def __post_init__(self) -> None:
         check_words(self)
         check_least(self, {"width": 8, "layers": 1, "attention_heads": 1, "vocabulary": 300, "prefix_tokens": 1,
-                      "longest": 4, "dropout": 0, "image_dropout": 0, "language_rank": 1})  # fmt: skip
+                      "longest": 4, "dropout": 0, "image_dropout": 0, "language_rank": 1, "image_grid": 0})  # fmt: skip
         for name in ("dropout", "image_dropout"):
             if getattr(self, name) >= 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}, expected less than 1.")
+        if self.image_grid > 32:
+            raise UsageError(f"--image_grid is {self.image_grid}, expected 0 to 32.")
+        if self.tower == "tuned" and not self.image_grid:
+            raise UsageError("--tower tuned needs the tower's tokens: add --image_grid 4.")
         if self.longest > 512:
             raise UsageError(f"--longest is {self.longest}, expected 4 to 512.")
         if self.width % self.attention_heads:
@@ -137,6 +149,7 @@ class CaptionTrain:
         epochs: Passes over the training pairs, >= 1.
         batch_size: Pairs of one step, over all processes together, >= 2.
         lr: Highest learning rate of AdamW.
+        tower_lr: That of an image tower that is tuned.
         wd: Weight decay of matrices.
         warmup: Share of the steps in which the rate rises; then it falls along a cosine to 0.
         grad_clip_norm: Longest gradient; 0 = any.
@@ -153,6 +166,7 @@ class CaptionTrain:
     epochs: int = 10
     batch_size: int = 64
     lr: float = 1e-3
+    tower_lr: float = 1e-5
     wd: float = 0.01
     warmup: float = 0.1
     grad_clip_norm: float = 1.0
@@ -163,8 +177,8 @@ class CaptionTrain:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        check_least(self, {"epochs": 1, "batch_size": 2, "lr": 0, "wd": 0, "warmup": 0, "grad_clip_norm": 0,
-                      "save_every": 0, "keep_checkpoints": 1})  # fmt: skip
+        check_least(self, {"epochs": 1, "batch_size": 2, "lr": 0, "tower_lr": 0, "wd": 0, "warmup": 0,
+                           "grad_clip_norm": 0, "save_every": 0, "keep_checkpoints": 1})  # fmt: skip
         if self.warmup > 1:
             raise UsageError(f"--warmup is {self.warmup}, expected a share in 0 to 1.")
         check_words(self)
@@ -195,7 +209,7 @@ class Held:
     val_fraction: float = 0.1
     val_most: int = 500
     texts: Literal["rectified", "given"] = "rectified"
-    guidances: str = "0,1"
+    guidances: str = "0"
     issues: bool = False
 
     def __post_init__(self) -> None:

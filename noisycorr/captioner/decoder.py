@@ -116,13 +116,22 @@ class CrossDecoder(nn.Module):
             memory: Visual tokens and level; not needed with a filled cache.
             cache: From `new_cache`; filled.
         """
+        return self.guess(self.states(tokens, memory, cache))
+
+    def states(self, tokens: Int[Tensor, "b t"], memory: Float[Tensor, "b m d"] | None,
+               cache: Cache | None = None) -> Float[Tensor, "b t d"]:  # fmt: skip
+        """What `guess` tells the next word from; arguments of `forward`."""
         cache = self.new_cache() if cache is None else cache
         done = cache[0]["key"].shape[2] if "key" in cache[0] else 0
         place = torch.arange(done, done + tokens.shape[1], device=tokens.device)
         x = self.drop(self.first(self.token(tokens) + self.position(place)))
         for layer, kept in zip(self.layers, cache):
             x = layer(x, memory, kept)
-        return functional.linear(self.last(x), self.token.weight, self.bias)
+        return self.last(x)
+
+    def guess(self, states: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
+        """Logits of the next word."""
+        return functional.linear(states, self.token.weight, self.bias)
 
     def new_cache(self) -> Cache:
         """An empty cache."""

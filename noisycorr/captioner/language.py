@@ -49,6 +49,14 @@ class LanguageDecoder(nn.Module):
         logits: Tensor = out.logits[:, -tokens.shape[1] :]
         return logits
 
+    def states(self, tokens: Int[Tensor, "b t"], memory: Float[Tensor, "b m d"] | None) -> Float[Tensor, "b t v"]:
+        """The logits themselves: heads of language models differ too much to be called apart."""
+        return self.forward(tokens, memory)
+
+    def guess(self, states: Float[Tensor, "... v"]) -> Float[Tensor, "... v"]:
+        """They are logits already."""
+        return states
+
     def new_cache(self) -> dict[str, Any]:
         """An empty cache."""
         return {}

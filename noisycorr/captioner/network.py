@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from noisycorr.learn.heads import RowDropout
 
+SEEN = 4000  # pictures that mean and spread of the features are taken from
+
 
 class CaptionNetwork(nn.Module):
     """A captioner on stored image vectors, or grids of them.
@@ -29,14 +31,16 @@ class CaptionNetwork(nn.Module):
         cells: Vectors of a picture; 1 = a single vector, which becomes `prefix_tokens` tokens.
         prefix_tokens: k.
         levels: L + 1 rows of the level table; 0 = without levels.
+        tower: From pixels to `cells` vectors, trained along; None for stored vectors.
     """
 
-    def __init__(self, decoder: Any, *, image_dim: int, cells: int, prefix_tokens: int, levels: int) -> None:
+    def __init__(self, decoder: Any, *, image_dim: int, cells: int, prefix_tokens: int, levels: int,
+                 tower: nn.Module | None = None) -> None:  # fmt: skip
         super().__init__()
         self.image_mean: Tensor
         self.image_std: Tensor
         width = decoder.width
-        self.decoder, self.cells = decoder, cells
+        self.decoder, self.cells, self.tower = decoder, cells, tower
         self.tokens = prefix_tokens if cells == 1 else cells
         self.prefix = nn.Linear(image_dim, width * (prefix_tokens if cells == 1 else 1))
         self.norm = nn.LayerNorm(width)
@@ -48,9 +52,15 @@ class CaptionNetwork(nn.Module):
         self.register_buffer("image_mean", torch.zeros(image_dim))
         self.register_buffer("image_std", torch.ones(image_dim))
 
-    def standardise(self, image: Float[np.ndarray, "n f"]) -> None:
-        """Take mean and standard deviation of the training features."""
-        wide = np.asarray(image, np.float64).reshape(-1, image.shape[-1])
+    def standardise(self, image: Any) -> None:
+        """Take mean and standard deviation of the training features, (n, f) or more, of about `SEEN` of them."""
+        some = np.asarray(image[np.arange(0, len(image), max(1, len(image) // SEEN))])
+        if self.tower is not None:
+            with torch.no_grad():
+                parts = [self.tower(torch.from_numpy(np.array(some[i : i + 32])).to(self.image_mean.device))
+                         for i in range(0, len(some), 32)]  # fmt: skip
+            some = torch.cat(parts).double().cpu().numpy()
+        wide = np.asarray(some, np.float64).reshape(-1, some.shape[-1])
         std = wide.std(0)
         std[std < 1e-6 * max(std.max(), 1e-12)] = 1.0  # a feature that never changes says nothing
         self.image_mean.copy_(torch.from_numpy(wide.mean(0)))
@@ -61,10 +71,12 @@ class CaptionNetwork(nn.Module):
         """What the decoder reads.
 
         Args:
-            image: (b, f) vectors, or (b, cells, f).
+            image: (b, f) vectors, or (b, cells, f); with a tower (b, 3, h, w) pixels.
             level: Of each row; None only without levels.
             hidden: Rows whose picture is not shown.
         """
+        if self.tower is not None:
+            image = self.tower(image)
         x = self.prefix((image - self.image_mean) / self.image_std)
         x = self.norm(x.view(len(x), self.tokens, -1))
         if hidden is not None:
@@ -76,11 +88,12 @@ class CaptionNetwork(nn.Module):
     def losses(self, memory: Float[Tensor, "b m d"], tokens: Int[Tensor, "b t"], length: Int[Tensor, " b"],
                ) -> Float[Tensor, " b"]:  # fmt: skip
         """Negative log-likelihood of each text, summed over its words and its end, in nats; 0 for an empty one."""
-        logits = self.decoder(tokens[:, :-1], memory).float() if memory.dtype != torch.float64 else self.decoder(
-            tokens[:, :-1], memory)  # fmt: skip
-        loss = functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
         place = torch.arange(1, tokens.shape[1], device=tokens.device)
-        return (loss * (place < length[:, None])).sum(1)
+        real = place < length[:, None]  # logits of padding would cost as much as those of words
+        logits = self.decoder.guess(self.decoder.states(tokens[:, :-1], memory)[real])
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        found = functional.cross_entropy(logits, tokens[:, 1:][real], reduction="none")
+        return found.new_zeros(real.shape).masked_scatter(real, found).sum(1)
 
     def set_window(self, size: int, rows: slice) -> None:
         """Which rows of the global batch come next, for dropout that does not depend on the number of processes."""

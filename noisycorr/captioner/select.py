@@ -86,7 +86,7 @@ def candidates(trained: Trained, decode: Decode, guidances: Sequence[float]) -> 
     return out
 
 
-def choose(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, fluency: Fluency,
+def choose(trained: Trained, image: Any, align: Align, fluency: Fluency,
            options: Sequence[tuple[int | None, Decode]]) -> list[dict[str, Any]]:  # fmt: skip
     """Write with every option, greedily instead of with beams, and set level and way of the best in `trained`.
 
@@ -142,7 +142,7 @@ def prefer(rows: Sequence[dict[str, Any]], scores: Sequence[Float[np.ndarray, " 
     return max((place for place in free if rows[place]["alike"]), key=rank)
 
 
-def best_of(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, levels: Sequence[int],
+def best_of(trained: Trained, image: Any, align: Align, levels: Sequence[int],
             decode: Decode | None = None) -> tuple[list[str], np.ndarray, np.ndarray]:  # fmt: skip
     """Write at several levels, and keep for each picture the text that is best aligned.
 
@@ -156,7 +156,7 @@ def best_of(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, lev
             score[pick, np.arange(len(image))])  # fmt: skip
 
 
-def best_sample(trained: Trained, image: Float[np.ndarray, "n f"], align: Align, level: int | np.ndarray | None = None,
+def best_sample(trained: Trained, image: Any, align: Align, level: int | np.ndarray | None = None,
                 decode: Decode | None = None, *, seed: int = 0) -> tuple[list[str], np.ndarray]:  # fmt: skip
     """Draw `decode.samples` texts for each picture, and keep the best aligned: choice by scorer alone."""
     decode = decode or trained.decode

@@ -27,7 +27,9 @@ from noisycorr.captioner.decode import Next, Written, write
 from noisycorr.captioner.decoder import CrossDecoder
 from noisycorr.captioner.levels import Levels
 from noisycorr.captioner.network import CaptionNetwork
+from noisycorr.captioner.tower import make_tower
 from noisycorr.captioner.words import Pieces, Words
+from noisycorr.encoders import load_encoder
 from noisycorr.learn.batches import stream_seed
 from noisycorr.pairs import UsageError
 from noisycorr.run import atomic_path, read_json, write_json
@@ -59,6 +61,7 @@ class Trained:
         precision: Of the training.
         level: The one to write with, found on validation pairs; None without levels.
         decode: How to write, found on validation pairs.
+        clip_model: How `load_encoder` finds the encoder of its pictures; for tokens and pixels.
         facts: What else is worth knowing; JSON.
     """
 
@@ -71,15 +74,17 @@ class Trained:
     aligner: Aligner | None = None
     level: int | None = None
     decode: Decode = dataclasses.field(default_factory=Decode)
+    clip_model: str = ""
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def write(self, image: Float[np.ndarray, "n f"], level: Int[np.ndarray, " n"] | int | None = None,
+    def write(self, image: Any, level: Int[np.ndarray, " n"] | int | None = None,
               decode: Decode | None = None, *, seed: int = 0, names: Sequence[str | int] | None = None,
               cached: bool = True) -> Texts:  # fmt: skip
         """Write one text for each picture.
 
         Args:
-            image: Stored vectors of the encoder that it was trained with; zero rows get an empty text.
+            image: Stored vectors of the encoder that it was trained with, (n, f), or what it reads in their place:
+                tokens (n, cells, f), or pixels for a tuned tower; rows of zeros get an empty text.
             level: Of each picture, or of all; None = the one found on validation pairs.
             decode: How; None = what was found on validation pairs.
             seed: Of the nucleus.
@@ -94,12 +99,16 @@ class Trained:
         levels = self._levels(level, n)
         names = list(range(n)) if names is None else names
         texts, log_prob, ended = [""] * n, np.zeros(n), np.zeros(n, bool)
-        shown = np.flatnonzero(image.any(axis=tuple(range(1, image.ndim))))
         self.network.eval()
-        for start in range(0, len(shown), ROWS):
-            some = shown[start : start + ROWS]
-            found = self._write(image[some], levels[some], decode, seed, [names[row] for row in some], cached)
-            for row, tokens in zip(some.tolist(), found.tokens):
+        size = ROWS if image.ndim < 4 else ROWS // 8
+        for start in range(0, n, size):
+            part = np.asarray(image[np.arange(start, min(start + size, n))])
+            there = np.flatnonzero(part.any(axis=tuple(range(1, part.ndim))))
+            if not len(there):
+                continue
+            some: list[int] = (start + there).tolist()
+            found = self._write(part[there], levels[some], decode, seed, [names[row] for row in some], cached)
+            for row, tokens in zip(some, found.tokens):
                 texts[row] = self.words.decode(tokens)
             log_prob[some], ended[some] = found.log_prob.cpu().numpy(), found.ended.cpu().numpy()
         return Texts(texts, log_prob, ended)
@@ -133,6 +142,8 @@ class Trained:
 
     def _check(self, image: np.ndarray) -> None:
         width = len(self.network.image_mean)
+        if self.network.tower is not None and image.ndim == 4:
+            return
         if image.shape[-1] != width or image.ndim != (2 if self.network.cells == 1 else 3):
             raise UsageError(
                 f"the captioner reads image vectors of width {width} by {self.encoder}, but these have the shape "
@@ -163,7 +174,7 @@ class Trained:
             self.levels.save(folder / "levels.json")
         if self.aligner is not None:
             self.aligner.save(folder / "aligner.safetensors")
-        body = {name: getattr(self, name) for name in ("encoder", "precision", "level", "facts")}
+        body = {name: getattr(self, name) for name in ("encoder", "precision", "level", "clip_model", "facts")}
         body |= {"design": dataclasses.asdict(self.design), "decode": dataclasses.asdict(self.decode)}
         body |= {"image_dim": len(self.network.image_mean), "cells": self.network.cells}
         write_json(folder / "captioner.json", body)  # last: it says that the folder is whole
@@ -190,14 +201,15 @@ def own_weights(network: CaptionNetwork) -> dict[str, torch.Tensor]:
 
 
 def build(design: Design, words: Words, decoder: Any, *, image_dim: int, cells: int, levels: Levels | None,
-          precision: str) -> CaptionNetwork:  # fmt: skip
+          precision: str, tower: Any = None) -> CaptionNetwork:  # fmt: skip
     """A network; random weights come from the generator of torch."""
     if decoder is None:
         decoder = CrossDecoder(words.size, width=design.width, layers=design.layers, heads=design.attention_heads,
                                longest=design.longest + 2, dropout=design.dropout,
                                norm_first=design.norm_first)  # fmt: skip
     rows = 0 if levels is None else levels.count + 1
-    network = CaptionNetwork(decoder, image_dim=image_dim, cells=cells, prefix_tokens=design.prefix_tokens, levels=rows)
+    network = CaptionNetwork(decoder, image_dim=image_dim, cells=cells, prefix_tokens=design.prefix_tokens, levels=rows,
+                             tower=tower)  # fmt: skip
     return network.to(DTYPES[precision])
 
 
@@ -225,8 +237,11 @@ def load_captioner(folder: Path | str, device: torch.device | None = None) -> Tr
         from noisycorr.captioner.language import rebuild_language
 
         decoder, words = rebuild_language(folder, design)
+    tower = None
+    if design.tower == "tuned":
+        tower = make_tower(load_encoder(body["clip_model"], device=torch.device("cpu")), design.image_grid, tuned=True)
     network = build(design, words, decoder, image_dim=body["image_dim"], cells=body["cells"], levels=levels,
-                    precision=body["precision"])  # fmt: skip
+                    precision=body["precision"], tower=tower)  # fmt: skip
     found = network.load_state_dict(load_file(folder / "captioner.safetensors"), strict=False)
     if found.unexpected_keys or set(found.missing_keys) - (set(network.state_dict()) - set(own_weights(network))):
         raise UsageError(f"{folder} holds weights that do not fit its captioner.json: train it again.")
@@ -235,7 +250,7 @@ def load_captioner(folder: Path | str, device: torch.device | None = None) -> Tr
         network=network.to(device or dist.device()).eval(), words=words, design=design, levels=levels,
         encoder=body["encoder"], precision=body["precision"],
         aligner=Aligner.load(aligner) if aligner.is_file() else None, level=body["level"],
-        decode=Decode(**body["decode"]), facts=body["facts"],
+        decode=Decode(**body["decode"]), clip_model=body["clip_model"], facts=body["facts"],
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, Level
 from noisycorr.captioner.levels import Levels, fit_levels
 from noisycorr.captioner.select import STARVED, Align, Fluency, candidates, choose
 from noisycorr.captioner.stored import Trained, build
+from noisycorr.captioner.tower import Some
 from noisycorr.captioner.train import (
     Hooks,
     Lesson,
@@ -55,7 +56,7 @@ class Recipe:
     design: Design = field(default_factory=Design)
     train: CaptionTrain = field(default_factory=CaptionTrain)
     decode: Decode = field(default_factory=Decode)
-    guidances: tuple[float, ...] = (0.0, 1.0)
+    guidances: tuple[float, ...] = (0.0,)
 
     def settings(self) -> dict[str, Any]:
         """JSON of what the result depends on."""
@@ -67,22 +68,26 @@ class Material:
     """Pairs to train on and to select on. Holds no truth.
 
     Attributes:
-        image: (n, f) stored vectors of the training pairs, or (n, cells, f).
+        image: (n, f) stored vectors of the training pairs, or (n, cells, f), or pixels; an array, or `Some` rows.
         texts: Their n texts.
         columns: (n,) each: what the ledger says of them.
         made_by: Scorer, preprocessing and corpus of the columns.
         encoder: Name of the encoder of the vectors.
         valid_image: (m, f) of the validation pairs.
         valid_texts: Their m texts.
+        clip_model: As in `Trained`.
+        tower: Makes tokens of pixels and learns along; None for stored vectors and tokens.
     """
 
-    image: np.ndarray
+    image: Any
     texts: list[str | None]
     columns: Mapping[str, np.ndarray]
     made_by: Mapping[str, str]
     encoder: str
-    valid_image: np.ndarray
+    valid_image: Any
     valid_texts: list[str | None]
+    clip_model: str = ""
+    tower: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +148,22 @@ def pair_weights(columns: Mapping[str, np.ndarray], rows: np.ndarray, choice: Te
     return np.where(np.isfinite(weight), weight, mean) / mean
 
 
+def pair_shares(columns: Mapping[str, np.ndarray], rows: np.ndarray,
+                choice: Teach) -> Float[np.ndarray, " k"] | None:  # fmt: skip
+    """How often each pair teaches in an epoch, in [0, 1], the mean where it is not known; None = each once.
+
+    Raises:
+        UsageError: If no pair has a share above 0.
+    """
+    if choice.draw_by == NONE:
+        return None
+    share = np.clip(column_of(columns, choice.draw_by, "draw_by")[rows], 0, 1)
+    mean = np.nanmean(share) if np.isfinite(share).any() else 0.0
+    if not mean > 0:
+        raise UsageError(f"--draw_by {choice.draw_by} is nowhere above 0: choose another column, or none.")
+    return np.where(np.isfinite(share), share, mean)
+
+
 def open_class(material: Material, recipe: Recipe) -> Class:
     """Levels, vocabulary, network and lessons, before the first step.
 
@@ -169,18 +190,23 @@ def open_class(material: Material, recipe: Recipe) -> Class:
         raise UsageError(f"{len(rows)} training pairs have image and text, expected at least 2.")
     levels, level = _levels(material, rows, recipe)
     torch.manual_seed(stream_seed(recipe.train.seed, "captioner"))
-    cells = 1 if material.image.ndim == 2 else material.image.shape[1]
-    network = build(design, words, decoder, image_dim=material.image.shape[-1], cells=cells, levels=levels,
-                    precision=recipe.train.precision).to(dist.device())  # fmt: skip
-    network.standardise(material.image[rows])
+    image = Some(material.image, rows)
+    cells, width = 1 if image.ndim == 2 else image.shape[1], image.shape[-1]
+    if material.tower is not None:
+        with torch.no_grad():
+            cells, width = material.tower(torch.from_numpy(image[np.arange(1)])).shape[1:]
+    network = build(design, words, decoder, image_dim=width, cells=cells, levels=levels,
+                    precision=recipe.train.precision, tower=material.tower).to(dist.device())  # fmt: skip
+    network.standardise(image)
     lesson = Lesson(
-        image=material.image[rows], tokens=tokens, length=length, level=level,
-        weight=pair_weights(material.columns, rows, recipe.teach), unscored=0 if levels is None else levels.unscored,
+        image=image, tokens=tokens, length=length, level=level,
+        weight=pair_weights(material.columns, rows, recipe.teach),
+        share=pair_shares(material.columns, rows, recipe.teach), unscored=0 if levels is None else levels.unscored,
         hide_level=0.0 if levels is None else recipe.levels.level_dropout, hide_image=design.image_dropout,
     )  # fmt: skip
     trained = Trained(network=network, words=words, design=design, levels=levels, encoder=material.encoder,
                       precision=recipe.train.precision, level=None if levels is None else top_level(levels),
-                      decode=recipe.decode)  # fmt: skip
+                      decode=recipe.decode, clip_model=material.clip_model)  # fmt: skip
     return Class(trained=trained, trainer=Trainer(network, lesson, recipe.train), rows=rows, facts=facts,
                  valid=_valid(material, trained, words))  # fmt: skip
 
@@ -208,8 +234,8 @@ def _valid(material: Material, trained: Trained, words: Words) -> Lesson:
     if not full.any():
         raise UsageError("no validation pair has image and text: give more pairs, or other ones by --val_data.")
     level = None if trained.level is None else np.full(int(full.sum()), trained.level)
-    return Lesson(image=material.valid_image[full], tokens=tokens[full], length=length[full], level=level,
-                  weight=np.ones(int(full.sum())))  # fmt: skip
+    return Lesson(image=Some(material.valid_image, np.flatnonzero(full)), tokens=tokens[full], length=length[full],
+                  level=level, weight=np.ones(int(full.sum())))  # fmt: skip
 
 
 def train_class(group: Class, *, checkpoints: Path | None = None, told: Callable[..., Any] | None = None,
@@ -253,7 +279,7 @@ def settle(group: Class, material: Material, recipe: Recipe, align: Align | None
     options = candidates(trained, recipe.decode, recipe.guidances)
     if align is None:
         return _by_loss(group, [level for level, decode in options if not decode.guidance], recipe)
-    image = material.valid_image[: most or None]
+    image = Some(material.valid_image, np.arange(min(most or len(material.valid_image), len(material.valid_image))))
     fluency = Fluency.learn([material.texts[row] or "" for row in group.rows],
                             [text for text in material.valid_texts if text and text.strip()])  # fmt: skip
     return choose(trained, image, align, fluency, options)

@@ -43,21 +43,23 @@ class Lesson:
     """Pairs to learn from, or to validate on. Holds no truth.
 
     Attributes:
-        image: (n, f) stored vectors, or (n, cells, f).
+        image: (n, f) stored vectors, or (n, cells, f), or pixels; an array, or `Some` rows of something large.
         tokens: (n, t), padded.
         length: (n,): numbers of a row that count; rows of length 0 are not allowed.
         level: (n,), or None without levels.
         weight: (n,), >= 0.
+        share: (n,), how often a pair teaches in an epoch, in the mean; None = once.
         unscored: The level that hides a level.
         hide_level: Share of the pairs whose level is hidden in a step.
         hide_image: Share of the pairs whose picture is hidden in a step.
     """
 
-    image: np.ndarray
+    image: Any
     tokens: Int[np.ndarray, "n t"]
     length: Int[np.ndarray, " n"]
     level: Int[np.ndarray, " n"] | None
     weight: Float[np.ndarray, " n"]
+    share: Float[np.ndarray, " n"] | None = None
     unscored: int = 0
     hide_level: float = 0.0
     hide_image: float = 0.0
@@ -88,11 +90,16 @@ class Trainer:
         self.network, self.lesson, self.choice = network, lesson, choice
         self.at = Progress()
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        matrices = [p for p in self.parameters if p.ndim > 1]
-        others = [p for p in self.parameters if p.ndim < 2]
+        tower = {id(p) for p in network.tower.parameters()} if network.tower is not None else set()
+        groups: list[dict[str, Any]] = []
+        for lr, own in ((choice.lr, False), (choice.tower_lr, True)):
+            some = [p for p in self.parameters if (id(p) in tower) == own]
+            groups += [{"params": [p for p in some if p.ndim > 1], "weight_decay": choice.wd, "highest": lr},
+                       {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0, "highest": lr}]  # fmt: skip
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": choice.wd}, {"params": others, "weight_decay": 0.0}], lr=choice.lr
-        )
+            [group for group in groups if group["params"]], lr=choice.lr,
+            fused=network.image_mean.device.type in ("cpu", "cuda"),
+        )  # fmt: skip
         self.best = self.snapshot()
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -134,7 +141,7 @@ def fit(trainer: Trainer, hooks: Hooks | None = None) -> None:
     with torch.random.fork_rng(devices=[]):
         while at.epoch < choice.epochs:
             started = saved = time.perf_counter()
-            order = epoch_order(len(trainer.lesson.length), seed=choice.seed, epoch=at.epoch, stream="caption")
+            order = draw_rows(trainer.lesson, seed=choice.seed, epoch=at.epoch)
             batches = split_batches(order, choice.batch_size)
             while at.step < len(batches):
                 take_step(trainer, batches[at.step], len(batches))
@@ -148,6 +155,22 @@ def fit(trainer: Trainer, hooks: Hooks | None = None) -> None:
             hooks.told(record, seconds)
     trainer.load(trainer.best)
     trainer.network.eval()
+
+
+def draw_rows(lesson: Lesson, *, seed: int, epoch: int) -> Int[np.ndarray, " m"]:
+    """Pairs that teach in an epoch, in order: all, or m = round(sum of shares), each as often as its share says.
+
+    Points u, u + 1, ... (u uniform in [0, 1)) are put on the shares laid end to end in a random order: the count of a
+    pair is its share rounded down or up, and m is the same in each epoch.
+    """
+    order = epoch_order(len(lesson.length), seed=seed, epoch=epoch, stream="caption")
+    if lesson.share is None:
+        return order
+    ends = np.cumsum(lesson.share[order])
+    m = max(2, round(float(ends[-1])))
+    points = np.random.default_rng(stream_seed(seed, "draw", epoch)).random() + np.arange(m)
+    place = np.searchsorted(ends * (m / ends[-1]), points, side="right")
+    return order[np.minimum(place, len(order) - 1)]
 
 
 def take_step(trainer: Trainer, rows: np.ndarray, steps: int) -> None:
@@ -176,12 +199,20 @@ def backward(trainer: Trainer, rows: np.ndarray) -> float:
     total = max(float((lesson.weight[rows] * count).sum()), 1e-12)
     network.train()
     network.set_window(len(rows), here)
-    torch.manual_seed(stream_seed(seed, "drop", at.epoch, at.step))
+    _seed(stream_seed(seed, "drop", at.epoch, at.step), network.image_mean.device)
     losses = _losses(network, lesson, rows, here, draw, trainer.choice.precision)
     weight = torch.from_numpy(lesson.weight[rows][here]).to(losses)
     part = (losses * weight).sum() / total
     (part * dist.count()).backward()
     return float(dist.gather(part.detach()[None], dist.count()).sum())
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """On a CPU without `torch.manual_seed`, which keeps a stack trace for other devices: milliseconds each time."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def _losses(network: CaptionNetwork, lesson: Lesson, rows: np.ndarray, here: slice, draw: np.ndarray,
@@ -190,7 +221,7 @@ def _losses(network: CaptionNetwork, lesson: Lesson, rows: np.ndarray, here: sli
     device, dtype = network.image_mean.device, network.image_mean.dtype
     longest = int(lesson.length[rows].max())  # of the global batch, so that dropout has the same shape everywhere
     mine = rows[here]
-    image = torch.from_numpy(np.asarray(lesson.image[mine])).to(device, dtype)
+    image = torch.from_numpy(np.array(lesson.image[mine])).to(device, dtype)
     tokens, length = (torch.from_numpy(x[mine]).to(device) for x in (lesson.tokens[:, :longest], lesson.length))
     level = None
     if lesson.level is not None:
@@ -224,7 +255,7 @@ def _set_rate(trainer: Trainer, steps: int) -> None:
     total = choice.epochs * steps
     rise = min(1.0, (at.steps + 1) / (choice.warmup * total + 1))
     for group in trainer.optimizer.param_groups:
-        group["lr"] = choice.lr * rise * 0.5 * (1 + math.cos(math.pi * at.steps / total))
+        group["lr"] = group["highest"] * rise * 0.5 * (1 + math.cos(math.pi * at.steps / total))
 
 
 def _finish(trainer: Trainer, hooks: Hooks) -> dict[str, Any]:

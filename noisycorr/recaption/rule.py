@@ -53,7 +53,7 @@ class Recaption:
     same_image: bool = False
     classes: int = 64
     least: float = 0.5
-    gain: float = 0.3
+    gain: float = 0.35
     policy: str = "replace"
     aggregate: str = "worst"
     penalty: float = 0.5

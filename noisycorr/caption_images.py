@@ -1,0 +1,63 @@
+"""What a captioner reads of a run: stored vectors, tokens of a frozen tower, or pixels for one that is tuned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from noisycorr import console, dist
+from noisycorr.captioner.choice import Design
+from noisycorr.captioner.tower import Pixels, grid_file, make_tower
+from noisycorr.encoders import DualEncoder, load_encoder
+from noisycorr.formats import open_source
+from noisycorr.learn.shelf import open_shelf
+from noisycorr.pairs import UsageError
+from noisycorr.plan_flags import stored_plan
+from noisycorr.run import Run
+
+
+def images_of(source_run: Run, design: Design, folder: Path) -> tuple[Any, Any]:
+    """Images of all pairs of a run in the form that a captioner reads, and the tower that learns along.
+
+    Args:
+        source_run: Embedded.
+        design: Of the captioner.
+        folder: For tokens and copies of pictures, kept for the next time.
+
+    Returns:
+        None for stored vectors, a memory map (n, m, f) of tokens, or `Pixels`; and a tower, or None.
+
+    Raises:
+        UsageError: If the source brings no pictures, changed, or its encoder shows no grid.
+    """
+    if not design.image_grid:
+        return None, None
+    plan = stored_plan(source_run)
+    reader = open_source(plan.source)
+    if reader.format == "embeddings":
+        raise UsageError("--image_grid needs pictures, but this source brings embeddings: use --image_grid 0.")
+    encoder: DualEncoder = load_encoder(plan.embed.clip_model, device=dist.device())
+    embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
+    if encoder.name != embedded:
+        raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+    pixels = Pixels(open_shelf(source_run, reader, folder), encoder)
+    tower = make_tower(encoder, design.image_grid, tuned=design.tower == "tuned")
+    if design.tower == "tuned":
+        return pixels, tower
+    name = f"{encoder.name} {(source_run.stage('embed') or {})['fingerprint']}"
+    return grid_file(folder, pixels, tower, name, lambda told: console.say(f"caption: {told}")), None
+
+
+def clip_model_of(source_run: Run) -> str:
+    """How `load_encoder` finds the encoder that a run was embedded with."""
+    return stored_plan(source_run).embed.clip_model
+
+
+def encoder_identity(source_run: Run) -> str:
+    """Name of the encoder of a run with its weights; of embeddings that came without one, that of their files.
+
+    Two sets of such embeddings may be of different encoders although they have the same width.
+    """
+    stage = source_run.stage("embed") or {}
+    name = str(stage["facts"]["encoder"])
+    return f"{name}@{stage['inputs']['weights'][:12]}" if name.startswith("precomputed") else name

@@ -1,0 +1,259 @@
+"""Token grids of image towers, frozen and tuned, and texts chosen by a scorer, from pictures to files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pictures import write_pictures
+from tiny_checkpoints import pictures, write_clip, write_open_clip, write_siglip
+
+from noisycorr.caption_bench import _Scored, teaching
+from noisycorr.caption_noise import JUNK, put_noise
+from noisycorr.captioner.align import Aligner
+from noisycorr.captioner.choice import Design
+from noisycorr.captioner.stored import load_captioner
+from noisycorr.captioner.tower import Some, make_tower
+from noisycorr.cli import main
+from noisycorr.encoders import load_encoder
+from noisycorr.learn.bench import BenchSet
+from noisycorr.learn.corpus import Corpus
+from noisycorr.pairs import UsageError
+from noisycorr.recaption.ledger import read_ledger
+from noisycorr.run import Run
+
+CPU = torch.device("cpu")
+SIZE = ["--width", "24", "--layers", "1", "--attention_heads", "2", "--vocabulary", "360", "--prefix_tokens", "2",
+        "--longest", "12", "--batch_size", "16", "--lr", "0.01", "--levels", "3", "--level_least", "10",
+        "--val_most", "12", "-q"]  # fmt: skip
+
+
+# Towers
+
+
+@pytest.mark.parametrize("name", ["open_clip", "clip", "siglip", "tiny"])
+def test_tokens_are_those_of_the_library(tmp_path: Path, name: str):
+    spec = "tiny"
+    if name == "open_clip":
+        write_open_clip(tmp_path)
+        spec = f"open_clip:local-dir:{tmp_path / 'local'}"
+    elif name != "tiny":
+        (write_clip if name == "clip" else write_siglip)(tmp_path)
+        spec = f"hf_clip:{tmp_path}"
+    encoder = load_encoder(spec, device=CPU)
+    pixels = torch.stack([encoder.preprocess(picture) for picture in pictures(3)])
+    with torch.no_grad():
+        small, large = (make_tower(encoder, side)(pixels) for side in (1, 2))
+    assert small.shape[:2] == (3, 2) and large.shape[:2] == (3, 5)
+    if name != "tiny":  # whose map of 7 x 7 is not cut into four equal parts
+        torch.testing.assert_close(large[:, 1:].mean(1), small[:, 1])
+    with torch.no_grad():
+        if name == "open_clip":
+            visual = encoder.model.visual  # type: ignore[attr-defined]
+            torch.testing.assert_close(large[:, 0] @ visual.proj, encoder.model.encode_image(pixels))  # type: ignore[attr-defined]
+        elif name == "clip":
+            vision = encoder.model.vision_model  # type: ignore[attr-defined]
+            found = vision(pixel_values=pixels)
+            torch.testing.assert_close(large[:, 0], found.pooler_output)
+            torch.testing.assert_close(large[:, 1:], vision.post_layernorm(found.last_hidden_state[:, 1:]))
+        else:
+            torch.testing.assert_close(small[:, 0], small[:, 1])  # the mean stands for a class token
+
+
+def test_a_tuned_tower_is_a_copy_with_gradients():
+    encoder = load_encoder("tiny", device=CPU)
+    pixels = torch.stack([encoder.preprocess(picture) for picture in pictures(2)])
+    tower = make_tower(encoder, 2, tuned=True).train()
+    assert not tower.training, "statistics of a batch would differ between one process and two"
+    tower(pixels).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tower.parameters())
+    assert not any(p.requires_grad for p in encoder.convolution.parameters())  # type: ignore[attr-defined]
+
+
+def test_encoders_without_a_grid_and_wrong_sizes_are_refused():
+    class Plain:
+        name = "plain"
+
+    with pytest.raises(UsageError, match="plain shows no grid of its pictures: use --image_grid 0"):
+        make_tower(Plain(), 2)
+    with pytest.raises(UsageError, match="--tower tuned needs the tower's tokens"):
+        Design(tower="tuned")
+    with pytest.raises(UsageError, match="expected 0 to 32"):
+        Design(image_grid=33)
+
+
+def test_some_rows_of_something_large():
+    whole = np.arange(24).reshape(8, 3)
+    some = Some(Some(whole, np.array([7, 1, 2, 5])), np.array([2, 0]))
+    assert some.shape == (2, 3) and len(some) == 2
+    assert some[np.array([1])].tolist() == [whole[7].tolist()] and some[:].tolist() == whole[[2, 7]].tolist()
+
+
+# From pictures to files
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cleaned run of 100 pictures, one of which is missing, and a captioner on a grid of tokens."""
+    folder = tmp_path_factory.mktemp("towers")
+    source = write_pictures(folder / "source", 100)
+    next(path for path in sorted(folder.glob("source*/**/*")) if path.suffix in (".png", ".jpg")).write_bytes(b"no")
+    assert main(["clean", str(source), "--output_folder", str(folder / "run"), "--clip_model", "tiny",
+                 "--no_near_duplicates", "--number_sample_per_shard", "60", "-q"]) == 0  # fmt: skip
+    assert main(train(folder, "grid", "--image_grid", "2", "--epochs", "6")) == 0
+    return folder
+
+
+def train(folder: Path, name: str, *more: str) -> list[str]:
+    return ["caption", "train", str(folder / "run"), "--output_folder", str(folder / name), *SIZE, *more]
+
+
+def generate(folder: Path, model: str, name: str, *more: str) -> list[str]:
+    return ["caption", "generate", str(folder / "run"), "--model", str(folder / model), "--output_folder",
+            str(folder / name), "-q", *more]  # fmt: skip
+
+
+def written(folder: Path, name: str) -> list[dict[str, object]]:
+    return [row for path in sorted((folder / name / "captions").iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def test_tokens_of_a_frozen_tower_are_kept_in_half_precision(place: Path):
+    folder = place / "grid" / "pictures" / "train"
+    tokens, told = np.load(folder / "tokens.npy", mmap_mode="r"), json.loads((folder / "tokens.json").read_text())
+    assert tokens.dtype == np.float16 and tokens.shape[:2] == (100, 5)
+    assert told["shape"] == list(tokens.shape) and told["bytes"] == (folder / "tokens.npy").stat().st_size
+    missing = ~tokens.any((1, 2))
+    assert missing.sum() == 1, "the picture that cannot be decoded"
+    trained = load_captioner(place / "grid")
+    assert trained.network.cells == 5 and trained.network.tower is None
+    assert main(generate(place, "grid", "grid-texts")) == 0
+    rows = written(place, "grid-texts")
+    assert len(rows) == 100 and [row["text"] is None for row in rows] == missing.tolist()
+    assert [row["text"] for row in rows if row["text"] is not None] == trained.write(tokens[~missing]).texts
+
+
+def test_recaption_reads_tokens_too(place: Path, tmp_path: Path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    words = [
+        "recaption",
+        "--output_folder",
+        str(tmp_path / "run"),
+        "--model",
+        str(place / "grid"),
+        "--below",
+        "1",
+        "-q",
+    ]
+    assert main(words) == 0
+    assert (tmp_path / "run" / "pictures" / "recaption" / "tokens.npy").is_file()
+    assert {row["text_level"] for row in read_ledger(Run(tmp_path / "run")).to_pylist()} <= {
+        None, load_captioner(place / "grid").level}  # fmt: skip
+
+
+def test_a_tuned_tower_learns_is_stored_and_continued(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = train(place, "tuned", "--image_grid", "2", "--tower", "tuned", "--tower_lr", "0.01", "--epochs", "3")
+    assert main(words) == 0
+    before = (place / "tuned" / "captioner.safetensors").read_bytes()
+    trained = load_captioner(place / "tuned")
+    assert trained.network.tower is not None
+    weight = load_encoder("tiny", device=CPU).convolution.weight  # type: ignore[attr-defined]
+    assert not torch.allclose(trained.network.tower.inner.weight, weight), "the tower learned"
+    for name in ("captioner.json", "captioner.safetensors", "stages/caption.json"):
+        (place / "tuned" / name).unlink()  # as if killed while it chose a level
+    steps = sorted((place / "tuned" / "checkpoints").iterdir())
+    shutil.rmtree(steps[-1])
+    assert main(words) == 0 and (place / "tuned" / "captioner.safetensors").read_bytes() == before
+    assert main(generate(place, "tuned", "tuned-texts")) == 0
+    assert sum(row["text"] is not None for row in written(place, "tuned-texts")) == 99
+    words[words.index("--tower_lr") + 1] = "0.02"
+    assert main(words) == 2 and "holds another training" in capsys.readouterr().err
+
+
+# The benchmark
+
+
+def test_the_benchmark_goes_on_where_it_was(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    small = [*SIZE[: SIZE.index("--levels")], "--epochs", "2", "--val_limit", "8", "--test_limit", "0"]
+    words = ["bench", "caption", "--output_folder", str(tmp_path), "--sets", f"made={place / 'run'}", "--clip_model",
+             "tiny", "--ratios", "0.3", "--seeds", "1", *small]  # fmt: skip
+    noc = "noc+levels=2+level_least=5"
+    assert main([*words, "--methods", noc]) == 0
+    scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "scores").iterdir()}
+    assert len(scores) == 1
+    assert main([*words, "--methods", f"{noc},default,choice"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scores").iterdir()} == scores
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert [row["method"].split("+")[0] for row in rows] == ["noc", "default", "choice"]
+    assert len(list((tmp_path / "cells").iterdir())) == 3 and "control_alignment" in rows[0]
+    assert "poor" not in capsys.readouterr().out
+    words[words.index("--ratios") + 1] = "0.6"
+    assert main([*words, "--noises", "concept", "--methods", "vanilla"]) == 0
+    row = json.loads((tmp_path / "bench.json").read_text())["rows"][0]
+    assert row["poor"] > 0 and 0 <= row["poor F1"] <= 100 and "**poor CIDEr-D**" in capsys.readouterr().out
+
+
+def test_noise_in_whole_concepts_leaves_half_of_the_words():
+    rng = np.random.default_rng(0)
+    kinds = np.repeat(np.arange(6), 30)
+    text = (8 * np.eye(6, 12)[kinds] + 0.3 * rng.normal(size=(180, 12))).astype(np.float32)
+    row = np.arange(180)
+    corpus = Corpus(keys=[str(i) for i in row], image=text, text=text, usable=np.ones(180, bool),
+                    kept=np.ones(180, bool), shown=row, image_group=row, text_group=row)  # fmt: skip
+    texts: list[str | None] = [f"number {i} kind {k}" for i, k in enumerate(kinds.tolist())]
+    data = BenchSet(name="made", train=corpus, texts=texts, valid=corpus, test=corpus)
+    noisy = put_noise(data, "concept", 0.3, 0, lambda some: np.full((len(some), 12), 7, np.float32))
+    assert 0.3 <= noisy.wrong.mean() < 0.6 and noisy.poor is not None
+    np.testing.assert_array_equal(noisy.poor, noisy.wrong, "the pictures of these concepts are also told in the test")
+    for i, (found, given) in enumerate(zip(noisy.texts, texts)):
+        if noisy.wrong[i]:
+            other, own = str(found).rsplit(" kind ", 1)[0], str(given)
+            assert str(found).endswith(own[own.index("kind") :]) and other in texts
+            assert not noisy.wrong[texts.index(other)], "of a concept that is described well"
+        else:
+            assert found == given
+    assert (noisy.corpus.text[noisy.wrong] == 7).all()
+    junk = put_noise(data, "junk", 0.5, 0, lambda some: np.ones((len(some), 12), np.float32))
+    assert junk.wrong.sum() == 90 and {junk.texts[i] for i in np.flatnonzero(junk.wrong)} <= set(JUNK)
+
+
+# Chosen by the scorer
+
+
+def test_each_level_and_samples_on_the_command_line(place: Path):
+    trained = load_captioner(place / "grid")
+    assert trained.levels is not None
+    assert main(generate(place, "grid", "each", "--level", "each", "--search", "greedy")) == 0
+    alone = []
+    for level in trained.levels.trained():
+        assert main(generate(place, "grid", f"level{level}", "--level", str(level), "--search", "greedy")) == 0
+        alone.append(written(place, f"level{level}"))
+    for row, rows in zip(written(place, "each"), zip(*alone)):
+        if row["text"] is not None:
+            best = max(rows, key=lambda one: one["score"])
+            assert (row["text"], row["level"]) == (best["text"], best["level"])
+            assert row["score"] == pytest.approx(best["score"], abs=1e-6)
+    assert main(generate(place, "grid", "one", "--search", "nucleus")) == 0
+    assert main(generate(place, "grid", "many", "--search", "nucleus", "--samples", "4")) == 0
+    one, many = ([row["score"] for row in written(place, name) if row["text"] is not None] for name in ("one", "many"))
+    assert np.mean(many) > np.mean(one)  # type: ignore[arg-type]
+    again = written(place, "many")
+    shutil.rmtree(place / "many")
+    assert main(generate(place, "grid", "many", "--search", "nucleus", "--samples", "4")) == 0
+    assert str(written(place, "many")) == str(again)
+
+
+def test_the_default_does_not_learn_from_stock_phrases():
+    row, rng = np.arange(60), np.random.default_rng(0)
+    image = rng.normal(size=(60, 8)).astype(np.float32)
+    corpus = Corpus(keys=[str(i) for i in row], image=image, text=image, usable=np.ones(60, bool),
+                    kept=np.ones(60, bool), shown=row, image_group=row, text_group=row)  # fmt: skip
+    stock = row % 3 == 0
+    texts: list[str | None] = ["best price online" if bad else f"a thing of kind {i}" for i, bad in enumerate(stock)]
+    given = _Scored(corpus=corpus, texts=texts, wrong=stock, columns={}, aligner=Aligner())
+    np.testing.assert_array_equal(teaching(given, "default"), ~stock)
+    assert teaching(given, "vanilla").all() and not (teaching(given, "oracle") & stock).any()
