@@ -21,7 +21,7 @@ RELEASED = 150  # epochs of each round in the released code
 
 
 def summary(plan: Plan, ready: Ready, state: State, evidence: dict[str, Any], p: np.ndarray,
-            seconds: float) -> dict[str, Any]:  # fmt: skip
+            settled: np.ndarray, seconds: float) -> dict[str, Any]:  # fmt: skip
     """The value of report.json; nothing in it depends on how long it took."""
     task, zero = ready.task, ready.baselines["zero-shot"]
     after = p.argmax(1)
@@ -59,6 +59,8 @@ def summary(plan: Plan, ready: Ready, state: State, evidence: dict[str, Any], p:
         report["baselines"] = {
             name: accuracy(labels_of(found)[asked], truth) for name, found in ready.baselines.items()
         }
+        if ready.posterior.mixes:
+            report["settled"] = accuracy(settled.argmax(1)[asked], truth)
         report["label_precision"] = _precision(task, state, ready.truth)
     return report
 
@@ -98,7 +100,8 @@ def tell_end(run: Run, report: dict[str, Any], seconds: float) -> None:
     if "measures" in report:
         found = report["measures"]
         others = ", ".join(f"{name} {value:.1%}" for name, value in report["baselines"].items())
-        say(f"accuracy on {report['measured_on']}: {others}; tuned {found['after']:.1%}")
+        mixed = f", tuned, with similar images {report['settled']:.1%}" if "settled" in report else ""
+        say(f"accuracy on {report['measured_on']}: {others}; tuned {found['after']:.1%}{mixed}")
         if found["poor"] is not None:
             say(f"gain of the poorer half of the classes {found['poor']:+.1%}, of the richer half {found['rich']:+.1%}")
         if "harmonic" in found:
