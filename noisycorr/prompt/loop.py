@@ -3,9 +3,9 @@
     labels_1 from the zero-shot model;  for t = 1..T: prompt_t learned from labels_t; labels_t+1 from prompt_t
 
 Source: Menghini et al., Enhancing CLIP with CLIP, NeurIPS 2023. Differs: labels are exclusive and sized as the images
-suggest, they are chosen from a posterior that looks at similar images (`prompt/posterior.py`), every round really starts
-from the first prompt, no pseudo-label is held out for a validation that chooses nothing, and a round after which the
-model contradicts itself, or similar images, is undone. Each of them is a choice.
+suggest, they are chosen from a posterior that looks at similar images (`prompt/posterior.py`), each round really starts
+from the first prompt, no label is held out for a validation that chooses nothing, and a round after which the model
+contradicts itself, or similar images, is undone. Each of them is a choice.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class State:
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What the guard compares with: a prompt that agrees less with it than zero-shot did has learned nothing good.
+
+    In the middle that may happen by `guard_fit`; at the end it sends back to the prompt that was started from.
 
     Attributes:
         label: int64 (u,): classes of the unlabelled images by the posterior of the zero-shot model.
@@ -124,6 +126,9 @@ def tune(
             told(state.history[-1])
         if store is not None:
             store.save(state)
+    kept = [one for one in state.history if not one["tripped"]]
+    if reference is not None and kept and kept[-1]["with_similar"] < reference.least:
+        state.weights, state.stopped = first, True
     restore(model, state.weights)
     return state
 
@@ -168,7 +173,7 @@ def run_round(
         sure = float(before.max(1).mean()) if not state.history else 1.0
         if reference is not None:
             record["with_similar"] = float((p.argmax(1) == reference.label).mean())
-        lost = reference is not None and record["with_similar"] < reference.least
+        lost = reference is not None and record["with_similar"] < reference.least - rounds.guard_fit
         record["tripped"] = rounds.guard and (lost or trips(record, last_fit, rounds, sure))
         if not record["tripped"]:
             break
