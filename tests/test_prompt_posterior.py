@@ -16,25 +16,25 @@ from noisycorr.prompt.posterior import Posterior
 from noisycorr.prompt.task import Task
 from noisycorr.score.transclip import PULL, SHARE, alike, answer, settle
 
-C, D, E, N = 5, 8, 16, 240
+C, D, E, N = 5, 24, 16, 240
 
 
 def world(seed: int = 0, *, shots: int = 0, seen: int = 0):
     """Image features that cluster well, and a joint space that hardly does."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, C, N)
-    image = rng.normal(size=(C, E))[truth] + 0.7 * rng.normal(size=(N, E))
+    image = rng.normal(size=(C, E))[truth] + 0.5 * rng.normal(size=(N, E))
     centre = rng.normal(size=(C, D))
-    joint = torch.from_numpy(centre[truth] + rng.normal(size=(N, D)))
+    joint = torch.from_numpy(centre[truth] + 1.5 * rng.normal(size=(N, D)))
     joint = torch.nn.functional.normalize(joint, dim=1)
-    classes = torch.nn.functional.normalize(torch.from_numpy(centre + rng.normal(size=(C, D))), dim=1)
+    classes = torch.nn.functional.normalize(torch.from_numpy(centre + 1.5 * rng.normal(size=(C, D))), dim=1)
     held, label = np.arange(N) >= 180, np.full(N, -1)
     for k in range(C):
         mine = np.flatnonzero((truth == k) & ~held)
         label[mine if k < seen else mine[:shots]] = k
     task = Task(names=[f"class {k}" for k in range(C)], keys=[str(row) for row in range(N)], usable=np.ones(N, bool),
                 label=label, seen=np.arange(C) < seen, held=held)  # fmt: skip
-    zero = (2 * joint @ classes.T).numpy()
+    zero = (3 * joint @ classes.T).numpy()
     return task, image, joint, classes, zero, truth
 
 
@@ -110,14 +110,14 @@ def test_sizes_are_half_way_between_even_and_seen():
 
 def test_a_residual_starts_at_zero_shot_and_learns():
     task, image, joint, classes, zero, truth = world()
-    model = ResidualPrompt(classes, joint, scale=2.0)
+    model = ResidualPrompt(classes, joint, scale=3.0)
     assert torch.equal(model.classes(), torch.nn.functional.normalize(classes, dim=-1))
     posterior = Posterior(task, image, special.softmax(zero, axis=1), Rounds(), seed=0)
-    state = tune(task, model, torch.from_numpy(zero), Rounds(), Steps(epochs=20, lr=0.05), posterior=posterior)
+    state = tune(task, model, torch.from_numpy(zero), Rounds(), Steps(epochs=20, lr=0.02), posterior=posterior)
     assert set(snapshot(model)) == {"residual"} and len(state.history) == 4
     test = np.flatnonzero(task.held)
     after = probabilities(model, task, test, every=True).argmax(1)
-    assert (after == truth[test]).mean() > (zero[test].argmax(1) == truth[test]).mean()
+    assert (after == truth[test]).mean() > (zero[test].argmax(1) == truth[test]).mean() + 0.05
 
 
 def test_the_guard_undoes_what_similar_images_contradict():
@@ -125,10 +125,10 @@ def test_the_guard_undoes_what_similar_images_contradict():
     test = np.flatnonzero(task.held)
     before = (zero[test].argmax(1) == truth[test]).mean()
     for seed in range(6):
-        wild = Steps(lr=50.0, epochs=3, optimizer="sgd", grad_clip_norm=0, loss="mae", seed=seed)
+        wild = Steps(lr=20.0, epochs=3, optimizer="sgd", grad_clip_norm=0, loss="ce", seed=seed)
         kept = {}
         for guard in (True, False):
-            model = ResidualPrompt(classes, joint, scale=2.0)
+            model = ResidualPrompt(classes, joint, scale=3.0)
             rounds = Rounds(guard=guard, guard_agree=0.0, guard_fit=1.0)
             posterior = Posterior(task, image, special.softmax(zero, axis=1), rounds, seed=0)
             rng = np.random.default_rng(seed)

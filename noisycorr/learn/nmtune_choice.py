@@ -51,7 +51,7 @@ class NMTune:
     svd_topk: int = 5
     epochs: int = 30
     batch_size: int = 64
-    lr: float = 1e-3
+    lr: float = 5e-3
     linear_lr: float = 1e-2
     wd: float = 1e-4
     smoothing: float = 0.0
