@@ -188,7 +188,8 @@ def load_set(text: str, run: Run, clip_model: str) -> tuple[BenchSet, TextSide]:
     plan = Plan(source=Source(path=place, caption_col=None), classes="", clip_model=clip_model)
     images = read_images(plan, Run(run.folder / "features" / name))
     stored = yaml.safe_load((images.runs[0].folder / "config.yaml").read_text(encoding="utf-8"))
-    encoder = load_encoder(stored["clip_model"], device=dist.device())
+    given = (images.runs[0].stage("embed") or {})["facts"]["encoder"].startswith("precomputed")
+    encoder = load_encoder(clip_model if given else stored["clip_model"], device=dist.device())
     names = sorted({text for text in images.texts if text})
     known = {name: number for number, name in enumerate(names)}
     truth = np.array([known.get(text or "", -1) for text in images.texts], np.int64)
