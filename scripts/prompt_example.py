@@ -2,8 +2,8 @@
 
 python scripts/prompt_example.py OUT
 
-OUT/clipart.parquet gets key, image, text (the class, which only measures) and split; OUT/classes.txt the class names. At
-most 40 pictures of a class; a third of each is the test.
+OUT/clipart.parquet gets key, image, text (the class, which only measures) and split; OUT/classes.txt the class names.
+At most 40 pictures of a class; a third of each is the test.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     write_siglip(place / "siglip")
     specs = {"open_clip": f"open_clip:{ARCHITECTURE}@{place / 'open_clip' / 'model.safetensors'}",
              "clip": f"hf_clip:{place / 'clip'}", "siglip": f"hf_clip:{place / 'siglip'}"}  # fmt: skip
-    return {kind: load_encoder(spec, device=CPU) for kind, spec in specs.items()} | {"open_clip_place": place / "open_clip"}
+    found: dict[str, Any] = {kind: load_encoder(spec, device=CPU) for kind, spec in specs.items()}
+    return found | {"open_clip_place": place / "open_clip"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,4 +196,3 @@ def test_the_files_work_in_plain_transformers(encoders: dict[str, Any], tmp_path
         found = model.get_text_features(**batch)
     text = found if isinstance(found, torch.Tensor) else found.pooler_output
     assert np.allclose(torch.nn.functional.normalize(text, dim=-1).numpy(), classifier, atol=1e-5)
-

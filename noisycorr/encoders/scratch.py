@@ -1,8 +1,8 @@
 """Small dual encoders with random weights, to train from nothing: minutes on a CPU, and an open_clip model in the end.
 
 `scratch:vit` is a vision transformer of 64 x 64 pixels, `scratch:cnn` a ConvNeXt of 96 x 96. Both have a text
-transformer of four blocks on the byte pairs of CLIP, cut at 32 tokens. `scratch:mini` sees 32 x 32 pixels, and is a tenth
-of the work.
+transformer of four blocks on the byte pairs of CLIP, cut at 32 tokens. `scratch:mini` sees 32 x 32 pixels, and is a
+tenth of the work.
 """
 
 from __future__ import annotations
