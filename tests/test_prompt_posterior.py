@@ -93,6 +93,7 @@ def test_other_posteriors(kind: str):
     p = special.softmax(zero, axis=1).astype(np.float32)
     found = Posterior(task, image, p, Rounds(posterior=kind), seed=0)
     assert found.answers(p) is p
+    assert not found.mixes, "so the guard has nothing to compare with"
     same = np.array_equal(found(p[task.unlabelled]), p[task.unlabelled])
     assert same == (kind == "prompt")
 

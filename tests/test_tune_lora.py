@@ -35,7 +35,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_and_its_tower_is_one_of_transformers(place: Path, capsys: pytest.CaptureFixture[str]):
     words = ["tune", str(place / "data"), "--output_folder", str(place / "out"), "--clip_model",
              f"hf_clip:{place / 'clip'}", "--methods", "linear,lora", "--epochs", "3", "--lora_epochs", "15",
-             "--batch_size", "16", "--lora_lr", "0.02", "--linear_lr", "0.05", "--out_of_domain", f"again={place / 'data'}", "-q"]  # fmt: skip
+             "--batch_size", "16", "--lora_lr", "0.02", "--linear_lr",
+             "0.05", "--out_of_domain", f"again={place / 'data'}", "-q"]  # fmt: skip
     assert main(words) == 0, capsys.readouterr().err
     out = place / "out"
     report = json.loads((out / "report.json").read_text())

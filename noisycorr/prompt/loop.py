@@ -23,6 +23,7 @@ from noisycorr.prompt.choice import Rounds, Steps
 from noisycorr.prompt.fit import Lesson, fit_round
 from noisycorr.prompt.model import Prompted, restore, snapshot
 from noisycorr.prompt.objective import transport_clean, trust
+from noisycorr.prompt.posterior import Posterior
 from noisycorr.prompt.schedule import capacities, per_round
 from noisycorr.prompt.select import Selected, select
 from noisycorr.prompt.task import Task
@@ -78,7 +79,7 @@ class Store(Protocol):
 
 def tune(
     task: Task, model: Prompted, zero: Float[Tensor, "n c"], rounds: Rounds, steps: Steps, *,
-    posterior: Callable[[np.ndarray], np.ndarray] | None = None, prior: Float[np.ndarray, " c"] | None = None,
+    posterior: Posterior | None = None, prior: Float[np.ndarray, " c"] | None = None,
     store: Store | None = None, told: Callable[[dict[str, Any]], None] | None = None,
     corrupt: Callable[[Selected], Selected] | None = None,
 ) -> State:  # fmt: skip
@@ -90,8 +91,8 @@ def tune(
         zero: Zero-shot logits of all n images, at the model's scale.
         rounds: Which pseudo-labels.
         steps: How to learn.
-        posterior: From the model's probabilities (u, o) of unlabelled images and open classes to those that labels
-            are chosen from; None = the same.
+        posterior: From the model's probabilities of unlabelled images to those that labels are chosen from; None = the
+            same.
         prior: Share of each class among the unlabelled images; None = as `rounds.balance` says.
         store: Keeps rounds.
         told: Called with the record of each round.
@@ -109,7 +110,7 @@ def tune(
     counts = schedule(task, rounds, prior)
     p = probabilities(model, task) if state.history else softmax(zero[task.unlabelled][:, task.open])
     reference = None
-    if posterior is not None and rounds.guard:
+    if posterior is not None and posterior.mixes and rounds.guard:
         before = softmax(zero[task.unlabelled][:, task.open])
         told_first = posterior(before).argmax(1)
         reference = Reference(told_first, float((before.argmax(1) == told_first).mean()))
