@@ -14,6 +14,7 @@ from noisycorr.prompt.loop import pick, probabilities, tune
 from noisycorr.prompt.model import ResidualPrompt, snapshot
 from noisycorr.prompt.posterior import Posterior
 from noisycorr.prompt.task import Task
+from noisycorr.prompt_summary import changes
 from noisycorr.score.transclip import PULL, SHARE, alike, answer, settle
 
 C, D, E, N = 5, 24, 16, 240
@@ -141,3 +142,10 @@ def test_the_guard_undoes_what_similar_images_contradict():
             after = probabilities(model, task, test, every=True).argmax(1)
             kept[guard] = (after == truth[test]).mean(), state.stopped
         assert kept[True] == (before, True) and kept[False][0] < before and not kept[False][1]
+
+
+def test_changes_by_class_name_the_winners_and_the_losers():
+    rows = [{"class": name, "images": 4, "accuracy_zero_shot": before, "accuracy_tuned": after}
+            for name, before, after in (("cat", 0.5, 0.5), ("dog", 0.25, 1.0), ("owl", 0.5, 0.25), ("elk", None, None))]  # fmt: skip
+    assert changes(rows) == "dog 25% to 100% of 4, owl 50% to 25% of 4"
+    assert changes(rows[:1]) == ""
