@@ -145,7 +145,8 @@ def test_the_guard_undoes_what_similar_images_contradict():
 
 
 def test_changes_by_class_name_the_winners_and_the_losers():
+    told = (("cat", 0.5, 0.5), ("dog", 0.25, 1.0), ("owl", 0.5, 0.25), ("elk", None, None))
     rows = [{"class": name, "images": 4, "accuracy_zero_shot": before, "accuracy_tuned": after}
-            for name, before, after in (("cat", 0.5, 0.5), ("dog", 0.25, 1.0), ("owl", 0.5, 0.25), ("elk", None, None))]  # fmt: skip
+            for name, before, after in told]  # fmt: skip
     assert changes(rows) == "dog 25% to 100% of 4, owl 50% to 25% of 4"
     assert changes(rows[:1]) == ""
