@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,26 @@ from noisycorr.formats import Source
 from noisycorr.learn.batches import stream_seed
 from noisycorr.learn.bench_words import listed, read_spec
 from noisycorr.pairs import UsageError
-from noisycorr.prompt.build import build, lookalikes, scale_of, zero_shot
+from noisycorr.prompt.build import build, scale_of, zero_shot
 from noisycorr.prompt.choice import Context, Rounds, Steps
 from noisycorr.prompt.loop import learn_labels, probabilities, tune
-from noisycorr.prompt.measure import compare
+from noisycorr.prompt.measure import accuracy, compare
+from noisycorr.prompt.posterior import Posterior
 from noisycorr.prompt.select import Selected
 from noisycorr.prompt.task import Task
 from noisycorr.prompt.text import TextSide, text_side
+from noisycorr.prompt_baselines import cheap_baselines, ensemble_vectors
 from noisycorr.prompt_images import Images, Plan, read_images
 from noisycorr.run import Run, atomic_path, fingerprint, provenance, read_json, write_json
 
 POOL = 0.8  # share of the pool that a seed draws
 SEEN = 0.62  # share of the classes that are seen, where --methods asks for it
 OWN = {"shots": 0, "seen": False, "wrong": 0.0}
-METHODS = ("zero-shot", "prompt", "labels")
+FREE = {"ensemble": "template ensemble", "transclip": "TransCLIP, all images at once",
+        "zlap": "ZLaP, all images at once", "balanced": "balanced, all classes alike",
+        "neighbors": "neighbours of the image tower", "mixture": "TransCLIP, in the image tower",
+        "probe": "linear probe on the labels"}  # fmt: skip
+METHODS = ("zero-shot", "prompt", "labels", *FREE)
 OWN_FLAGS = frozenset({"seed"})  # the cells have seeds of their own
 
 
@@ -45,8 +51,9 @@ class Bench:
 
     Attributes:
         sets: NAME=SOURCE joined by commas; texts are class names, and a column `split` says which images are test.
-        methods: Joined by commas: zero-shot, prompt, or labels (given labels alone), with options as
-            prompt+strategy=fpl; any flag of `noisycorr prompt` is one, and shots=2 (labels of each class), seen=true
+        methods: Joined by commas: zero-shot, prompt, labels (given labels alone), or the free baselines ensemble,
+            transclip, zlap, balanced, neighbors, mixture and probe, with options as prompt+strategy=fpl; any flag of
+            `noisycorr prompt` is one, and shots=2 (labels of each class), seen=true
             (62 % of the classes are labelled, pseudo-labels name the others), wrong=0.4 (share of pseudo-labels that
             are made wrong).
         seeds: Of the part of the pool, the given labels and the prompt, joined by commas.
@@ -56,7 +63,10 @@ class Bench:
     """
 
     sets: str = ""
-    methods: str = "zero-shot,prompt+strategy=fpl,prompt,labels+shots=2,prompt+shots=2"
+    methods: str = (
+        "zero-shot,ensemble,transclip,zlap,balanced,neighbors,mixture,prompt+strategy=fpl,prompt,labels+shots=2,"
+        "prompt+shots=2"
+    )
     seeds: str = "0,1,2,3,4"
 
     def __post_init__(self) -> None:
@@ -102,6 +112,13 @@ class BenchSet:
     names: list[str]
     truth: np.ndarray
     joint: torch.Tensor
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def ensemble(self, side: TextSide) -> torch.Tensor:
+        """Class vectors of CLIP's seven templates, made once."""
+        if "ensemble" not in self.kept:
+            self.kept["ensemble"] = ensemble_vectors(side, self.names, self.joint.device)
+        return self.kept["ensemble"]
 
 
 def parse_method(spec: str, context: Context, rounds: Rounds, steps: Steps) -> Method:
@@ -171,7 +188,8 @@ def load_set(text: str, run: Run, clip_model: str) -> tuple[BenchSet, TextSide]:
     plan = Plan(source=Source(path=place, caption_col=None), classes="", clip_model=clip_model)
     images = read_images(plan, Run(run.folder / "features" / name))
     stored = yaml.safe_load((images.runs[0].folder / "config.yaml").read_text(encoding="utf-8"))
-    encoder = load_encoder(stored["clip_model"], device=dist.device())
+    given = (images.runs[0].stage("embed") or {})["facts"]["encoder"].startswith("precomputed")
+    encoder = load_encoder(clip_model if given else stored["clip_model"], device=dist.device())
     names = sorted({text for text in images.texts if text})
     known = {name: number for number, name in enumerate(names)}
     truth = np.array([known.get(text or "", -1) for text in images.texts], np.int64)
@@ -188,8 +206,8 @@ def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: in
     Returns:
         One row of the tables: accuracies in [0, 1] on test images, `gain`, what `compare` tells, and `seconds` of CPU.
     """
-    if method.context.prompt != "text":
-        raise UsageError("the benchmark works on stored features: only --prompt text goes with it.")
+    if method.context.prompt not in ("text", "residual"):
+        raise UsageError("the benchmark works on stored features: only --prompt text or residual goes with it.")
     inputs = {"set": [(one.stage("embed") or {})["fingerprint"] for one in data.images.runs], "seed": seed,
               "method": dataclasses.asdict(method), "noisycorr": __version__}  # fmt: skip
     path = run.folder / "cells" / f"{data.name}-{fingerprint(inputs)}.json"
@@ -206,24 +224,51 @@ def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: in
     row: dict[str, Any] = {"set": data.name, "method": spec, "seed": seed, "pool": len(task.unlabelled),
                            "test": len(test), "classes": len(data.names)}  # fmt: skip
     after = before
-    if method.kind != "zero-shot":
+    if method.kind in FREE:
+        after = free_answer(data, side, task, logits, method)[test]
+    elif method.kind != "zero-shot":
         steps = dataclasses.replace(method.steps, seed=seed)
         model = build(None, side, data.names, method.context, features=data.joint, zero=zero, pixels=None, seed=seed,
                       device=device)  # fmt: skip
         if method.kind == "labels":
             learn_labels(task, model, steps)
         else:
-            alike = lookalikes(data.images.features[task.unlabelled], method.rounds.neighbors, seed=seed)
+            chances = torch.softmax(logits, 1).cpu().numpy()
+            posterior = Posterior(task, data.images.features, chances, method.rounds, seed=seed)
             corrupt = partial(make_wrong, len(task.open), method.wrong, seed) if method.wrong else None
-            state = tune(task, model, logits, method.rounds, steps, neighbors=alike, corrupt=corrupt)
+            state = tune(task, model, logits, method.rounds, steps, posterior=posterior, corrupt=corrupt)
             row |= {"stopped": state.stopped, "retried": sum(one["retried"] for one in state.history),
                     "precision": precision(task, data.truth, state.selected)}  # fmt: skip
-        after = probabilities(model, task, test, every=True).argmax(1)
+        every = np.flatnonzero(task.usable)
+        p = np.zeros((len(task.keys), len(data.names)), np.float32)
+        p[every] = probabilities(model, task, every, every=True)
+        after = p[test].argmax(1)
+        if method.kind == "prompt" and posterior.mixes:
+            answers = posterior.answers(p)[test].argmax(1)
+            row |= {"settled": accuracy(answers, data.truth[test])}
+            if task.seen.any():
+                row |= {"settled_harmonic": compare(before, answers, data.truth[test], len(data.names),
+                                                    task.seen)["harmonic"]}  # fmt: skip
     truth = data.truth[test]
     row |= compare(before, after, truth, len(data.names), task.seen)
     row |= {"gain": row["after"] - row["before"], "seconds": round(time.process_time() - started, 1)}
     write_json(path, row)
     return row
+
+
+def free_answer(data: BenchSet, side: TextSide, task: Task, logits: torch.Tensor, method: Method) -> np.ndarray:
+    """Classes of all images by a baseline that needs no training, int64 (n,)."""
+    rows = np.flatnonzero(task.usable)
+    if method.kind == "ensemble":
+        return (data.joint @ data.ensemble(side).T).argmax(1).cpu().numpy()
+    found = cheap_baselines(task, data.joint, logits, scale=scale_of(side, method.context), image=data.images.features,
+                            classes=zero_shot(side, data.names, method.context, {}, data.joint.device),
+                            only=FREE[method.kind])  # fmt: skip
+    if FREE[method.kind] not in found:
+        raise UsageError(f"--methods: {method.kind} needs labels: add shots=2 or seen=true.")
+    out = np.zeros(len(task.usable), np.int64)
+    out[rows] = found[FREE[method.kind]][rows].argmax(1)
+    return out
 
 
 def draw_task(data: BenchSet, method: Method, seed: int) -> Task:
@@ -275,6 +320,7 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:
     """Accuracy by set and method, mean and standard deviation over seeds; and gains by method over all sets."""
+    rows = [*rows, *with_similar(rows)]
     methods, sets = (list(dict.fromkeys(row[name] for row in rows)) for name in ("method", "set"))
     lines = ["**Accuracy on test images, in %; in brackets: seeds that gain over zero-shot**", ""]
     lines += ["| method | " + " | ".join(sets) + " | mean gain | poor / rich half |", "|---" * (len(sets) + 3) + "|"]
@@ -282,8 +328,9 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
         mine = [row for row in rows if row["method"] == method]
         cells = [_cell([row for row in mine if row["set"] == name]) for name in sets]
         gain = np.mean([row["gain"] for row in mine]) * 100
-        poor, rich = (100 * np.mean([row[side] for row in mine if row[side] is not None]) for side in ("poor", "rich"))
-        lines.append(f"| {method} | " + " | ".join(cells) + f" | {gain:+.1f} | {poor:+.1f} / {rich:+.1f} |")
+        halves = [[row[side] for row in mine if row[side] is not None] for side in ("poor", "rich")]
+        told = " / ".join(f"{100 * np.mean(some):+.1f}" if some else "–" for some in halves)
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {gain:+.1f} | {told} |")
     out = "\n".join(lines) + "\n"
     split = [row for row in rows if row.get("harmonic") is not None]
     if split:
@@ -296,6 +343,15 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
         out += "\n".join([*lines, "", "In brackets: zero-shot.", ""])
     seeds = sorted({row["seed"] for row in rows})
     return out + f"\nMean ± standard deviation over seeds {', '.join(map(str, seeds))}.\n"
+
+
+def with_similar(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of prompts whose answers look at similar images of the pool."""
+    return [
+        row | {"method": f"{row['method']}, with similar images", "after": row["settled"], "poor": None, "rich": None,
+               "gain": row["settled"] - row["before"], "harmonic": row.get("settled_harmonic")}
+        for row in rows if row.get("settled") is not None
+    ]  # fmt: skip
 
 
 def _cell(rows: list[dict[str, Any]]) -> str:

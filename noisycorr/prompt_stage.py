@@ -16,13 +16,14 @@ from noisycorr import dist
 from noisycorr.encoders import load_encoder
 from noisycorr.encoders.frozen import check_width
 from noisycorr.pairs import UsageError
-from noisycorr.prompt.build import build, lookalikes, scale_of, zero_shot
+from noisycorr.prompt.build import build, scale_of, zero_shot
 from noisycorr.prompt.choice import Steps
 from noisycorr.prompt.fit import PICTURES
 from noisycorr.prompt.keep import Rounds, facts_of, save_prompt, write_classifier, write_pairs, write_tables
 from noisycorr.prompt.loop import State, probabilities, tune
 from noisycorr.prompt.measure import doubts
 from noisycorr.prompt.model import Prompted
+from noisycorr.prompt.posterior import Posterior
 from noisycorr.prompt.task import Task, read_classes
 from noisycorr.prompt.text import TextSide, text_side
 from noisycorr.prompt_baselines import free_baselines
@@ -46,7 +47,7 @@ class Ready:
         model: With the prompt to start from.
         zero: float32 (n, c): zero-shot logits.
         baselines: Predictions of classifiers that need no training: classes, int64 (n,), or probabilities (n, c).
-        alike: Neighbours of the unlabelled images, or None.
+        posterior: What labels are chosen from.
         prior: Share of each class, or None.
         side: The text tower.
         joint: (n, d) image vectors of unit length.
@@ -57,7 +58,7 @@ class Ready:
     model: Prompted
     zero: torch.Tensor
     baselines: dict[str, np.ndarray]
-    alike: np.ndarray | None
+    posterior: Posterior
     prior: np.ndarray | None
     side: TextSide
     joint: torch.Tensor
@@ -102,7 +103,7 @@ def prompt(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     if evidence["warning"]:
         say(f"warning: {evidence['warning']}")
     started = time.perf_counter()
-    state = tune(ready.task, ready.model, ready.zero, plan.rounds, steps_of(plan), neighbors=ready.alike,
+    state = tune(ready.task, ready.model, ready.zero, plan.rounds, steps_of(plan), posterior=ready.posterior,
                  prior=ready.prior, store=Rounds(run, ready.zero), told=tell)  # fmt: skip
     seconds = time.perf_counter() - started
     return finish(plan, run, images, ready, state, evidence, inputs, seconds)
@@ -129,12 +130,13 @@ def make_ready(plan: Plan, run: Run, images: Images, names: list[str], descripti
     model = build(encoder, side, names, plan.context, features=joint, zero=zero, pixels=pixels, seed=plan.steps.seed,
                   device=device)  # fmt: skip
     logits = scale_of(side, plan.context) * joint @ zero.T
-    alike = lookalikes(images.features[task.unlabelled], plan.rounds.neighbors, seed=plan.steps.seed)
+    posterior = Posterior(task, images.features, torch.softmax(logits, 1).cpu().numpy(), plan.rounds,
+                          seed=plan.steps.seed)  # fmt: skip
     prior = read_prior(Path(plan.class_prior), names) if plan.class_prior else None
     baselines = free_baselines(side, task, descriptions, joint, logits, scale=scale_of(side, plan.context),
                                image=images.features)  # fmt: skip
-    return Ready(task=task, truth=truth, model=model, zero=logits, baselines=baselines, alike=alike, prior=prior,
-                 side=side, joint=joint)  # fmt: skip
+    return Ready(task=task, truth=truth, model=model, zero=logits, baselines=baselines, posterior=posterior,
+                 prior=prior, side=side, joint=joint)  # fmt: skip
 
 
 def finish(plan: Plan, run: Run, images: Images, ready: Ready, state: State, evidence: dict[str, Any],
@@ -149,7 +151,7 @@ def finish(plan: Plan, run: Run, images: Images, ready: Ready, state: State, evi
     with torch.no_grad():
         vectors = model.classes().float().cpu().numpy()
     zero = ready.baselines["zero-shot"]
-    report = summary(plan, ready, state, evidence, p, seconds)
+    report = summary(plan, ready, state, evidence, p, ready.posterior.answers(p), seconds)
     if not dist.is_main():
         return report
     save_prompt(run.path("prompt.safetensors"), state.weights,

@@ -21,7 +21,7 @@ RELEASED = 150  # epochs of each round in the released code
 
 
 def summary(plan: Plan, ready: Ready, state: State, evidence: dict[str, Any], p: np.ndarray,
-            seconds: float) -> dict[str, Any]:  # fmt: skip
+            settled: np.ndarray, seconds: float) -> dict[str, Any]:  # fmt: skip
     """The value of report.json; nothing in it depends on how long it took."""
     task, zero = ready.task, ready.baselines["zero-shot"]
     after = p.argmax(1)
@@ -59,6 +59,8 @@ def summary(plan: Plan, ready: Ready, state: State, evidence: dict[str, Any], p:
         report["baselines"] = {
             name: accuracy(labels_of(found)[asked], truth) for name, found in ready.baselines.items()
         }
+        if ready.posterior.mixes:
+            report["settled"] = accuracy(settled.argmax(1)[asked], truth)
         report["label_precision"] = _precision(task, state, ready.truth)
     return report
 
@@ -98,9 +100,12 @@ def tell_end(run: Run, report: dict[str, Any], seconds: float) -> None:
     if "measures" in report:
         found = report["measures"]
         others = ", ".join(f"{name} {value:.1%}" for name, value in report["baselines"].items())
-        say(f"accuracy on {report['measured_on']}: {others}; tuned {found['after']:.1%}")
+        mixed = f", tuned, with similar images {report['settled']:.1%}" if "settled" in report else ""
+        say(f"accuracy on {report['measured_on']}: {others}; tuned {found['after']:.1%}{mixed}")
         if found["poor"] is not None:
             say(f"gain of the poorer half of the classes {found['poor']:+.1%}, of the richer half {found['rich']:+.1%}")
+        if told := changes(report["by_class"]):
+            say(f"by class: {told}; all of them in the report")
         if "harmonic" in found:
             say(f"seen {found['seen']:.1%}, unseen {found['unseen']:.1%}, harmonic mean {found['harmonic']:.1%} "
                 f"(zero-shot {found['harmonic_before']:.1%})")  # fmt: skip
@@ -111,6 +116,16 @@ def tell_end(run: Run, report: dict[str, Any], seconds: float) -> None:
         f"prompt: {report['changed']:,} of {report['unlabelled']:,} images changed their class, {seconds:.1f} s, "
         f"{here:,} image encodings (the released code would take {released:,}); report: {run.folder / 'report.html'}"
     )
+
+
+def changes(by_class: list[dict[str, Any]], most: int = 4) -> str:
+    """The classes that gained most and those that lost most, with accuracy before and after, and their images."""
+    known = [row for row in by_class if row.get("accuracy_tuned") is not None]
+    order = sorted(known, key=lambda row: row["accuracy_zero_shot"] - row["accuracy_tuned"])
+    best = [row for row in order[:most] if row["accuracy_tuned"] > row["accuracy_zero_shot"]]
+    worst = [row for row in order[-most:] if row["accuracy_tuned"] < row["accuracy_zero_shot"]]
+    return ", ".join(f"{row['class']} {row['accuracy_zero_shot']:.0%} to {row['accuracy_tuned']:.0%} of {row['images']}"
+                     for row in best + worst)  # fmt: skip
 
 
 def say(message: str) -> None:

@@ -85,7 +85,9 @@ class BenchPrompt:
         add_choice(parser, Choice)
         for choice in (Context, Rounds, Steps):
             add_choice(parser, choice, skip=OWN_FLAGS)
-        parser.add("clip_model", str, "embedded", "Encoder of sources that are not embedded yet")
+        parser.add(
+            "clip_model", str, "embedded", "Encoder of sources that are not embedded yet, or bring embeddings of it"
+        )
 
     @staticmethod
     def run(given: Namespace) -> None:

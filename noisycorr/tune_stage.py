@@ -67,6 +67,8 @@ class Sets:
         second_identity: Changes when they do.
         others: Features and labels of sets to test on, by name.
         left_out: How many rows of each set have no place, and why.
+        places: Where the source ("data") and the others are.
+        kept: bool (m,): which rows of each other set are tested on.
     """
 
     names: list[str]
@@ -77,6 +79,8 @@ class Sets:
     second_identity: dict[str, Any] | None
     others: dict[str, tuple[np.ndarray, np.ndarray]]
     left_out: dict[str, dict[str, int]]
+    places: dict[str, str]
+    kept: dict[str, np.ndarray]
 
 
 def tune(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any] | None:
@@ -112,7 +116,8 @@ def tune(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any] | N
     run.finish("tune_started", inputs)
     write_json(run.path("provenance.json"), provenance())
     _write_config(plan, run)
-    heads = {name: _head(plan.tune, sets, run, name) for name in plan.tune.named()}
+    heads = {name: _lora(plan, sets, run) if name == "lora" else _head(plan.tune, sets, run, name)
+             for name in plan.tune.named()}  # fmt: skip
     report = _report(plan, sets, heads, run)
     write_json(run.path("report.json"), report)
     write_tuning_report(run)
@@ -167,7 +172,7 @@ def _sets(plan: Plan, places: dict[str, str]) -> Sets:
         if second.shape != own.features.shape:
             raise UsageError(f"--second_view has features {second.shape}, the first view {own.features.shape}.")
         split[~np.isfinite(second).all(1)] = UNUSED
-    others = {}
+    others, kept = {}, {}
     for name, place in places.items():
         if name in ("data", "second"):
             continue
@@ -181,10 +186,12 @@ def _sets(plan: Plan, places: dict[str, str]) -> Sets:
         if not keep.any():
             raise UsageError(f"{place} has no row of the {len(names)} classes of the source, such as {names[:3]}.")
         others[name.removeprefix("ood-")] = (rows.features[keep], theirs[keep])
+        kept[name.removeprefix("ood-")] = keep
     if np.sum(split == TRAIN) < 2:
         raise UsageError(f"{plan.source.path} leaves {np.sum(split == TRAIN)} rows to train on, expected 2 or more.")
     return Sets(names=names, own=own, label=label, split=split, second=second,
-                second_identity=second_identity, others=others, left_out=left_out)  # fmt: skip
+                second_identity=second_identity, others=others, left_out=left_out, kept=kept,
+                places={name.removeprefix("ood-"): split_place(one)[0] for name, one in places.items()})  # fmt: skip
 
 
 def split_rows(own: Labelled, usable: np.ndarray, rows: Rows, seed: int) -> np.ndarray:
@@ -251,19 +258,60 @@ def _head(choice: NMTune, sets: Sets, run: Run, method: str) -> Path:
     return path
 
 
+def _lora(plan: Plan, sets: Sets, run: Run) -> Path:
+    """Tune tower and head, and encode every set anew, unless it is there."""
+    from noisycorr.tune_lora import encode, fit_lora, open_pixels, open_tower, write_features
+
+    path = run.path("models", "lora.safetensors")
+    if path.exists():
+        console.say("lora: nothing changed, skipped")
+        return path
+    if plan.rows.side != "image":
+        raise UsageError("--methods lora tunes the image tower: use --side image, or leave lora out.")
+    trainable, begun = open_tower(sets.places["data"]), time.perf_counter()
+    pixels = open_pixels(sets.places["data"], trainable, run.folder / "pictures" / "data")
+    rows = np.flatnonzero(sets.split == TRAIN)
+    data = TuneData(features=np.asarray(sets.own.features[rows], np.float32), labels=sets.label[rows],
+                    classes=len(sets.names))  # fmt: skip
+    model, head = fit_lora(trainable, pixels, rows, data, plan.tune)
+    usable = np.flatnonzero(sets.own.usable)
+    write_features(run.path("features", "lora-data.npy"), encode(trainable, model, pixels, usable, sets.own.features))
+    for name, keep in sets.kept.items():
+        open_tower(sets.places[name])
+        theirs = open_pixels(sets.places[name], trainable, run.folder / "pictures" / name)
+        shape = np.empty((len(keep), sets.own.features.shape[1]), np.float32)
+        found = encode(trainable, model, theirs, np.flatnonzero(keep), shape)[keep]
+        write_features(run.path("features", f"lora-{name}.npy"), found)
+    trainable.save(model, run.path("models", "lora_encoder"), temperature=trainable.temperature)
+    save_head(head, path)
+    run.log("tuned", method="lora", seconds=round(time.perf_counter() - begun, 3))
+    return path
+
+
+def _seen_by(method: str, sets: Sets, run: Run) -> Sets:
+    """The sets with the features that a method's head reads: those of its own tower, for lora."""
+    if method != "lora":
+        return sets
+    read = {name: np.load(run.folder / "features" / f"lora-{name}.npy", allow_pickle=False)
+            for name in ("data", *sets.others)}  # fmt: skip
+    others = {name: (read[name], label) for name, (_, label) in sets.others.items()}
+    return dataclasses.replace(sets, own=dataclasses.replace(sets.own, features=read["data"]), others=others)
+
+
 def _report(plan: Plan, sets: Sets, heads: dict[str, Path], run: Run) -> dict[str, Any]:
     own = {WORDS[kind]: np.flatnonzero(sets.split == kind) for kind in (TRAIN, VALID, TEST)}
-    measured = {name: (sets.own.features[rows], sets.label[rows]) for name, rows in own.items() if len(rows)}
-    measured |= sets.others
     methods: dict[str, Any] = {}
+    measured: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, path in heads.items():
-        network = load_head(path)
+        network, mine = load_head(path), _seen_by(name, sets, run)
+        measured = {where: (mine.own.features[rows], sets.label[rows]) for where, rows in own.items() if len(rows)}
+        measured |= mine.others
         found = {where: _accuracy(apply_head(network, features)[0], label)
                  for where, (features, label) in measured.items()}  # fmt: skip
-        tuned = apply_head(network, sets.own.features[own["train"]])[1]
+        tuned = apply_head(network, mine.own.features[own["train"]])[1]
         methods[name] = {"accuracy": found, "spectrum": sampled_spectrum(tuned, seed=plan.tune.seed)}
     best = _best(methods)
-    _predictions(sets, heads[best], run)
+    _predictions(_seen_by(best, sets, run), heads[best], run)
     facts = {"classes": sets.names, "dim": sets.own.features.shape[1], "best": best, "settings": plan.tune.settings()}
     write_json(run.path("models", "heads.json"), facts)
     return {

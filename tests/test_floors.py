@@ -23,7 +23,7 @@ FLOORS = (
      "train_pairs", "train_evaluate",
      "train_towers", "train_regions",
      "bench", "testing", "__main__", "recaption_stage", "recaption_verbs",
-     "audit", "audit_verbs", "tune_verbs", "tune_stage", "annotate",
+     "audit", "audit_verbs", "tune_verbs", "tune_stage", "tune_lora", "annotate",
      "webly_bench", "webly_choice", "webly_samples", "classes", "classify_stage", "classify_verbs",
      "prompt_verbs", "prompt_stage", "prompt_baselines", "prompt_images", "prompt_summary", "bench_prompt",
      "doctor", "doctor_verbs", "status", "on_ray", "caption_stage", "caption_verbs", "caption_bench", "caption_noise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -59,7 +60,10 @@ def test_from_pictures_to_files_that_others_read(place: Path, capsys: pytest.Cap
     assert load_file(out / "prompt.safetensors")["context"].shape == (5, 4, 16)
     report = json.loads((out / "report.json").read_text())
     assert report["paradigm"] == "unsupervised" and report["measured_on"] == "the unlabelled images"
-    assert len(report["history"]) == 2 and "zero-shot" in report["baselines"]
+    assert len(report["history"]) == 2 and "TransCLIP, in the image tower" in report["baselines"]
+    assert 0 <= report["settled"] <= 1
+    nobody = next(row for row in report["by_class"] if row["class"] == "a dog")
+    assert nobody["images"] == 0 and nobody["accuracy_tuned"] is None, "a class without an image has no accuracy"
     assert report["encodings"]["released"] > 20 * report["encodings"]["here"]
     table = pq.read_table(out / "pseudo_labels.parquet")
     assert table.column_names == ["key", "label", "probability", "round", "rank"] and len(table)
@@ -135,6 +139,19 @@ def test_wrong_use_is_told_in_a_sentence(place: Path, capsys: pytest.CaptureFixt
             "--clip_model", f"hf_clip:{place / 'clip'}", "-q"]  # fmt: skip
     assert main(line) == 2
     assert "(n, 24)" in capsys.readouterr().err
+
+
+def test_the_example_of_the_readme_is_what_it_says(tmp_path: Path):
+    spec = importlib.util.spec_from_file_location("prompt_example", HERE.parent / "scripts" / "prompt_example.py")
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main(tmp_path)
+    names, _ = read_classes(tmp_path / "classes.txt")
+    table = pq.read_table(tmp_path / "clipart.parquet", columns=["key", "text", "split"]).to_pylist()
+    assert {row["text"] for row in table} == set(names) and len(names) == 23
+    assert len({row["key"] for row in table}) == len(table) > 400
+    assert 0.2 < sum(row["split"] == "test" for row in table) / len(table) < 0.4
 
 
 def test_class_files(tmp_path: Path):

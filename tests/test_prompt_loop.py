@@ -15,9 +15,10 @@ from noisycorr.pairs import UsageError
 from noisycorr.prompt.choice import Rounds, Steps
 from noisycorr.prompt.keep import Rounds as Kept
 from noisycorr.prompt.keep import load_prompt, save_prompt
-from noisycorr.prompt.loop import State, averaged, learn_labels, probabilities, remember, run_round, trips, tune
+from noisycorr.prompt.loop import State, learn_labels, probabilities, remember, run_round, trips, tune
 from noisycorr.prompt.measure import compare, doubts, harmonic
 from noisycorr.prompt.model import restore, snapshot
+from noisycorr.prompt.posterior import averaged
 from noisycorr.prompt.select import Selected
 from noisycorr.prompt.task import Task, check_leak
 from noisycorr.run import Run
@@ -72,7 +73,7 @@ def test_grip_gains_and_its_first_prompt_stays_as_it_was():
     for seed in range(5):
         task, model, zero, truth = make(seed)
         start = snapshot(model)
-        state = tune(task, model, zero, Rounds(rounds=5, balance="uniform", neighbors=0), STEPS)
+        state = tune(task, model, zero, Rounds(rounds=5, balance="uniform"), STEPS)
         test = np.flatnonzero(task.held)
         after = probabilities(model, task, test, every=True).argmax(1)
         gains.append((after == truth[test]).mean() - (zero[test].argmax(1).numpy() == truth[test]).mean())

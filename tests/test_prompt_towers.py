@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_checkpoints import ARCHITECTURE, pictures, write_clip, write_open_clip, write_siglip
 
 from noisycorr.encoders import load_encoder
 from noisycorr.pairs import UsageError
+from noisycorr.prompt.keep import save_prompt, write_classifier
 from noisycorr.prompt.model import UnifiedPrompt
 from noisycorr.prompt.text import ClassTexts, plain_texts, text_side, word_vectors
 from noisycorr.prompt.vision import Vision
+from noisycorr.run import Run
 
 CPU = torch.device("cpu")
 NAMES = ["dog", "red square", "two blue horses"]
@@ -28,7 +33,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     write_siglip(place / "siglip")
     specs = {"open_clip": f"open_clip:{ARCHITECTURE}@{place / 'open_clip' / 'model.safetensors'}",
              "clip": f"hf_clip:{place / 'clip'}", "siglip": f"hf_clip:{place / 'siglip'}"}  # fmt: skip
-    return {kind: load_encoder(spec, device=CPU) for kind, spec in specs.items()}
+    found: dict[str, Any] = {kind: load_encoder(spec, device=CPU) for kind, spec in specs.items()}
+    return found | {"open_clip_place": place / "open_clip"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,3 +150,49 @@ def test_the_embedded_sentence_encoder_takes_a_prompt():
 
     expected = encoder.joint_space(np.zeros((0, 1280), np.float32), raw)[1]
     assert np.abs(joint.numpy() - expected).max() < 1e-5
+
+
+def learned(encoder: Any, place: Path) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """A prompt for each class and the classifier, through the files that `noisycorr prompt` writes."""
+    side = text_side(encoder)
+    context = torch.randn(3, 4, side.width, generator=torch.Generator().manual_seed(0))
+    texts = ClassTexts(side, NAMES, 4, device=CPU)
+    save_prompt(place / "prompt.safetensors", {"context": context}, {"encoder": side.name, "names": NAMES})
+    with torch.no_grad():
+        write_classifier(Run(place), texts(context).numpy(), NAMES)
+    return load_file(place / "prompt.safetensors"), np.load(place / "classifier.npy", allow_pickle=False)
+
+
+def overwrite(context: torch.Tensor) -> Any:
+    """The hook that the documentation shows: positions 1 to m become the prompt."""
+    return lambda module, given, output: torch.cat([output[:, :1], context, output[:, 1 + context.shape[1] :]], dim=1)
+
+
+def test_the_files_work_in_plain_open_clip(encoders: dict[str, Any], tmp_path: Path):
+    import open_clip
+
+    weights, classifier = learned(encoders["open_clip"], tmp_path)
+    checkpoint = str(encoders["open_clip_place"] / "model.safetensors")
+    model = open_clip.create_model(ARCHITECTURE, pretrained=checkpoint).eval()
+    tokens = open_clip.get_tokenizer(ARCHITECTURE)([f"x x x x {name}" for name in NAMES])
+    model.token_embedding.register_forward_hook(overwrite(weights["context"]))
+    with torch.no_grad():
+        text = model.encode_text(tokens, normalize=True).numpy()
+        image = model.encode_image(torch.randn(2, 3, 32, 32), normalize=True).numpy()
+    assert np.allclose(text, classifier, atol=1e-5)
+    assert (image @ classifier.T).shape == (2, 3) and np.abs(image @ classifier.T).max() <= 1 + 1e-5
+
+
+def test_the_files_work_in_plain_transformers(encoders: dict[str, Any], tmp_path: Path):
+    from transformers import CLIPModel, CLIPTokenizer
+
+    weights, classifier = learned(encoders["clip"], tmp_path)
+    place = encoders["open_clip_place"].parent / "clip"
+    model = CLIPModel.from_pretrained(place).eval()
+    batch = CLIPTokenizer.from_pretrained(place)([f"x x x x {name}" for name in NAMES], padding=True,
+                                                 return_tensors="pt")  # fmt: skip
+    model.text_model.get_input_embeddings().register_forward_hook(overwrite(weights["context"]))
+    with torch.no_grad():
+        found = model.get_text_features(**batch)
+    text = found if isinstance(found, torch.Tensor) else found.pooler_output
+    assert np.allclose(torch.nn.functional.normalize(text, dim=-1).numpy(), classifier, atol=1e-5)

@@ -191,7 +191,7 @@ def test_batch_norms_keep_their_statistics():
     assert network.training and not network.tower.norm.training
 
 
-@pytest.mark.parametrize("kind", ["vit", "cnn"])
+@pytest.mark.parametrize("kind", ["vit", "mini", "cnn"])
 def test_small_encoders_are_random_until_they_are_trained(kind: str, tmp_path: Path):
     trainable = load_trainable(f"scratch:{kind}")
     assert trainable.encoder.name == load_trainable(f"scratch:{kind}").encoder.name

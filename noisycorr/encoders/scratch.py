@@ -1,7 +1,8 @@
 """Small dual encoders with random weights, to train from nothing: minutes on a CPU, and an open_clip model in the end.
 
 `scratch:vit` is a vision transformer of 64 x 64 pixels, `scratch:cnn` a ConvNeXt of 96 x 96. Both have a text
-transformer of four blocks on the byte pairs of CLIP, cut at 32 tokens.
+transformer of four blocks on the byte pairs of CLIP, cut at 32 tokens. `scratch:mini` sees 32 x 32 pixels, and is a
+tenth of the work.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "embed_dim": 192,
         "vision_cfg": {"image_size": 64, "patch_size": 8, "layers": 6, "width": 192, "head_width": 64},
         "text_cfg": TEXT,
+    },
+    "mini": {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 4, "width": 128, "head_width": 32},
+        "text_cfg": {**TEXT, "context_length": 24, "width": 128, "heads": 4, "layers": 2},
     },
     "cnn": {
         "embed_dim": 192,
@@ -61,7 +67,7 @@ def load_scratch(name: str) -> ScratchTrainable:
         torch.manual_seed(0)  # the name holds a hash of weights, and should be the same every time
         model = _build(CONFIGS[name])
     preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-    tokenizer = SimpleTokenizer(context_length=TEXT["context_length"])
+    tokenizer = SimpleTokenizer(context_length=CONFIGS[name]["text_cfg"]["context_length"])
     encoder = OpenClipEncoder(model, preprocess, tokenizer, label=f"scratch-{name}", config=CONFIGS[name])
     encoder.score_column = None
     return ScratchTrainable(encoder)

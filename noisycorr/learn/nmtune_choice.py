@@ -7,9 +7,9 @@ from typing import Literal
 
 from noisycorr.pairs import UsageError, check_least
 
-METHODS = ("linear", "mlp", "nmtune")
+METHODS = ("linear", "mlp", "nmtune", "lora")
 LEAST = {"ratio": 1, "svd_topk": 1, "epochs": 1, "batch_size": 2, "w_consistency": 0, "w_covariance": 0,
-         "w_dominance": 0, "wd": 0, "smoothing": 0}  # fmt: skip
+         "w_dominance": 0, "wd": 0, "smoothing": 0, "lora_rank": 1, "lora_epochs": 1}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +17,8 @@ class NMTune:
     """How heads on frozen features are tuned.
 
     Attributes:
-        methods: linear (a linear probe), mlp (a residual adapter) and nmtune (the adapter with its three terms), joined
-            by commas.
+        methods: linear (a linear probe), mlp (a residual adapter), nmtune (the adapter with its three terms), and lora
+            (low-rank matrices in the image tower, which needs pictures and noisycorr[lora]), joined by commas.
         feature_rms: Root mean square length that features are brought to by one number for all, > 0; 0 leaves them as
             they are, which hurts where they are long, since the covariance term grows with the fourth power.
         ratio: Hidden units of the adapter per number of a feature.
@@ -33,6 +33,9 @@ class NMTune:
         lr: Highest learning rate of AdamW for adapters; it falls along a cosine to 0.
         linear_lr: The same for the linear probe.
         wd: Weight decay.
+        lora_rank: Rank of the matrices of lora.
+        lora_lr: Their learning rate; the head has that of the linear probe.
+        lora_epochs: Passes of lora, which encodes every picture in each.
         smoothing: Share of the target that goes to all classes alike, in [0, 1).
         seed: Of weights, order and split.
 
@@ -51,15 +54,18 @@ class NMTune:
     svd_topk: int = 5
     epochs: int = 30
     batch_size: int = 64
-    lr: float = 1e-3
+    lr: float = 5e-3
     linear_lr: float = 1e-2
     wd: float = 1e-4
+    lora_rank: int = 8
+    lora_lr: float = 5e-4
+    lora_epochs: int = 5
     smoothing: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_least(self, LEAST)
-        for name in ("lr", "linear_lr"):
+        for name in ("lr", "linear_lr", "lora_lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name} is {getattr(self, name)}, expected above 0.")
         if self.feature_rms < 0:

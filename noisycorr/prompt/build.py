@@ -1,13 +1,12 @@
-"""From an encoder and class names to a model with a prompt, its zero-shot classifier, and what looks alike."""
+"""From an encoder and class names to a model with a prompt, and its zero-shot classifier."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,6 +17,7 @@ from noisycorr.prompt.model import (
     JointPrompt,
     Pixels,
     Prompted,
+    ResidualPrompt,
     TextPrompt,
     UnifiedPrompt,
     VisualPrompt,
@@ -86,6 +86,8 @@ def build(
         texts = ClassTexts(side, names, start.shape[1], device=device)
         repeated = start.repeat(len(names), 1, 1) if context.context == "class" else start
         return TextPrompt(texts, repeated, features, scale=scale)
+    if context.prompt == "residual":
+        return ResidualPrompt(zero.to(features), features, scale=scale)
     vision = Vision(encoder)
     if pixels is None:
         raise UsageError(f"--prompt {context.prompt} needs pictures, but this source brings embeddings: use text.")
@@ -99,13 +101,3 @@ def build(
         maker = UnifiedPrompt(side.width, vision.width, count=context.prompt_tokens, patch=vision.patch,
                               attention=context.upt_attention)  # fmt: skip
     return JointPrompt(maker.to(device, features.dtype), texts, vision, pixels, scale=scale)
-
-
-def lookalikes(features: Float[np.ndarray, "u d"], count: int, *, seed: int) -> Int[np.ndarray, "u k"] | None:
-    """Rows of the most similar other images in the encoder's own image space, centred; None for no neighbours."""
-    from noisycorr.index import neighbors
-
-    if not count or len(features) < 3:
-        return None
-    wide = np.asarray(features, np.float32)
-    return neighbors(wide - wide.mean(0), min(count, len(wide) - 1), seed=seed).ids

@@ -16,8 +16,9 @@ class Context:
     """What is learned, and where it goes.
 
     Attributes:
-        prompt: text puts learned vectors before the class names, visual among the patches of the picture, multimodal
-            both, made by one small network; only text works with the embedded encoder.
+        prompt: text puts learned vectors before the class names; residual adds one to each class vector, behind the
+            text tower, in a thousandth of the time; visual puts them among the patches of the picture, multimodal does
+            both, by one small network; the last two do not work with the embedded encoder.
         context: shared has one prompt for all classes, class one for each.
         prompt_init: Words whose vectors the prompt starts from; random draws them from N(0, 0.02^2).
         prompt_tokens: Vectors of a random or visual prompt, 1 to 64; multimodal takes this many for each side.
@@ -31,7 +32,7 @@ class Context:
         UsageError: If a value is out of its range.
     """
 
-    prompt: Literal["text", "visual", "multimodal"] = "text"
+    prompt: Literal["text", "residual", "visual", "multimodal"] = "text"
     context: Literal["shared", "class"] = "class"
     prompt_init: str = "a photo of a"
     prompt_tokens: int = 8
@@ -65,11 +66,14 @@ class Rounds:
         strategy: grip gives every class more labels in each round, ifpl the same number, fpl has one round.
         rounds: Of grip and ifpl, 1 to 100.
         per_class: Labels of each class in fpl and ifpl, >= 1.
-        selector: exclusive gives an image one label, the surest pair first; leaderboard is the released code's; argmax
-            takes the surest of each predicted class, column the surest for each class; threshold all above a
-            probability; candidates soft labels of a few classes; balanced those of a transport with a prior.
-        balance: uniform lets grip grow until all images are labelled, for classes of like size; unknown stops at half.
-        neighbors: Probabilities are averaged with those of so many similar images before labels are chosen; 0 = not.
+        selector: balanced labels by a transport to the sizes of the classes; exclusive gives an image one label, the
+            surest pair first; leaderboard is the released code's; argmax takes the surest of each predicted class,
+            column the surest for each class; threshold all above a probability; candidates soft labels of a few.
+        balance: Sizes of the classes. estimated lies half-way between even sizes and those that the posterior sees,
+            and grip grows until all images are labelled; uniform is even and reaches all; unknown stops at half.
+        posterior: What labels are chosen from. mixture sees classes as clouds of similar images, in the features of
+            the image tower; neighbors averages probabilities with those of similar images; prompt leaves them alone.
+        neighbors: How many similar images, of posterior neighbors; 0 = none.
         threshold: Least probability of the selector threshold, in [0, 1].
         alpha: Quantile within an image of the selector candidates, in [0, 1].
         beta: Quantile within a class of the selector candidates, in [0, 1].
@@ -85,12 +89,13 @@ class Rounds:
     """
 
     strategy: Literal["grip", "ifpl", "fpl"] = "grip"
-    rounds: int = 10
+    rounds: int = 4
     per_class: int = 16
-    selector: Literal["exclusive", "leaderboard", "argmax", "column", "threshold", "candidates", "balanced"] = (
-        "exclusive"
+    selector: Literal["balanced", "exclusive", "leaderboard", "argmax", "column", "threshold", "candidates"] = (
+        "balanced"
     )
-    balance: Literal["unknown", "uniform"] = "unknown"
+    balance: Literal["estimated", "unknown", "uniform"] = "estimated"
+    posterior: Literal["mixture", "neighbors", "prompt"] = "mixture"
     neighbors: int = 5
     threshold: float = 0.9
     alpha: float = 0.6
@@ -138,13 +143,13 @@ class Steps:
         UsageError: If a value is out of its range.
     """
 
-    epochs: int = 8
+    epochs: int = 6
     batch_size: int = 0
     optimizer: Literal["adam", "sgd"] = "adam"
-    lr: float = 0.005
+    lr: float = 0.02
     wd: float = 0.0
     grad_clip_norm: float = 1.0
-    loss: Literal["ce", "gce", "mae", "elr"] = "gce"
+    loss: Literal["ce", "gce", "mae", "elr"] = "ce"
     gce_q: float = 0.7
     clean: Literal["none", "ot"] = "none"
     loss_weights: Literal["pooled", "shipped", "ratio"] = "pooled"

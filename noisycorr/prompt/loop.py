@@ -2,9 +2,10 @@
 
     labels_1 from the zero-shot model;  for t = 1..T: prompt_t learned from labels_t; labels_t+1 from prompt_t
 
-Source: Menghini et al., Enhancing CLIP with CLIP, NeurIPS 2023. Differs: labels are exclusive, growth may stop at half,
-every round really starts from the first prompt, no pseudo-label is held out for a validation that chooses nothing, and
-a round after which the model contradicts itself is undone. Each of them is a choice.
+Source: Menghini et al., Enhancing CLIP with CLIP, NeurIPS 2023. Differs: labels are exclusive and sized as the images
+suggest, they are chosen from a posterior that looks at similar images (`prompt/posterior.py`), each round really starts
+from the first prompt, no label is held out for a validation that chooses nothing, and a round after which the model
+contradicts itself, or similar images, is undone. Each of them is a choice.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from noisycorr.prompt.choice import Rounds, Steps
 from noisycorr.prompt.fit import Lesson, fit_round
 from noisycorr.prompt.model import Prompted, restore, snapshot
 from noisycorr.prompt.objective import transport_clean, trust
+from noisycorr.prompt.posterior import Posterior
 from noisycorr.prompt.schedule import capacities, per_round
 from noisycorr.prompt.select import Selected, select
 from noisycorr.prompt.task import Task
@@ -50,6 +52,21 @@ class State:
     stopped: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the guard compares with: a prompt that agrees less with it than zero-shot did has learned nothing good.
+
+    In the middle that may happen by `guard_fit`; at the end it sends back to the prompt that was started from.
+
+    Attributes:
+        label: int64 (u,): classes of the unlabelled images by the posterior of the zero-shot model.
+        least: Share of them that the zero-shot model itself says.
+    """
+
+    label: np.ndarray
+    least: float
+
+
 class Store(Protocol):
     """Where rounds are kept, so that a killed loop continues."""
 
@@ -62,7 +79,7 @@ class Store(Protocol):
 
 def tune(
     task: Task, model: Prompted, zero: Float[Tensor, "n c"], rounds: Rounds, steps: Steps, *,
-    neighbors: Int[np.ndarray, "u k"] | None = None, prior: Float[np.ndarray, " c"] | None = None,
+    posterior: Posterior | None = None, prior: Float[np.ndarray, " c"] | None = None,
     store: Store | None = None, told: Callable[[dict[str, Any]], None] | None = None,
     corrupt: Callable[[Selected], Selected] | None = None,
 ) -> State:  # fmt: skip
@@ -74,7 +91,8 @@ def tune(
         zero: Zero-shot logits of all n images, at the model's scale.
         rounds: Which pseudo-labels.
         steps: How to learn.
-        neighbors: For each unlabelled image others of them that look alike, -1 = none; None = do not average.
+        posterior: From the model's probabilities of unlabelled images to those that labels are chosen from; None = the
+            same.
         prior: Share of each class among the unlabelled images; None = as `rounds.balance` says.
         store: Keeps rounds.
         told: Called with the record of each round.
@@ -91,19 +109,27 @@ def tune(
     restore(model, state.weights)
     counts = schedule(task, rounds, prior)
     p = probabilities(model, task) if state.history else softmax(zero[task.unlabelled][:, task.open])
+    reference = None
+    if posterior is not None and posterior.mixes and rounds.guard:
+        before = softmax(zero[task.unlabelled][:, task.open])
+        told_first = posterior(before).argmax(1)
+        reference = Reference(told_first, float((before.argmax(1) == told_first).mean()))
     for number in range(len(state.history), len(counts)):
         if state.stopped:
             break
-        selected = pick(averaged(p, neighbors), counts[number], rounds, prior, task)
+        selected = pick(p if posterior is None else posterior(p), counts[number], rounds, prior, task)
         selected = corrupt(selected) if corrupt is not None else selected
         begin = first if steps.reinit else state.weights
         lesson = make_lesson(task, selected, state, p, rounds, steps, number)
-        p = run_round(model, task, lesson, selected, state, p, begin, rounds, steps, number)
+        p = run_round(model, task, lesson, selected, state, p, begin, rounds, steps, number, reference)
         state.history[-1]["per_class"] = counts[number]
         if told is not None:
             told(state.history[-1])
         if store is not None:
             store.save(state)
+    kept = [one for one in state.history if not one["tripped"]]
+    if reference is not None and kept and kept[-1]["with_similar"] < reference.least:
+        state.weights, state.stopped = first, True
     restore(model, state.weights)
     return state
 
@@ -124,7 +150,7 @@ def learn_labels(task: Task, model: Prompted, steps: Steps) -> None:
 
 def run_round(
     model: Prompted, task: Task, lesson: Lesson, selected: Selected, state: State, before: np.ndarray,
-    begin: dict[str, Tensor], rounds: Rounds, steps: Steps, number: int,
+    begin: dict[str, Tensor], rounds: Rounds, steps: Steps, number: int, reference: Reference | None = None,
 ) -> Float[np.ndarray, "u c"]:  # fmt: skip
     """Learn; if the guard trips, once more and slower; if it trips again, undo the round and stop.
 
@@ -146,7 +172,10 @@ def run_round(
         p = probabilities(model, task)
         record |= health(p, before, selected)
         sure = float(before.max(1).mean()) if not state.history else 1.0
-        record["tripped"] = rounds.guard and trips(record, last_fit, rounds, sure)
+        if reference is not None:
+            record["with_similar"] = float((p.argmax(1) == reference.label).mean())
+        lost = reference is not None and record["with_similar"] < reference.least - rounds.guard_fit
+        record["tripped"] = rounds.guard and (lost or trips(record, last_fit, rounds, sure))
         if not record["tripped"]:
             break
     record["retried"] = slower
@@ -163,7 +192,7 @@ def run_round(
 
 def schedule(task: Task, rounds: Rounds, prior: np.ndarray | None) -> list[int]:
     """Labels of each class in each round."""
-    whole = rounds.balance == "uniform" or prior is not None
+    whole = rounds.balance != "unknown" or prior is not None
     return per_round(rounds.strategy, images=len(task.unlabelled), classes=len(task.open), rounds=rounds.rounds,
                      per_class=rounds.per_class, max_fraction=1.0 if whole else 0.5)  # fmt: skip
 
@@ -171,6 +200,8 @@ def schedule(task: Task, rounds: Rounds, prior: np.ndarray | None) -> list[int]:
 def pick(p: np.ndarray, count: int, rounds: Rounds, prior: np.ndarray | None, task: Task) -> Selected:
     """The pseudo-labels of a round."""
     share = None if prior is None else prior[task.open]
+    if share is None and rounds.balance == "estimated":
+        share = 0.5 * p.mean(0, dtype=np.float64) / p.sum(1, dtype=np.float64).mean() + 0.5 / p.shape[1]
     return select(rounds.selector, p, capacities(count, len(task.open), share), threshold=rounds.threshold,
                   alpha=rounds.alpha, beta=rounds.beta, prior=share)  # fmt: skip
 
@@ -235,23 +266,6 @@ def probabilities(model: Prompted, task: Task, rows: np.ndarray | None = None, *
 def softmax(logits: Float[Tensor, "n c"]) -> Float[np.ndarray, "n c"]:
     """Rows that sum to 1, float32."""
     out: np.ndarray = torch.softmax(logits.detach(), 1).float().cpu().numpy()
-    return out
-
-
-def averaged(p: Float[np.ndarray, "u c"], neighbors: Int[np.ndarray, "u k"] | None) -> Float[np.ndarray, "u c"]:
-    """(p_i + mean over neighbours of p_j) / 2; as it is where there are no neighbours.
-
-    Source: none; one step of the label propagation that `neighbors` of a transductive method would repeat.
-    """
-    if neighbors is None or not neighbors.shape[1]:
-        return p
-    out = p.copy()
-    known = neighbors >= 0
-    total = np.zeros_like(p)
-    for place in range(neighbors.shape[1]):
-        total += p[neighbors[:, place]] * known[:, place, None]
-    some = known.any(1)
-    out[some] = 0.5 * p[some] + 0.5 * total[some] / known[some].sum(1, keepdims=True)
     return out
 
 

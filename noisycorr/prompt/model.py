@@ -72,6 +72,37 @@ class TextPrompt:
         return self.features[rows]
 
 
+class ResidualPrompt:
+    """A learned vector added to each class vector, behind the text tower: t_c + alpha r_c, at length 1.
+
+    Args:
+        classes: t, class vectors of unit length.
+        features: Image vectors of unit length.
+        scale: Logits are cosines times this.
+        alpha: Weight of the residual.
+
+    Source: TaskRes (Yu et al., CVPR 2023), whose alpha is 0.5 and which starts from r = 0.
+    """
+
+    def __init__(self, classes: Float[Tensor, "c d"], features: Float[Tensor, "n d"], *, scale: float,
+                 alpha: float = 0.5) -> None:  # fmt: skip
+        self._classes, self.features, self.scale, self._alpha = classes, features, scale, alpha
+        self.pictures_encoded = 0
+        self.residual = nn.Parameter(torch.zeros_like(classes))
+
+    def weights(self) -> dict[str, Tensor]:
+        """`residual`."""
+        return {"residual": self.residual}
+
+    def classes(self) -> Tensor:
+        """No tower is asked."""
+        return functional.normalize(self._classes + self._alpha * self.residual, dim=-1)
+
+    def images(self, rows: list[int]) -> Tensor:
+        """From the cache."""
+        return self.features[rows]
+
+
 class VisualPrompt:
     """Learned vectors among the patches; class vectors are fixed.
 

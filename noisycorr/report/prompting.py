@@ -73,6 +73,8 @@ def results(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         return []
     zero, tuned = report["baselines"].get("zero-shot"), report["measures"]["after"]
     named = [*report["baselines"].items(), ("tuned prompt", tuned)]
+    if "settled" in report:
+        named.append(("tuned prompt, with similar images", report["settled"]))
     return [(name, percent(value), f"{100 * (value - zero):+.1f}") for name, value in named]
 
 

@@ -12,7 +12,7 @@ from noisycorr.report.page import fill, number
 from noisycorr.report.tally import plain
 from noisycorr.run import Run, atomic_path, read_json
 
-NAMES = {"linear": "linear probe", "mlp": "adapter", "nmtune": "NMTune"}
+NAMES = {"linear": "linear probe", "mlp": "adapter", "nmtune": "NMTune", "lora": "LoRA"}
 
 
 def write_tuning_report(run: Run) -> Path:

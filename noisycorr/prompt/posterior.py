@@ -1,0 +1,116 @@
+"""What pseudo-labels are chosen from: the model's probabilities, put right by images that look alike.
+
+The image tower of an encoder often tells images apart that its joint space does not: a CLIP that was trained on little,
+or two towers that were never trained together. TransCLIP's mixture, in the features of the image tower alone and with
+the prompt's and the zero-shot probabilities as the first answer, brings that into every round.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from noisycorr.index import neighbors as nearest
+from noisycorr.index import unit_rows
+from noisycorr.prompt.choice import Rounds
+from noisycorr.prompt.task import Task
+from noisycorr.score.transclip import Settled, alike, answer, settle
+
+LEAST = 1e-12  # of a probability whose logarithm is taken
+MOST = 60_000_000  # images x classes beyond which the mixture would want more than a few GB
+
+
+class Posterior:
+    """From the model's probabilities to those that labels are chosen from.
+
+    Args:
+        task: Images and classes.
+        features: Of the image tower, (n, e).
+        zero: Zero-shot probabilities (n, c), rows sum to 1.
+        rounds: Which posterior.
+        seed: Of the approximate search of large sets.
+    """
+
+    def __init__(self, task: Task, features: Float[np.ndarray, "n e"], zero: Float[np.ndarray, "n c"], rounds: Rounds,
+                 *, seed: int) -> None:  # fmt: skip
+        self._task, self._zero, self._kind, self._seed = task, np.asarray(zero, np.float64), rounds.posterior, seed
+        self._near: np.ndarray | None = None
+        self._rows = np.concatenate([task.unlabelled, task.labelled])
+        small = len(self._rows) * len(task.names) <= MOST
+        self.mixes = self._kind == "mixture" and small and len(self._rows) > 3
+        if self.mixes:
+            middle = features[self._rows].mean(0)
+            self._x = unit_rows(np.asarray(features - middle, np.float32)).astype(np.float64)
+            self._graph = alike(self._x[self._rows], 3, seed=seed)
+        elif self._kind == "neighbors":
+            self._near = lookalikes(features[task.unlabelled], rounds.neighbors, seed=seed)
+
+    def __call__(self, p: Float[np.ndarray, "u o"]) -> Float[np.ndarray, "u o"]:
+        """Probabilities of the unlabelled images among the open classes, from the model's."""
+        if not self.mixes:
+            return averaged(p, self._near)
+        whole = np.zeros((len(p), len(self._task.names)))
+        whole[:, self._task.open] = p
+        chances = self._settle(whole).z[: len(p)][:, self._task.open]
+        return (chances / np.maximum(chances.sum(1, keepdims=True), LEAST)).astype(np.float32)
+
+    def answers(self, p: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+        """Probabilities of all images and classes, each image on its own: test images change nothing.
+
+        Args:
+            p: The model's, rows sum to 1, or zeros where there is no image.
+        """
+        if not self.mixes:
+            return p
+        found = self._settle(np.asarray(p, np.float64)[self._task.unlabelled])
+        out = np.zeros(p.shape)
+        out[self._rows] = found.z
+        others = np.setdiff1d(np.flatnonzero(self._task.usable), self._rows)
+        if len(others):
+            start = _logarithm(_between(np.asarray(p, np.float64)[others], self._zero[others]))
+            out[others] = answer(found, self._x[self._rows], self._x[others], start, seed=self._seed)
+        return out.astype(np.float32)
+
+    def _settle(self, p: Float[np.ndarray, "u c"]) -> Settled:
+        """Classes from unlabelled images, that only open classes are for, and labelled ones, whose class is told."""
+        first = _between(p, self._zero[self._task.unlabelled])
+        first[:, self._task.seen] = 0
+        told = np.zeros((len(self._task.labelled), p.shape[1]))
+        told[np.arange(len(told)), self._task.label[self._task.labelled]] = 1
+        return settle(self._x[self._rows], _logarithm(np.concatenate([first, told])), self._graph)
+
+
+def _between(p: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """sqrt(p q), rows sum to 1: the prompt alone would confirm itself round by round."""
+    both: np.ndarray = np.sqrt(np.maximum(p, 0) * zero)
+    return both / np.maximum(both.sum(1, keepdims=True), LEAST)
+
+
+def _logarithm(p: np.ndarray) -> np.ndarray:
+    out: np.ndarray = np.log(np.maximum(p / np.maximum(p.sum(1, keepdims=True), LEAST), LEAST))
+    return out
+
+
+def averaged(p: Float[np.ndarray, "u c"], neighbors: Int[np.ndarray, "u k"] | None) -> Float[np.ndarray, "u c"]:
+    """(p_i + mean over neighbours of p_j) / 2; as it is where there are no neighbours.
+
+    Source: none; one step of the label propagation that `neighbors` of a transductive method would repeat.
+    """
+    if neighbors is None or not neighbors.shape[1]:
+        return p
+    out = p.copy()
+    known = neighbors >= 0
+    total = np.zeros_like(p)
+    for place in range(neighbors.shape[1]):
+        total += p[neighbors[:, place]] * known[:, place, None]
+    some = known.any(1)
+    out[some] = 0.5 * p[some] + 0.5 * total[some] / known[some].sum(1, keepdims=True)
+    return out
+
+
+def lookalikes(features: Float[np.ndarray, "u d"], count: int, *, seed: int) -> Int[np.ndarray, "u k"] | None:
+    """Rows of the most similar other images in the encoder's own image space, centred; None for no neighbours."""
+    if not count or len(features) < 3:
+        return None
+    wide = np.asarray(features, np.float32)
+    return nearest(wide - wide.mean(0), min(count, len(wide) - 1), seed=seed).ids
