@@ -1,6 +1,6 @@
 """Methods on whole encoders under known noise: from random weights, and from an encoder trained on other pairs.
 
-    python scripts/bench_towers.py --data DATA/fashion --output out --pairs 2000 --base_pairs 4000 --epochs 6
+    python scripts/bench_towers.py --data DATA/fashion --output out --pairs 2000 --base_pairs 3000 --epochs 8
 
 Noise goes into the first `pairs` titles of fashion; the base learns from `base_pairs` right ones that follow. One
 network for every method, the epoch chosen on clean validation pairs, recall on clean test pairs. Prints one table; what
@@ -31,7 +31,6 @@ METHODS = {
     "best": ["--strategy", "best", "--strategy.peer", "none"],
     "oracle": ["--strategy", "plain"],
 }
-SCRATCH = "scratch:vit"
 
 
 def call(*words: str) -> None:
@@ -87,6 +86,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--base_pairs", type=int, default=4000)
+    parser.add_argument("--start", default="scratch:mini", help="or scratch:vit, ten times the work")
     parser.add_argument("--ratio", type=float, default=0.4)
     parser.add_argument("--epochs", type=int, default=6, help="from random weights; a base is tuned for half as many")
     parser.add_argument("--seed", type=int, default=0)
@@ -95,10 +95,10 @@ def main() -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     write_sets(given.data, given.output, given)
     base = given.output / "base_model"
-    train(given.output / "base", base, SCRATCH, METHODS["InfoNCE"], given, given.epochs, 1e-3)
+    train(given.output / "base", base, given.start, METHODS["InfoNCE"], given, given.epochs, 1e-3)
     print("| start | method | rSum | text R@1 | image R@1 | CPU s |\n|---|---|--:|--:|--:|--:|")
     tuned = f"open_clip:local-dir:{base / 'networks' / '0'}"
-    starts = ((SCRATCH, SCRATCH, given.epochs, 1e-3), ("base", tuned, max(1, given.epochs // 2), 3e-4))
+    starts = ((given.start, given.start, given.epochs, 1e-3), ("base", tuned, max(1, given.epochs // 2), 3e-4))
     for start, model, epochs, lr in starts:
         for method in given.methods.split(","):
             run = given.output / ("right" if method == "oracle" else "noisy")

@@ -359,7 +359,7 @@ def test_pictures_out_of_a_table_train_the_same(work: Path, tmp_path: Path):
         (["--train_part", "whole"], "the encoder 'embedded' cannot be fine-tuned"),
         (["--clip_model", "scratch:vit"], "add --train_part whole"),
         (["--clip_model", "scratch:vit", "--train_part", "lora"], "needs a trained encoder"),
-        (["--clip_model", "scratch:vti", "--train_part", "whole"], "there are scratch:vit, scratch:cnn"),
+        (["--clip_model", "scratch:vti", "--train_part", "whole"], "there are scratch:vit, scratch:mini, scratch:cnn"),
         (["--train_part", "some"], "--train_part is 'some'"),
         (["--aug_scale", "0"], "--aug_scale is 0.0"),
         (["--lora_rank", "0"], "--lora_rank is 0"),
