@@ -9,10 +9,9 @@ from noisycorr import console, dist
 from noisycorr.captioner.choice import Design
 from noisycorr.captioner.tower import Pixels, grid_file, make_tower
 from noisycorr.encoders import DualEncoder, load_encoder
-from noisycorr.formats import open_source
 from noisycorr.learn.shelf import open_shelf
 from noisycorr.pairs import UsageError
-from noisycorr.plan_flags import stored_plan
+from noisycorr.plan_flags import picture_reader, stored_plan
 from noisycorr.run import Run
 
 
@@ -32,11 +31,8 @@ def images_of(source_run: Run, design: Design, folder: Path) -> tuple[Any, Any]:
     """
     if not design.image_grid:
         return None, None
-    plan = stored_plan(source_run)
-    reader = open_source(plan.source)
-    if reader.format == "embeddings":
-        raise UsageError("--image_grid needs pictures, but this source brings embeddings: use --image_grid 0.")
-    encoder: DualEncoder = load_encoder(plan.embed.clip_model, device=dist.device())
+    reader = picture_reader(source_run, "--image_grid", "use --image_grid 0")
+    encoder: DualEncoder = load_encoder(clip_model_of(source_run), device=dist.device())
     embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
     if encoder.name != embedded:
         raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")

@@ -20,7 +20,6 @@ from noisycorr.classes import embedded_run
 from noisycorr.encoders.backbones import Backbone, load_backbone
 from noisycorr.evaluate_run import plain_json
 from noisycorr.flags import named_options
-from noisycorr.formats import open_source
 from noisycorr.learn.checkpoint import checkpoints, load_latest, save_checkpoint, sweep
 from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, read_corpus, split_corpus
 from noisycorr.learn.heads import ImageTowers, StoredTowers
@@ -30,7 +29,7 @@ from noisycorr.learn.pictures import Pictures, PixelTowers
 from noisycorr.learn.shelf import open_shelf
 from noisycorr.learn.tune_choice import Tune
 from noisycorr.pairs import UsageError
-from noisycorr.plan_flags import stored_plan
+from noisycorr.plan_flags import picture_reader
 from noisycorr.run import Run, atomic_path, fingerprint, provenance, write_json
 from noisycorr.webly.choice import TrainClasses
 from noisycorr.webly.classify_choice import Finetune, Labels
@@ -144,10 +143,7 @@ def _towers(plan: Plan, run: Run, source: Run, samples: Samples, encoder: Backbo
     if encoder is None:
         nothing = np.zeros((len(samples.keys), 1), np.float32)
         return StoredTowers(samples.image, nothing, device=dist.device(), dtype=dtype)
-    reader = open_source(stored_plan(source).source)
-    if reader.format == "embeddings":
-        raise UsageError(f"--backbone {plan.finetune.backbone} needs pictures, but this source brings embeddings: "
-                         "leave it out.")  # fmt: skip
+    reader = picture_reader(source, f"--backbone {plan.finetune.backbone}", "leave it out")
     pictures = Pictures(shelf=open_shelf(source, reader, run.folder / "pictures" / "data"),
                         preprocess=encoder.preprocess, size=encoder.size, aug_scale=plan.tune.aug_scale,
                         seed=plan.train.seed)  # fmt: skip

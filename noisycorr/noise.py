@@ -31,7 +31,7 @@ from noisycorr.noise_swaps import (
     text_ids,
 )
 from noisycorr.pairs import UsageError
-from noisycorr.run import atomic_path, read_json, write_json
+from noisycorr.run import read_json, write_array, write_json
 
 GENERIC = ("image", "photo", "picture", "untitled", "product image", "photo of the item", "stock photo", "no title")
 Texts = Sequence[str | None]
@@ -339,8 +339,7 @@ def save_noise_index(path: Path, injected: Injected, recipe: Recipe, *, texts_pe
         )
     index = np.empty(n, np.int64)
     index[source] = np.arange(n) // texts_per_image
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, index, allow_pickle=False)
+    write_array(path, index)
     facts: dict[str, Any] = {"recipe": type(recipe).__name__, **vars(recipe), "sha256": _digest(index)}
     facts |= {"n_texts": n, "texts_per_image": texts_per_image}
     facts |= {"changed": int(injected.changed.sum()), "wrong": int(injected.wrong.sum())}

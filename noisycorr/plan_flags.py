@@ -15,6 +15,7 @@ from noisycorr.pairs import UsageError
 from noisycorr.run import Run
 
 if TYPE_CHECKING:
+    from noisycorr.formats import Reader
     from noisycorr.stages import Plan
 
 # Fields without a flag: one name must not mean two things. Both choices get the same seed.
@@ -68,6 +69,25 @@ def stored_plan(run: Run) -> Plan:
     parser = Parser("clean", "SOURCE --output_folder FOLDER", "")
     plan_flags(parser)
     return make_plan(read_words(parser, [], run.folder / "config.yaml"))
+
+
+def picture_reader(run: Run, asked: str, instead: str) -> Reader:
+    """The source of a run, for whoever needs its pictures again.
+
+    Args:
+        run: Embedded.
+        asked: What needs them, for the error.
+        instead: What to do without them.
+
+    Raises:
+        UsageError: If the source brings embeddings.
+    """
+    from noisycorr.formats import open_source
+
+    reader = open_source(stored_plan(run).source)
+    if reader.format == "embeddings":
+        raise UsageError(f"{asked} needs pictures, but this source brings embeddings: {instead}.")
+    return reader
 
 
 def open_run(folder: str) -> Run:

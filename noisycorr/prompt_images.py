@@ -15,7 +15,7 @@ import yaml
 from noisycorr import __version__, dist
 from noisycorr.embed import Embed, open_features, read_facts
 from noisycorr.formats import Source, open_source
-from noisycorr.learn.pictures import Pictures
+from noisycorr.learn.pictures import Pictures, stacked
 from noisycorr.learn.shelf import open_shelf
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import stored_plan
@@ -157,9 +157,7 @@ def make_pixels(run: Run, images: Images, encoder: Any, device: torch.device) ->
 
     def pixels(rows: list[int]) -> torch.Tensor:
         found = [parts[int(row >= border)][(row - border if row >= border else row, None)] for row in rows]
-        if bad := [item for item in found if isinstance(item, str)]:
-            raise UsageError(f"a picture cannot be read any more: {bad[0]}.")
-        return torch.stack(found).to(device)  # type: ignore[arg-type]
+        return stacked(found).to(device)
 
     return pixels
 

@@ -9,7 +9,6 @@ import torch
 from noisycorr import dist
 from noisycorr.embed import read_facts
 from noisycorr.encoders.trainable import SCRATCH, Trainable, load_trainable
-from noisycorr.formats import open_source
 from noisycorr.learn.choice import Train
 from noisycorr.learn.corpus import Corpus
 from noisycorr.learn.heads import Towers
@@ -18,7 +17,7 @@ from noisycorr.learn.retrieval import make_towers
 from noisycorr.learn.shelf import open_shelf
 from noisycorr.learn.tune_choice import Tune
 from noisycorr.pairs import UsageError
-from noisycorr.plan_flags import stored_plan
+from noisycorr.plan_flags import picture_reader
 from noisycorr.run import Run
 
 
@@ -61,11 +60,7 @@ def run_towers(run: Run, corpus: Corpus, train: Train, tune: Tune, trainable: Tr
     """
     if trainable is None:
         return make_towers(corpus, train)
-    reader = open_source(stored_plan(source_run).source)
-    if reader.format == "embeddings":
-        raise UsageError(
-            f"--train_part {tune.train_part} needs pictures, but this source brings embeddings: use heads."
-        )
+    reader = picture_reader(source_run, f"--train_part {tune.train_part}", "use heads")
     shelf = open_shelf(source_run, reader, run.folder / "pictures" / name)
     dtype = torch.float64 if train.precision == "fp64" else torch.float32
     texts = read_facts(source_run, ["text"]).column("text").to_pylist()

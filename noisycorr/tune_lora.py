@@ -22,12 +22,12 @@ from noisycorr.learn.batches import epoch_order, split_batches, stream_seed
 from noisycorr.learn.lora import add_lora, merged
 from noisycorr.learn.nmtune import Adapter, TuneData, new_head
 from noisycorr.learn.nmtune_choice import NMTune
-from noisycorr.learn.pictures import Pictures
+from noisycorr.learn.pictures import Pictures, stacked
 from noisycorr.learn.shelf import open_shelf
 from noisycorr.learn.tuned import block_lists
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import stored_plan
-from noisycorr.run import Run, atomic_path
+from noisycorr.run import Run
 
 Pixels = Callable[[np.ndarray], Tensor]
 ENCODED = 64  # pictures of one forward pass
@@ -57,10 +57,7 @@ def open_pixels(place: str, trainable: Trainable, folder: Path) -> Pixels:
     pictures = Pictures(shelf=shelf, preprocess=trainable.encoder.preprocess, size=(0, 0), aug_scale=1.0, seed=0)
 
     def pixels(rows: np.ndarray) -> Tensor:
-        found = [pictures[(int(row), None)] for row in rows]
-        if bad := [item for item in found if isinstance(item, str)]:
-            raise UsageError(f"a picture cannot be read any more: {bad[0]}.")
-        return torch.stack(found)  # type: ignore[arg-type]
+        return stacked([pictures[(int(row), None)] for row in rows])
 
     return pixels
 
@@ -119,9 +116,3 @@ def encode(trainable: Trainable, model: nn.Module, pixels: Pixels, rows: np.ndar
         mine = rows[start : start + ENCODED]
         out[mine] = trainable.image(model, pixels(mine)).float().numpy()
     return out
-
-
-def write_features(path: Path, features: np.ndarray) -> None:
-    """A .npy file, whole or not at all."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, features)

@@ -29,7 +29,7 @@ from noisycorr.learn.nmtune import TuneData, apply_head, fit_head, load_head, sa
 from noisycorr.learn.nmtune_choice import NMTune, Rows
 from noisycorr.pairs import UsageError
 from noisycorr.report.tuning import write_tuning_report
-from noisycorr.run import RUN_CONTENT, Run, atomic_path, fingerprint, provenance, write_json
+from noisycorr.run import RUN_CONTENT, Run, atomic_path, fingerprint, provenance, write_array, write_json
 from noisycorr.score.spectrum import sampled_spectrum
 from noisycorr.stages import Plan as CleanPlan
 from noisycorr.stages import clean
@@ -260,7 +260,7 @@ def _head(choice: NMTune, sets: Sets, run: Run, method: str) -> Path:
 
 def _lora(plan: Plan, sets: Sets, run: Run) -> Path:
     """Tune tower and head, and encode every set anew, unless it is there."""
-    from noisycorr.tune_lora import encode, fit_lora, open_pixels, open_tower, write_features
+    from noisycorr.tune_lora import encode, fit_lora, open_pixels, open_tower
 
     path = run.path("models", "lora.safetensors")
     if path.exists():
@@ -275,13 +275,13 @@ def _lora(plan: Plan, sets: Sets, run: Run) -> Path:
                     classes=len(sets.names))  # fmt: skip
     model, head = fit_lora(trainable, pixels, rows, data, plan.tune)
     usable = np.flatnonzero(sets.own.usable)
-    write_features(run.path("features", "lora-data.npy"), encode(trainable, model, pixels, usable, sets.own.features))
+    write_array(run.path("features", "lora-data.npy"), encode(trainable, model, pixels, usable, sets.own.features))
     for name, keep in sets.kept.items():
         open_tower(sets.places[name])
         theirs = open_pixels(sets.places[name], trainable, run.folder / "pictures" / name)
         shape = np.empty((len(keep), sets.own.features.shape[1]), np.float32)
         found = encode(trainable, model, theirs, np.flatnonzero(keep), shape)[keep]
-        write_features(run.path("features", f"lora-{name}.npy"), found)
+        write_array(run.path("features", f"lora-{name}.npy"), found)
     trainable.save(model, run.path("models", "lora_encoder"), temperature=trainable.temperature)
     save_head(head, path)
     run.log("tuned", method="lora", seconds=round(time.perf_counter() - begun, 3))

@@ -20,7 +20,7 @@ from bench_features import CIFAR, load_features
 
 from noisycorr.encoders.embedded import EmbeddedEncoder
 from noisycorr.noise_labels import diffuse_noise, noisy_texts, semantic_noise
-from noisycorr.run import atomic_path
+from noisycorr.run import write_array
 from noisycorr.score.prototypes import Prototypes, text_prototypes
 
 SETS = ("caltech101", "fashion", "emoji", "cifar10n")
@@ -190,8 +190,7 @@ def _three(rows: list[dict[str, Any]]) -> list[str]:
 
 def _cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     if not path.exists():
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, make().astype(np.float16))
+        write_array(path, make().astype(np.float16))
     return np.asarray(np.load(path))
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from noisycorr.encoders.scratch import load_scratch
-from noisycorr.run import atomic_path
+from noisycorr.run import atomic_path, write_array
 
 FASHION, BATCH, RATE, TEMPERATURE = 14_000, 256, 1e-3, 0.07
 
@@ -106,8 +106,7 @@ def features(sets: Path, out: Path, name: str) -> None:
     found = {"image": torch.cat([encoder.image(part) for part in x.split(BATCH)]),
              "text": encoder.text(encoder.tokenize(table["text"].tolist()))}  # fmt: skip
     for side, vectors in found.items():
-        with atomic_path(out / name / f"{side}.npy") as path, path.open("wb") as file:
-            np.save(file, vectors.numpy().astype(np.float32))
+        write_array(out / name / f"{side}.npy", vectors.numpy().astype(np.float32))
     with atomic_path(out / name / "pairs.parquet") as path:
         table[["key", "text", "split"]].to_parquet(path, index=False)
 

@@ -26,7 +26,7 @@ from noisycorr.learn.retrieval import make_learner, make_towers, watch_truth
 from noisycorr.learn.scoreboard import retrieval, short
 from noisycorr.noise import RandomSwap
 from noisycorr.pairs import UsageError
-from noisycorr.run import Run, atomic_path, fingerprint, read_json, write_json
+from noisycorr.run import Run, fingerprint, read_json, write_array, write_json
 from noisycorr.score.pipeline import Score, score_pairs
 from noisycorr.score.view import View
 from noisycorr.strategies import describe, find_strategy, load_strategy
@@ -187,8 +187,7 @@ def _stored_p_clean(corpus: Corpus, data: BenchSet, cell: Cell, run: Run) -> np.
               "seed": cell.seed, "noisycorr": __version__}  # fmt: skip
     path = run.path("p_clean", f"{data.name}-{fingerprint(inputs)}.npy")
     if not path.exists():
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, _p_clean(corpus, cell.seed), allow_pickle=False)
+        write_array(path, _p_clean(corpus, cell.seed))
     found: np.ndarray = np.load(path, allow_pickle=False)
     return found
 

@@ -24,6 +24,7 @@ from noisycorr.learn.choice import Train
 from noisycorr.learn.heads import MakeHeads, Request
 from noisycorr.learn.tune_choice import Tune
 from noisycorr.learn.tuned import TunedNetwork
+from noisycorr.pairs import UsageError
 
 HELD = 4  # batches kept for those who ask for the same pictures again: a twin's look, or the second pass over parts
 RATIOS = (3 / 4, 4 / 3)  # of width and height of a crop
@@ -88,6 +89,17 @@ class Pictures(Dataset):  # type: ignore[type-arg]
             image = image.resize(self.size[::-1], Image.Resampling.BICUBIC, box=box)
         pixels: Tensor = self.preprocess(image)
         return pixels
+
+
+def stacked(found: Sequence[Tensor | str]) -> Tensor:
+    """What `Pictures` gave for some rows, as one tensor.
+
+    Raises:
+        UsageError: If one of them is what is wrong with a picture.
+    """
+    if bad := [item for item in found if isinstance(item, str)]:
+        raise UsageError(f"a picture cannot be read any more: {bad[0]}.")
+    return torch.stack(found)  # type: ignore[arg-type]
 
 
 def random_box(rng: np.random.Generator, size: tuple[int, int], scale: float) -> tuple[float, float, float, float]:

@@ -13,7 +13,7 @@ from noisycorr.embed import part_sizes, read_facts
 from noisycorr.formats import Reader
 from noisycorr.learn.pictures import Shelf
 from noisycorr.pairs import UsageError
-from noisycorr.run import Run, atomic_path, fingerprint, read_json, write_json
+from noisycorr.run import Run, atomic_path, fingerprint, read_json, write_array, write_json
 
 
 def open_shelf(run: Run, reader: Reader, folder: Path) -> Shelf:
@@ -60,8 +60,7 @@ def _copy(reader: Reader, sizes: Mapping[int, int], hashes: Sequence[str | None]
                 out.write(image)
                 end += len(image)
             spans[row] = known[digest]
-    with atomic_path(spool.with_suffix(".npy")) as path, path.open("wb") as out:
-        np.save(out, spans, allow_pickle=False)
+    write_array(spool.with_suffix(".npy"), spans)
 
 
 def _files(reader: Reader, sizes: Mapping[int, int], hashes: Sequence[str | None]) -> list[Path | None]:

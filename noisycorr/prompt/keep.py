@@ -21,7 +21,7 @@ from noisycorr.pairs import UsageError, pair_uid
 from noisycorr.prompt.loop import State
 from noisycorr.prompt.select import Selected
 from noisycorr.prompt.task import Task
-from noisycorr.run import Run, atomic_path, read_json, write_json
+from noisycorr.run import Run, atomic_path, read_json, write_array, write_json
 
 KIND = "noisycorr_prompt"
 
@@ -118,8 +118,7 @@ def load_prompt(path: Path, *, encoder: str, names: Sequence[str]) -> tuple[dict
 
 def write_classifier(run: Run, vectors: np.ndarray, names: Sequence[str]) -> None:
     """`classifier.npy` (c, d), unit rows: image features of unit length times its transpose are cosines."""
-    with atomic_path(run.path("classifier.npy")) as path, path.open("wb") as file:
-        np.save(file, vectors.astype(np.float32))
+    write_array(run.path("classifier.npy"), vectors.astype(np.float32))
     with atomic_path(run.path("classes.txt")) as path:
         path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
@@ -199,8 +198,7 @@ def write_pairs(run: Run, keys: Sequence[str], texts: Sequence[str], image: np.n
     """`labelled/`: image features with the vector of their class, a source that `clean` and `audit` read."""
     folder = run.folder / "labelled"
     for name, rows in (("image", image), ("text", text)):
-        with atomic_path(run.path("labelled", f"{name}.npy")) as path, path.open("wb") as file:
-            np.save(file, rows.astype(np.float16))
+        write_array(run.path("labelled", f"{name}.npy"), rows.astype(np.float16))
     with atomic_path(folder / "pairs.parquet") as path:
         pq.write_table(pa.table({"key": pa.array(keys, pa.string()), "text": pa.array(texts, pa.string())}), path)
 
