@@ -68,6 +68,21 @@ def test_ascii_texts_are_judged_like_all_others(text: str) -> None:
     assert text_issues._is_suspicious(text) >= bool(text_issues._SUSPICIOUS.search(text))
 
 
+WORDS = st.text(alphabet="aZ ,;'()!?-_.1\n\u00e9\ud800", max_size=8)
+
+
+@given(st.lists(st.one_of(st.none(), ODD, WORDS, ASCII), max_size=8), st.integers(0, 3), st.integers(0, 16))
+def test_what_is_found_spotless_at_a_glance_is_spotless(texts: list, least: int, most: int) -> None:
+    limits = TextLimits(min_characters=least, max_characters=most)
+    for text, spotless in zip(texts, text_issues._spotless(texts, limits)):
+        assert not (spotless and list(text_issues._qualities((text or "").strip(), limits)))
+
+
+def test_most_texts_are_spotless_at_a_glance() -> None:
+    texts = ["a red car", "Women's hat (blue)", "ab", "Untitled", "a car, 1990", None, "caf\u00e9"]
+    assert text_issues._spotless(texts, TextLimits()).tolist() == [True, True, False, False, False, False, False]
+
+
 @pytest.mark.parametrize("least", [0, 1, 2, 40])
 def test_a_text_of_enough_letters_is_not_too_short(least: int) -> None:
     limits = TextLimits(min_characters=least)

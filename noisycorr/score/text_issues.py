@@ -10,12 +10,16 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from noisycorr.index import Features, present_rows, take_rows, unit_rows
 from noisycorr.noise_swaps import text_ids
 
+BLOCK = 16384  # texts looked at together
 MEMBERS = 32  # images looked at for each text
 POOL = 512  # random images they are compared with
 
@@ -56,6 +60,7 @@ _DIGIT = re.compile(r"\d")
 _SOLID = re.compile(r"[^\W_]")  # letters and digits
 # One cheap search that most texts fail spares them all others: whatever those find holds one of these.
 _SUSPICIOUS = re.compile(rf"[\d<&@\[{{{_BYTES_CLASS}]|\.\w|://|untitled|unnamed|download", re.IGNORECASE)
+_BETWEEN = "[ ,;'()!?-]"  # what may stand between the letters of plain words
 # The same for texts of ASCII, as bytes: to delete characters and look at what is left is many times faster than `re`.
 _ASCII = bytes(range(128))
 _ASCII_BYTES = bytes(code for code in _ASCII if _BYTES.match(chr(code)))
@@ -120,11 +125,15 @@ def text_issues(
         an object array (n,) of str or None.
     """
     score, code = np.ones(len(texts)), np.full(len(texts), None, object)
-    for row, text in enumerate(texts):
-        for name, value in _qualities((text or "").strip(), limits):
-            if value < 0.5:
-                code[row] = code[row] or name
-            score[row] = min(score[row], value)
+    source, start = iter(texts), 0
+    while block := list(islice(source, BLOCK)):
+        for place in np.flatnonzero(~_spotless(block, limits)).tolist():
+            row = start + place
+            for name, value in _qualities((block[place] or "").strip(), limits):
+                if value < 0.5:
+                    code[row] = code[row] or name
+                score[row] = min(score[row], value)
+        start += len(block)
     if alikeness is not None:
         least = limits.boilerplate_alikeness
         known = ~np.isnan(alikeness)
@@ -208,6 +217,24 @@ def _alikeness(members: np.ndarray, others: np.ndarray) -> float:
     won = (near[:, :, None] > away).mean(axis=2) + 0.5 * (near[:, :, None] == away).mean(axis=2)
     m = len(members)
     return float((won.sum() - won.trace()) / (m * (m - 1)))
+
+
+def _spotless(texts: list[str | None], limits: TextLimits) -> np.ndarray:
+    """bool (n,): texts of plain words, of which `_qualities` says nothing; others may be spotless, too.
+
+    It looks at a block at once, which is many times faster than text by text.
+    """
+    enough = 2 * limits.min_characters
+    try:
+        column = pa.array(texts, pa.string())
+    except UnicodeEncodeError:  # half a surrogate pair
+        column = pa.array([None] * len(texts), pa.string())
+    if not 0 < enough <= 100:  # RE2 unfolds the count
+        return np.zeros(len(texts), bool)
+    plain = pc.match_substring_regex(column, rf"^([A-Za-z]{_BETWEEN}*){{{enough}}}([A-Za-z]|{_BETWEEN})*$")
+    name = pc.match_substring_regex(column, "^(untitled|unnamed|download)", ignore_case=True)
+    short = pc.less_equal(pc.multiply(pc.utf8_length(column), 2), limits.max_characters)
+    return pc.fill_null(pc.and_(pc.and_(plain, short), pc.invert(name)), False).to_numpy(zero_copy_only=False)
 
 
 def _qualities(text: str, limits: TextLimits) -> Iterator[tuple[str, float]]:
