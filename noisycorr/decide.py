@@ -194,7 +194,7 @@ def decide(choice: Decide, evidence: Evidence, cut: Cut) -> dict[str, np.ndarray
     settle(near, "review", _numbers(p, "close to the line: p_clean {:.2f}"))
     settle(mismatch, "drop", _numbers(p, "text and image look mismatched: p_clean {:.2f}"))
     if not choice.keep_duplicates:
-        settle(~evidence.is_keeper, "drop", _groups(evidence.group))
+        settle(~evidence.is_keeper, "drop", _groups(evidence.group, ~evidence.is_keeper))
     settle(~np.isfinite(p), "review", "no score: nothing is known about this pair")
     fits = "kept unjudged: nothing speaks against this pair" if cut.score == -np.inf else "text and image fit"
     settle(np.ones(n, bool), "keep", _numbers(p, fits + ": p_clean {:.2f}"))
@@ -203,7 +203,7 @@ def decide(choice: Decide, evidence: Evidence, cut: Cut) -> dict[str, np.ndarray
 
 
 def _some(codes: np.ndarray) -> np.ndarray:
-    return np.array([code is not None for code in codes], bool) if len(codes) else np.zeros(0, bool)
+    return np.fromiter((code is not None for code in codes), bool, len(codes))
 
 
 def _reasons(codes: np.ndarray, words: dict[str, str]) -> np.ndarray:
@@ -218,8 +218,12 @@ def _numbers(values: np.ndarray, template: str) -> np.ndarray:
     return table[np.clip(place, 0, 101)]
 
 
-def _groups(groups: np.ndarray) -> np.ndarray:
-    return np.array([f"near-duplicate of the kept pair of group {g}" if g else "" for g in groups], object)
+def _groups(groups: np.ndarray, some: np.ndarray) -> np.ndarray:
+    """A reason for some (n,) rows only: the others need no string."""
+    out = np.full(len(groups), "", object)
+    for row in np.flatnonzero(some).tolist():
+        out[row] = f"near-duplicate of the kept pair of group {groups[row]}" if groups[row] else ""
+    return out
 
 
 def issue_codes(column: pa.ChunkedArray) -> np.ndarray:

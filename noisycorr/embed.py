@@ -11,7 +11,7 @@ import collections
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +27,7 @@ from safetensors.numpy import save
 from tqdm import tqdm
 
 from noisycorr import console, dist
+from noisycorr.columns import Column
 from noisycorr.formats import Piece, Reader
 from noisycorr.formats.facts import image_facts
 from noisycorr.formats.images import BadImage, decode_image, read_image
@@ -305,6 +306,16 @@ def read_facts(run: Run, columns: list[str]) -> pa.Table:
     """Chosen columns of the facts of all pairs, in row order."""
     tables = [pq.read_table(pairs_path(run, index), columns=columns) for index in parts(run)]
     return pa.concat_tables(tables) if tables else PAIRS.empty_table().select(columns)
+
+
+def open_facts(run: Run, name: str) -> Column:
+    """One column of the facts of all pairs, in row order, read when and as far as it is asked for."""
+    sizes = part_sizes(run)
+
+    def piece(index: int) -> Callable[[], pa.ChunkedArray]:
+        return lambda: pq.read_table(pairs_path(run, index), columns=[name]).column(name)
+
+    return Column([piece(index) for index in sizes], list(sizes.values()))
 
 
 def read_features(run: Run, index: int, name: str) -> np.ndarray:

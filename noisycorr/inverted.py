@@ -9,6 +9,7 @@ the space of the strongest principal axes, which costs a fraction of the full on
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -25,6 +26,9 @@ ROUNDS = 6  # of k-means
 ASKED = 1024  # queries at once
 FLOAT_BYTES = 1_000_000_000  # smaller sets are stored in 32 bits
 FULL_PRECISION_BYTES = 1_500_000_000  # larger ones store 8 bits a number instead of 16
+IN_MEMORY_BYTES = (
+    2_000_000_000  # a larger store is a file without a name in TMPDIR, of which the system keeps what fits
+)
 
 Block = tuple[int, np.ndarray]  # first row, float32 unit rows
 
@@ -187,12 +191,20 @@ def _store(blocks: Iterable[Block], rows: np.ndarray, n: int, d: int) -> tuple[n
     scale = 1.0
     if dtype is np.int8:  # a unit row seldom holds a number above six times their mean size; larger ones are cut
         scale = min(1.0, 6 / math.sqrt(d)) / 127
-    store: np.ndarray = np.empty((len(rows), d), dtype)
+    store = _room(len(rows), d, dtype)
     for start, block in blocks:
         here = place[start : start + len(block)]
         some = block[here >= 0]
         store[here[here >= 0]] = np.clip(np.rint(some / scale), -127, 127) if dtype is np.int8 else some
     return store, scale
+
+
+def _room(rows: int, d: int, dtype: type) -> np.ndarray:
+    """Place for the rows, in memory or in a file that is gone when nobody uses it any more."""
+    if rows * d * np.dtype(dtype).itemsize <= IN_MEMORY_BYTES:
+        return np.empty((rows, d), dtype)
+    with tempfile.TemporaryFile(prefix="noisycorr-search-") as file:
+        return np.memmap(file, dtype, "w+", shape=(rows, d))
 
 
 def _principal_axes(sample: np.ndarray, count: int) -> np.ndarray:

@@ -38,11 +38,11 @@ def decide_run(choice: Decide, run: Run, labels: Path | None) -> dict[str, Any]:
     Returns:
         Facts for the stage record and the report; `summary` is what to tell the person.
     """
-    scores, facts = read_scores(run), read_facts(run, ["key", "problem"])
+    scores = read_scores(run)
     score = scores.column("score_pair").to_numpy()
     fit, label = read_fit(run), np.full(len(scores), np.nan, np.float32)
     if labels is not None:
-        label = read_labels(labels, facts.column("key").to_pylist())
+        label = read_labels(labels, read_facts(run, ["key"]).column("key").to_pylist())
         rows = np.flatnonzero(np.isfinite(label))
         fit = fit_labels(fit, score, label[rows] == 1, rows)
     p_clean = fit(score)
@@ -50,7 +50,7 @@ def decide_run(choice: Decide, run: Run, labels: Path | None) -> dict[str, Any]:
     evidence = Evidence(
         score=score,
         p_clean=p_clean,
-        problem=issue_codes(facts.column("problem")),
+        problem=issue_codes(read_facts(run, ["problem"]).column("problem")),
         image_issue=issue_codes(scores.column("image_issue")),
         text_issue=issue_codes(scores.column("text_issue")),
         is_keeper=np.ones(len(scores), bool),

@@ -6,7 +6,6 @@ Writes `scores/NNNNN.parquet` beside `pairs/NNNNN.parquet`, and `scores/fit.json
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from noisycorr import dist
-from noisycorr.embed import open_features, part_sizes, read_facts
+from noisycorr.columns import Column, codes
+from noisycorr.embed import open_facts, open_features, pairs_path, part_sizes
 from noisycorr.encoders import load_encoder
 from noisycorr.mixture import Fit
 from noisycorr.noise_swaps import text_ids
@@ -31,8 +31,7 @@ from noisycorr.score.view import View, release
 if TYPE_CHECKING:
     from noisycorr.stages import Plan
 
-FACTS = ["uid", "text", "problem", "image_hash", "image_phash", "width", "height", "image_std", "image_entropy",
-         "image_edges"]  # fmt: skip
+FACTS = ["problem", "image_hash", "width", "height", "image_std", "image_entropy", "image_edges"]  # of an image
 Features = list[np.ndarray]
 
 
@@ -52,14 +51,13 @@ def score_run(plan: Plan, run: Run, heads_of: Heads | None = None) -> dict[str, 
     """
     embedded = (run.stage("embed") or {})["facts"]
     found = load_pairs(plan, run)
-    facts, texts, groups, view = found.facts, found.texts, found.groups, found.view
+    view = found.view
     learn = plan.score.align in ("cross-fit", "trained") or (plan.score.align == "auto" and not embedded["joint"])
     scored = score_pairs(view, joint_features(plan, embedded, view), plan.score, learn=learn, heads_of=heads_of,
                          sides=found.sides)  # fmt: skip
-    table = _columns(plan, facts, texts, groups, view, scored, embedded, found.has_image, found.has_text)
-    _write(run, table)
+    _write(run, _columns(plan, run, found, scored, embedded))
     write_json(run.path("scores", "fit.json"), _fit_json(scored))
-    told = {"pairs": len(texts), "duplicates": groups.method, "noise_rate": _number(scored.fit.noise_rate)}
+    told = {"pairs": view.n, "duplicates": found.groups.method, "noise_rate": _number(scored.fit.noise_rate)}
     return scored.facts | told
 
 
@@ -68,8 +66,7 @@ class Loaded:
     """All n pairs of a run as scorers see them.
 
     Attributes:
-        facts: `FACTS` of the pairs.
-        texts: Their texts.
+        texts: Their texts, read as often as they are gone through.
         has_image: bool (n,): there are features of an image.
         has_text: bool (n,): of a text.
         groups: Near-duplicates.
@@ -77,8 +74,7 @@ class Loaded:
         sides: What was found among images and among texts; None without a search for near-duplicates.
     """
 
-    facts: pa.Table
-    texts: list[str | None]
+    texts: Column
     has_image: np.ndarray
     has_text: np.ndarray
     groups: DuplicateGroups
@@ -92,20 +88,19 @@ def load_pairs(plan: Plan, run: Run) -> Loaded:
     Raises:
         UsageError: If there is not a single pair.
     """
-    facts = read_facts(run, FACTS)
-    texts = facts.column("text").to_pylist()
-    if not texts:
+    texts = open_facts(run, "text")
+    if not len(texts):
         raise UsageError(f"{run.folder} holds no pairs, because the source is empty: choose another one.")
     image, text = open_features(run, "image"), open_features(run, "text")
     has_image, has_text = _present(image), _present(text)
-    hashes = facts.column("image_hash").to_pylist()
-    copies = _same(hashes)
+    hashes = open_facts(run, "image_hash")
+    copies = _same(codes(hashes))
     sides = None
     if plan.score.near_duplicates:
         most = max(plan.duplicates.neighbors, plan.score.neighbors)
         sides = search_sides(image, text, hashes, texts, most, seed=plan.score.seed,
                              target_recall=plan.score.target_recall)  # fmt: skip
-    groups = _groups(plan, facts, image, text, texts, hashes, copies, sides)
+    groups = _groups(plan, run, image, text, texts, hashes, copies, sides)
     view = View(
         image=image,
         text=text,
@@ -115,11 +110,11 @@ def load_pairs(plan: Plan, run: Run) -> Loaded:
         seed=plan.score.seed,
         picture=_own_row(copies),
     )
-    return Loaded(facts=facts, texts=texts, has_image=has_image, has_text=has_text, groups=groups, view=view,
+    return Loaded(texts=texts, has_image=has_image, has_text=has_text, groups=groups, view=view,
                   sides=sides)  # fmt: skip
 
 
-def _text_ids(texts: list[str | None]) -> np.ndarray:
+def _text_ids(texts: Column) -> np.ndarray:
     """Equal for equal texts; texts that are not known, as with some precomputed embeddings, are all different."""
     found = text_ids(texts)
     return np.where(found < 0, len(texts) + np.arange(len(texts)), found)
@@ -136,14 +131,14 @@ def _present(parts: Features) -> np.ndarray:
 
 
 def _groups(
-    plan: Plan, facts: pa.Table, image: Features, text: Features, texts: list[str | None], hashes: list[str | None],
+    plan: Plan, run: Run, image: Features, text: Features, texts: Column, hashes: Column,
     copies: np.ndarray, sides: tuple[Side, Side] | None,
 ) -> DuplicateGroups:  # fmt: skip
     """Near-duplicates, or exact copies only if the search is switched off."""
     if plan.score.near_duplicates:
-        phash = facts.column("image_phash").to_pylist()
+        phash = open_facts(run, "image_phash")
         return near_duplicates(image, text, hashes, phash, texts, choice=plan.duplicates, sides=sides)
-    by_image, by_text = copies, _same([t.strip() or None if t else None for t in texts])
+    by_image, by_text = copies, _same(codes(t.strip() or None if t else None for t in texts))
     code = np.where((by_image >= 0) & (by_text >= 0), by_image * len(by_text) + by_text, -1)
     _, first, inverse, counts = np.unique(code, return_index=True, return_inverse=True, return_counts=True)
     both = np.where((code >= 0) & (counts[inverse] > 1), first[inverse], -1)
@@ -151,14 +146,10 @@ def _groups(
     return DuplicateGroups(image=by_image, text=by_text, pair=both, score=score, method="exact copies only")
 
 
-def _same(values: Sequence[Any]) -> np.ndarray:
-    """int64 (n,): first row with the same value; -1 for None and for values that stand once."""
-    first: dict[Any, int] = {}
-    code = np.fromiter(
-        (-1 if v is None else first.setdefault(v, i) for i, v in enumerate(values)), np.int64, len(values)
-    )
-    counts = np.bincount(code[code >= 0], minlength=len(code))
-    return np.where((code >= 0) & (counts[np.maximum(code, 0)] > 1), code, -1)
+def _same(code: np.ndarray) -> np.ndarray:
+    """int64 (n,): first row with the same number; -1 where that is -1, and for numbers that stand once."""
+    _, first, back, counts = np.unique(code, return_index=True, return_inverse=True, return_counts=True)
+    return np.where((code >= 0) & (counts[back] > 1), first[back], -1)
 
 
 def _own_row(group: np.ndarray) -> np.ndarray:
@@ -184,17 +175,15 @@ def joint_features(plan: Plan, embedded: dict[str, Any], view: View) -> tuple[Fe
     return None
 
 
-def _columns(plan: Plan, facts: pa.Table, texts: list[str | None], groups: DuplicateGroups, view: View, scored: Scored,
-             embedded: dict[str, Any], has_image: np.ndarray, has_text: np.ndarray) -> pa.Table:  # fmt: skip
-    alike = None
+def _columns(plan: Plan, run: Run, found: Loaded, scored: Scored, embedded: dict[str, Any]) -> pa.Table:
+    texts, groups, view, alike = found.texts, found.groups, found.view, None
     if plan.score.near_duplicates:
         alike = shared_text_alikeness(texts, list(view.image), image_groups=groups.image, seed=plan.score.seed)
     text_score, text_issue = text_issues(texts, plan.text_limits, alikeness=alike)
-    unseen = has_text & (text_issue == "empty")  # precomputed embeddings of texts that did not come with them
+    unseen = found.has_text & (text_issue == "empty")  # precomputed embeddings of texts that did not come with them
     text_score[unseen], text_issue[unseen] = 1, None
-    image_score, image_issue = image_issues(facts, plan.image_limits, present=has_image)
-    names, kinds = group_names(groups, facts.column("uid").to_pylist())
-    area = np.nan_to_num(facts.column("width").to_numpy().astype(np.float64) * facts.column("height").to_numpy())
+    image_score, image_issue, area = _image_columns(plan, run, found.has_image)
+    names, kinds = group_names(groups, open_facts(run, "uid"))
     columns: dict[str, Any] = {f"score_{name}": values for name, values in scored.columns.items()}
     if embedded.get("score_column") and "similarity" in scored.columns:
         columns[embedded["score_column"]] = scored.columns["similarity"]
@@ -203,6 +192,18 @@ def _columns(plan: Plan, facts: pa.Table, texts: list[str | None], groups: Dupli
     columns |= {"near_duplicate_group": pa.array(names, pa.string()), "group_kind": pa.array(kinds, pa.string())}
     columns |= {"near_duplicate_score": groups.score, "pair_group": groups.pair, "area": area}
     return pa.table(columns)
+
+
+def _image_columns(plan: Plan, run: Run, has_image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """image_score, image_issue and the number of pixels (0 = unknown), each (n,), piece by piece."""
+    scores, issues, areas = [np.zeros(0, np.float32)], [np.zeros(0, object)], [np.zeros(0)]
+    for index, start, size in part_ranges(run):
+        facts = pq.read_table(pairs_path(run, index), columns=FACTS)
+        score, issue = image_issues(facts, plan.image_limits, present=has_image[start : start + size])
+        width, height = (facts.column(name).to_numpy().astype(np.float64) for name in ("width", "height"))
+        for column, values in ((scores, score), (issues, issue), (areas, np.nan_to_num(width * height))):
+            column.append(values)
+    return np.concatenate(scores), np.concatenate(issues), np.concatenate(areas)
 
 
 def _write(run: Run, table: pa.Table) -> None:

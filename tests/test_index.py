@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import faiss
 import numpy as np
 import pytest
@@ -80,6 +82,21 @@ def test_eight_bits_keep_similarities(monkeypatch):
     assert "8 bit" in near.method and near.recall >= 0.95
     same = exact.ids[:, 0] == near.ids[:, 0]
     assert same.mean() > 0.9 and np.abs(exact.similarity[same, 0] - near.similarity[same, 0]).max() < 0.02
+
+
+@pytest.mark.parametrize("limit", [1000, 10**9])
+def test_a_large_store_lies_in_a_file(monkeypatch, tmp_path, limit):
+    data = clustered(3000)
+    here = neighbors(data, 5, seed=0, exact_below=500)
+    monkeypatch.setattr(inverted, "FULL_PRECISION_BYTES", limit)
+    less = neighbors(data, 5, seed=0, exact_below=500)
+    monkeypatch.setattr(inverted, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert isinstance(inverted._room(3000, data.shape[1], np.int8), np.memmap)
+    found = neighbors(data, 5, seed=0, exact_below=500)
+    assert np.array_equal(found.ids, less.ids) and np.array_equal(found.similarity, less.similarity)
+    assert (limit > 1000) == np.array_equal(found.ids, here.ids)
+    assert not list(tmp_path.iterdir())
 
 
 def test_same_seed_same_result_and_threads_are_restored():

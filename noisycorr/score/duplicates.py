@@ -16,6 +16,8 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from noisycorr.columns import codes as column_codes
+from noisycorr.columns import rows_of
 from noisycorr.index import Features, take_rows
 from noisycorr.noise_swaps import text_ids
 from noisycorr.score.sides import Side, first_neighbors, search_side
@@ -189,14 +191,14 @@ def group_names(groups: DuplicateGroups, uids: Sequence[str]) -> tuple[np.ndarra
         if (group < 0).all():
             continue
         smallest: dict[int, str] = {}
-        for number, uid in zip(group.tolist(), uids):
+        rows = np.flatnonzero(group >= 0)
+        for number, uid in zip(group[rows].tolist(), rows_of(uids, rows)):
             smallest[number] = min(smallest.get(number, uid), uid)
-        smallest.pop(-1, None)
         digest = {
             number: hashlib.blake2b(f"{kind}\0{uid}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
             for number, uid in smallest.items()
         }
-        for row in np.flatnonzero(group >= 0).tolist():
+        for row in rows.tolist():
             names[row], kinds[row] = digest[int(group[row])], kind
     return names, kinds
 
@@ -239,7 +241,7 @@ def search_sides(
     """
     image, text = (
         search_side(parts, codes, k, seed=seed, target_recall=target_recall, threads=threads)
-        for parts, codes in ((images, _codes(image_hash)), (words, text_ids(texts)))
+        for parts, codes in ((images, column_codes(image_hash)), (words, text_ids(texts)))
     )
     return image, text
 
@@ -305,12 +307,6 @@ def _both(image: np.ndarray, text: np.ndarray) -> np.ndarray:
     _, least, back, sizes = np.unique(code, return_index=True, return_inverse=True, return_counts=True)
     group[rows] = np.where(sizes[back] > 1, rows[least[back]], -1)
     return group
-
-
-def _codes(hashes: Sequence[str | None]) -> np.ndarray:
-    """int64 (n,): equal numbers for equal hashes; -1 for None."""
-    known: dict[str, int] = {}
-    return np.fromiter((-1 if h is None else known.setdefault(h, len(known)) for h in hashes), np.int64, len(hashes))
 
 
 def _parts(features: Features) -> list[np.ndarray]:

@@ -10,12 +10,16 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from noisycorr.index import Features, present_rows, take_rows, unit_rows
 from noisycorr.noise_swaps import text_ids
 
+BLOCK = 16384  # texts looked at together
 MEMBERS = 32  # images looked at for each text
 POOL = 512  # random images they are compared with
 
@@ -56,6 +60,13 @@ _DIGIT = re.compile(r"\d")
 _SOLID = re.compile(r"[^\W_]")  # letters and digits
 # One cheap search that most texts fail spares them all others: whatever those find holds one of these.
 _SUSPICIOUS = re.compile(rf"[\d<&@\[{{{_BYTES_CLASS}]|\.\w|://|untitled|unnamed|download", re.IGNORECASE)
+_BETWEEN = "[ ,;'()!?-]"  # what may stand between the letters of plain words
+# The same for texts of ASCII, as bytes: to delete characters and look at what is left is many times faster than `re`.
+_ASCII = bytes(range(128))
+_ASCII_BYTES = bytes(code for code in _ASCII if _BYTES.match(chr(code)))
+_ASCII_DIGITS = b"0123456789"
+_ASCII_SOLID = bytes(code for code in _ASCII if chr(code).isalnum())
+_ASCII_MARKS = _ASCII_BYTES + _ASCII_DIGITS + b"<&@[{"
 NAME_LENGTH = 255  # longer texts are no file names
 SEARCHED = 4000  # characters of a long text that are searched, so that a hostile one takes no time
 WEIGHED = 32  # characters that are looked at to see whether a text is too short
@@ -114,11 +125,15 @@ def text_issues(
         an object array (n,) of str or None.
     """
     score, code = np.ones(len(texts)), np.full(len(texts), None, object)
-    for row, text in enumerate(texts):
-        for name, value in _qualities((text or "").strip(), limits):
-            if value < 0.5:
-                code[row] = code[row] or name
-            score[row] = min(score[row], value)
+    source, start = iter(texts), 0
+    while block := list(islice(source, BLOCK)):
+        for place in np.flatnonzero(~_spotless(block, limits)).tolist():
+            row = start + place
+            for name, value in _qualities((block[place] or "").strip(), limits):
+                if value < 0.5:
+                    code[row] = code[row] or name
+                score[row] = min(score[row], value)
+        start += len(block)
     if alikeness is not None:
         least = limits.boilerplate_alikeness
         known = ~np.isnan(alikeness)
@@ -204,15 +219,33 @@ def _alikeness(members: np.ndarray, others: np.ndarray) -> float:
     return float((won.sum() - won.trace()) / (m * (m - 1)))
 
 
+def _spotless(texts: list[str | None], limits: TextLimits) -> np.ndarray:
+    """bool (n,): texts of plain words, of which `_qualities` says nothing; others may be spotless, too.
+
+    It looks at a block at once, which is many times faster than text by text.
+    """
+    enough = 2 * limits.min_characters
+    try:
+        column = pa.array(texts, pa.string())
+    except UnicodeEncodeError:  # half a surrogate pair
+        column = pa.array([None] * len(texts), pa.string())
+    if not 0 < enough <= 100:  # RE2 unfolds the count
+        return np.zeros(len(texts), bool)
+    plain = pc.match_substring_regex(column, rf"^([A-Za-z]{_BETWEEN}*){{{enough}}}([A-Za-z]|{_BETWEEN})*$")
+    name = pc.match_substring_regex(column, "^(untitled|unnamed|download)", ignore_case=True)
+    short = pc.less_equal(pc.multiply(pc.utf8_length(column), 2), limits.max_characters)
+    return pc.fill_null(pc.and_(pc.and_(plain, short), pc.invert(name)), False).to_numpy(zero_copy_only=False)
+
+
 def _qualities(text: str, limits: TextLimits) -> Iterator[tuple[str, float]]:
     """Code and quality of what can be held against a text; 0.5 is the limit, and 1 (spotless) is left out."""
     if not text:
         yield "empty", 0.0
         return
     length, text = len(text), text[:SEARCHED]
-    if _SUSPICIOUS.search(text):
+    if _is_suspicious(text):
         visible = len(text) - sum(map(text.count, " \t\n"))
-        if strange := len(_BYTES.findall(text)):
+        if strange := _count(_BYTES, _ASCII_BYTES, text):
             yield "binary", _share_quality(strange / len(text), limits.bytes_share)
         if ("." in text or "@" in text or "://" in text) and (covered := _covered(_URL, text)):
             yield "url", _share_quality(covered / visible, limits.url_share)
@@ -220,13 +253,31 @@ def _qualities(text: str, limits: TextLimits) -> Iterator[tuple[str, float]]:
             yield "file_name", 0.0
         if any(mark in text for mark in "<&{[") and (covered := _covered(_MARKUP, text)):
             yield "markup", _share_quality(covered / visible, limits.markup_share)
-        if digits := len(_DIGIT.findall(text)):
-            letters = len(_SOLID.findall(text))
+        if digits := _count(_DIGIT, _ASCII_DIGITS, text):
+            letters = _count(_SOLID, _ASCII_SOLID, text)
             yield "digits", _share_quality(digits / max(letters, 1), limits.digit_share)
-    if (weight := _weight(text[:WEIGHED])) < 2 * limits.min_characters:
-        yield "too_short", weight / (2 * limits.min_characters)
+    enough = 2 * limits.min_characters
+    plain = len(text) >= enough > 0 and text[:enough].isalnum()  # most texts begin with a word that is long enough
+    if not plain and (weight := _weight(text[: max(WEIGHED, enough)])) < enough:
+        yield "too_short", weight / enough
     if 2 * length > limits.max_characters:
         yield "too_long", limits.max_characters / (2 * length)
+
+
+def _is_suspicious(text: str) -> bool:
+    """A further look can find something."""
+    if not text.isascii():
+        return bool(_SUSPICIOUS.search(text))
+    raw = text.lower().encode("ascii")
+    return (len(raw.translate(None, _ASCII_MARKS)) < len(raw) or b"." in raw or b"://" in raw
+            or b"untitled" in raw or b"unnamed" in raw or b"download" in raw)  # fmt: skip
+
+
+def _count(pattern: re.Pattern[str], ascii_characters: bytes, text: str) -> int:
+    """Characters that match a pattern of one character."""
+    if not text.isascii():
+        return len(pattern.findall(text))
+    return len(text) - len(text.encode("ascii").translate(None, ascii_characters))
 
 
 def _weight(start: str) -> int:
