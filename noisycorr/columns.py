@@ -6,6 +6,7 @@ Texts and hashes stay in their files; a block of them at a time becomes Python o
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -105,3 +106,10 @@ def _places(chunks: list[pa.Array], kind: pa.DataType) -> np.ndarray:
 def _name(raw: bytes) -> bytes:
     """A short string itself, a digest of another; the two differ in length."""
     return raw if len(raw) < DIGEST else hashlib.blake2b(raw, digest_size=DIGEST).digest()
+
+
+def release(part: np.ndarray) -> None:
+    """Give the pages of a memory map back, so that a pass over a large set does not keep all of it resident."""
+    pages = getattr(part, "_mmap", None)
+    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
+from noisycorr.columns import release
 from noisycorr.inverted import SAMPLED, Lists, build_lists, list_count, probes_for, search_all, search_some
 from noisycorr.pairs import UsageError
 
@@ -225,6 +226,7 @@ def _blocks(parts: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
     for part in parts:
         for start in range(0, len(part), BLOCK):
             yield offset + start, unit_rows(part[start : start + BLOCK])
+        release(part)
         offset += len(part)
 
 
@@ -232,9 +234,11 @@ def take_rows(parts: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
     """Unit float32 copies of ascending rows."""
     starts = np.cumsum([0, *(len(part) for part in parts)])
     cuts = np.searchsorted(rows, starts)
-    return np.concatenate(
-        [unit_rows(part[rows[one:two] - start]) for part, start, one, two in zip(parts, starts, cuts, cuts[1:])]
-    )
+    out = []
+    for part, start, one, two in zip(parts, starts, cuts, cuts[1:]):
+        out.append(unit_rows(part[rows[one:two] - start]))
+        release(part)
+    return np.concatenate(out)
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

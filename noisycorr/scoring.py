@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from noisycorr import dist
-from noisycorr.columns import Column, codes
+from noisycorr.columns import Column, codes, release
 from noisycorr.embed import open_facts, open_features, pairs_path, part_sizes
 from noisycorr.encoders import load_encoder
 from noisycorr.mixture import Fit
@@ -26,7 +26,7 @@ from noisycorr.score.image_issues import image_issues
 from noisycorr.score.pipeline import Heads, Scored, score_pairs
 from noisycorr.score.sides import Side
 from noisycorr.score.text_issues import shared_text_alikeness, text_issues
-from noisycorr.score.view import View, release
+from noisycorr.score.view import View
 
 if TYPE_CHECKING:
     from noisycorr.stages import Plan

@@ -6,11 +6,12 @@ pair scores. `repaired` draws such pairs; every signal can score them the same w
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from noisycorr.columns import release
 
 BLOCK = 16384
 
@@ -163,13 +164,6 @@ def take(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
             out[order] = part[rows[order] - starts[number]]
             release(part)
     return out
-
-
-def release(part: np.ndarray) -> None:
-    """Give the pages of a memory map back, so that a pass over a large set does not keep all of it resident."""
-    pages = getattr(part, "_mmap", None)
-    if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
-        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
