@@ -111,9 +111,8 @@ def _read(path: Path, what: str) -> dict[str, list[str]]:
         raise UsageError(f"The {what} {path} hold no rows with the columns key and caption.")
     name = next((name for name in NAMES if name in rows[0]), None)
     if "key" not in rows[0] or name is None:
-        raise UsageError(
-            f"The {what} {path} have the columns {', '.join(map(str, rows[0]))}; expected key and caption."
-        )
+        names = " ".join(", ".join(map(str, rows[0])).split())[:300]
+        raise UsageError(f"The {what} {path} have the columns {names}; expected key and caption.")
     out: dict[str, list[str]] = {}
     for row in rows:
         cell = row.get(name)
