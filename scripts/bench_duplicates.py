@@ -6,11 +6,11 @@
 
 A fifth of the files are copies of one of the others: scaled to 60 %, JPEG quality 40, 5 % cropped, darker or brighter.
 A link is a pair of files that a finder calls near-duplicates. A link between a copy and its original is right, any
-other link of a copy is wrong; links among originals are not judged, because many of them are real. Finders: `clean` (decoding, encoder, perceptual
-hash and search as `noisycorr clean` does), `hash` (our perceptual hash and a search of all hashes alone),
-`imagededup` (PHash with its default distance, and with the distance of best F1, chosen on the answer), `cleanvision`
-(its near_duplicates). Each runs in a process of its own, on one thread and one worker; imports and loading of weights
-do not count. Cores are shared on most machines: compare CPU seconds.
+other link of a copy is wrong; links among originals are not judged, because many of them are real. Finders: `clean`
+(decoding, encoder, perceptual hash and search as `noisycorr clean` does), `hash` (our perceptual hash and a search of
+all hashes alone), `imagededup` (PHash with its default distance, and with the distance of best F1, chosen on the
+answer), `cleanvision` (its near_duplicates). Each runs in a process of its own, on one thread and one worker; imports
+and loading of weights do not count. Cores are shared on most machines: compare CPU seconds.
 """
 
 from __future__ import annotations
