@@ -23,6 +23,7 @@ from noisycorr import console, dist
 from noisycorr.classes import cut_note
 from noisycorr.embed import open_features, pairs_path, read_facts
 from noisycorr.encoders import DualEncoder
+from noisycorr.formats.given import load_array
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, fingerprint_file
 from noisycorr.score.class_list import ClassList, Labels, plain_name, read_classes, resolve_labels
@@ -158,8 +159,8 @@ def _prototypes(given: AuditPlan, classes: ClassList, encoder: DualEncoder) -> t
     texts, owner = classes.texts
     if given.class_embeddings is not None:
         try:
-            features = np.load(given.class_embeddings, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            features = load_array(Path(given.class_embeddings))
+        except ValueError as error:
             raise UsageError(f"--class_embeddings {given.class_embeddings} could not be read: {error}.") from error
         if features.shape != (len(texts), encoder.text_dim):
             raise UsageError(f"--class_embeddings {given.class_embeddings} has shape {features.shape}, expected a row "

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from noisycorr import dist
@@ -25,6 +20,7 @@ from noisycorr.caption_metrics import (
 )
 from noisycorr.embed import open_features, read_facts
 from noisycorr.encoders import load_encoder
+from noisycorr.formats.given import load_rows
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run
 from noisycorr.score.view import take
@@ -108,25 +104,15 @@ def _pictured(mine: dict[str, str], run: Run) -> dict[str, Any]:
 def _read(path: Path, what: str) -> dict[str, list[str]]:
     """Texts by key, in the order of the file."""
     try:
-        if path.suffix == ".parquet":
-            rows = pq.read_table(path).to_pylist()
-        else:
-            text = path.read_text(encoding="utf-8-sig")
-            if path.suffix in (".jsonl", ".json"):
-                rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-            else:
-                delimiter = "\t" if path.suffix == ".tsv" else ","
-                rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"The {what} {path} cannot be read ({reason}); expected key and caption.") from error
+        rows = load_rows(path)
+    except ValueError as error:
+        raise UsageError(f"The {what} {path} cannot be read ({error}); expected key and caption.") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"The {what} {path} hold no rows with the columns key and caption.")
     name = next((name for name in NAMES if name in rows[0]), None)
     if "key" not in rows[0] or name is None:
-        raise UsageError(
-            f"The {what} {path} have the columns {', '.join(map(str, rows[0]))}; expected key and caption."
-        )
+        names = " ".join(", ".join(map(str, rows[0])).split())[:300]
+        raise UsageError(f"The {what} {path} have the columns {names}; expected key and caption.")
     out: dict[str, list[str]] = {}
     for row in rows:
         cell = row.get(name)

@@ -64,7 +64,7 @@ def read_definitions(path: Path) -> dict[str, str]:
 
     try:
         body = read_config(path)
-    except (OSError, yaml.YAMLError) as error:
+    except OSError as error:
         raise UsageError(f"--classes {path} cannot be read: {' '.join(str(error).split())}.") from error
     if isinstance(body.get("classes"), dict) and len(body) == 1:
         body = body["classes"]

@@ -5,9 +5,7 @@ Besides the report this is the only reader of truth (law 4), and it writes nothi
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 
 from noisycorr.embed import pairs_path, parts
 from noisycorr.evaluate import auroc, detection, verdict_quality
+from noisycorr.formats.given import load_rows
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, write_json
 
@@ -116,16 +115,10 @@ def _truth_of_file(path: Path, keys: Sequence[str]) -> np.ndarray:
 
 def _rows(path: Path) -> Sequence[Any]:
     try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path, columns=["key", TRUTH]).to_pylist()
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix in (".jsonl", ".json"):
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","))
-    except (OSError, ValueError, KeyError, csv.Error, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
+        return load_rows(path, ["key", TRUTH])
+    except ValueError as error:
         raise UsageError(
-            f"--truth {path} cannot be read ({reason}); expected key and {TRUTH} in csv or jsonl."
+            f"--truth {path} cannot be read ({error}); expected key and {TRUTH} in csv or jsonl."
         ) from error
 
 

@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from noisycorr.pairs import UsageError
+from noisycorr.strict_yaml import BadYaml, load_yaml
 
 EPILOG = "In names of options - and _ are the same. Where true or false is asked for, --x alone is true, --no_x false."
 CONFIG_BYTES = 1_000_000  # no config is longer
@@ -155,14 +156,11 @@ def read_config(path: Path) -> dict[str, Any]:
     if path.stat().st_size > CONFIG_BYTES:
         raise UsageError(f"config {path} has {path.stat().st_size:,} bytes, expected at most {CONFIG_BYTES:,}.")
     try:
-        body = yaml.load(path.read_text(encoding="utf-8-sig"), _Strict)
-    except _TwiceError as error:
+        body = load_yaml(path.read_text(encoding="utf-8-sig"))
+    except BadYaml as error:
         raise UsageError(f"config {path}: {error}.") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"config {path} is not valid YAML: line {line}: {error.problem or error.context}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"config {path} cannot be read: {' '.join(str(error).split())}.") from None
     if not isinstance(body, dict):
         found = "nothing" if body is None else f"a {type(body).__name__}"
         raise UsageError(f"config {path} holds {found}, expected keys with values, such as `batch_size: 64`.")
@@ -288,31 +286,6 @@ def _hint(key: str, parser: Parser) -> str:
 
 def _place(key: str, config: Path | None) -> str:
     return f"--{key}" if config is None else f"{key} (a flag, or in {config})"
-
-
-class _TwiceError(Exception):
-    """A key stands twice, or as an alias."""
-
-
-class _Strict(yaml.SafeLoader):
-    """YAML that refuses a key that stands twice, and aliases, with which a few lines unfold into gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """The node, if it is written out."""
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise _TwiceError(f"line {mark.line + 1} has an alias (*name): write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping, if its keys differ."""
-        seen = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise _TwiceError(f"key {name!r} stands twice (line {key.start_mark.line + 1}): keep one of them")
-            seen.add(name)
-        return super().construct_mapping(node, deep)
 
 
 def named_options(option: str, text: str | None, kind: type, example: str) -> dict[str, Any]:

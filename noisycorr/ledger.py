@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +12,7 @@ import pyarrow.parquet as pq
 
 from noisycorr.decide import Decide, Evidence, decide, find_cut, issue_codes
 from noisycorr.embed import pairs_path, read_facts
+from noisycorr.formats.given import load_rows
 from noisycorr.mixture import Fit, fit_labels
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, read_json
@@ -173,13 +171,8 @@ def read_labels(path: Path, keys: list[str]) -> np.ndarray:
         UsageError: If columns or values are not as described, a key is judged both ways, or no key is known.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix in (".jsonl", ".json"):
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            lines = io.StringIO(text, newline="")
-            rows = list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
-    except (ValueError, csv.Error) as error:
+        rows = load_rows(path)
+    except ValueError as error:
         raise UsageError(f"--labels {path} could not be parsed: {error}.") from error
     if not rows or not all(isinstance(row, dict) and {"key", "label"} <= set(row) for row in rows):
         raise UsageError(f"--labels {path} needs rows with the columns key and label.")

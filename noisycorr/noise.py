@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from noisycorr.formats.given import load_array
 from noisycorr.noise_swaps import (
     Units,
     choose,
@@ -349,12 +350,10 @@ def save_noise_index(path: Path, injected: Injected, recipe: Recipe, *, texts_pe
 def _load_index(path: Path, name: str) -> np.ndarray:
     notes = path.with_suffix(".json")
     try:
-        array = np.load(path, allow_pickle=False)
+        array = load_array(path)
         facts = read_json(notes) if notes.exists() else None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{name} cannot be read ({error}); expected a .npy file of plain integers.") from error
-    if not isinstance(array, np.ndarray):
-        raise UsageError(f"{name} is an archive of several arrays; expected a .npy file of plain integers.")
     expected = facts.get("sha256") if isinstance(facts, dict) else None
     if expected is not None and expected != _digest(array):
         raise UsageError(f"{name} does not match the checksum in {notes.name}; one of them was changed, restore both.")

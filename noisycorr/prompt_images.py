@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from noisycorr import __version__, dist
 from noisycorr.embed import Embed, open_features, read_facts
@@ -24,6 +23,7 @@ from noisycorr.prompt.task import UNKNOWN, Task, check_leak, read_labels, read_s
 from noisycorr.run import Run, fingerprint
 from noisycorr.stages import Plan as CleanPlan
 from noisycorr.stages import clean
+from noisycorr.strict_yaml import load_yaml
 
 TOLD = 0.9  # of the texts are class names: then they are the truth to measure with
 
@@ -169,9 +169,9 @@ def read_prior(path: Path, names: list[str]) -> np.ndarray:
         UsageError: If it is not such a mapping of all classes.
     """
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        body = load_yaml(path.read_text(encoding="utf-8"))
         told = {tidy(str(name)): float(value) for name, value in body.items()}
-    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError) as error:
         raise UsageError(f"--class_prior {path} is no mapping from class names to numbers.") from error
     if lacking := [name for name in names if name not in told]:
         raise UsageError(f"--class_prior {path} lacks {lacking[0]!r}.")

@@ -27,9 +27,12 @@ def main() -> int:
     started, rounds = time.monotonic(), 0
     while rounds == 0 or time.monotonic() - started < 60 * given.minutes:
         words = [sys.executable, "-m", "pytest", "-q", "-x", str(TESTS), f"--hypothesis-seed={given.seed + rounds}"]
-        done = subprocess.run(words, env=os.environ | {"NOISYCORR_FUZZ_EXAMPLES": str(given.examples)}, check=False)
+        env = os.environ | {"NOISYCORR_FUZZ_EXAMPLES": str(given.examples)}
+        done = subprocess.run(words, env=env, check=False, capture_output=True, text=True, errors="replace")
         rounds += 1
         if done.returncode:
+            print(done.stdout, done.stderr)
+            print(f"round {rounds} failed, with --seed {given.seed + rounds - 1}")
             return done.returncode
     print(f"{rounds} rounds of {given.examples} examples each, nothing found, {time.monotonic() - started:.0f} s")
     return 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -40,7 +41,7 @@ def main() -> int:
     rounds = kills = bad = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = kill_test.write_source(folder / "source")
+        source, place = kill_test.write_source(folder / "source"), folder / "run"  # one place: csv holds its paths
         alone: dict[str, dict[str, str]] = {}
         for number in range(given.times):
             if given.minutes and time.monotonic() - started > 60 * given.minutes:
@@ -48,11 +49,10 @@ def main() -> int:
             form = FORMATS[number % len(FORMATS)]
             words = kill_test.command(source, form)
             if form not in alone:
-                place = folder / f"alone-{form}"
                 place.mkdir()
                 kill_test.finish(words, place)
                 alone[form] = kill_test.hashes(place / "out")
-            place = folder / f"round-{number:03d}"
+                shutil.rmtree(place)
             record = kill_test.run_round(words, place, alone[form], chance.randint(1, 4), chance)
             redecide(place, chance)
             found = kill_test.hashes(place / "out")
@@ -61,6 +61,7 @@ def main() -> int:
             ]
             rounds, kills, bad = rounds + 1, kills + len(record.kills), bad + bool(record.differences or lost)
             different = ", ".join([*record.differences, *lost]) or "none"
+            shutil.rmtree(place)
             print(
                 f"{number:4d}  {form:15s} kills {len(record.kills)}  {record.seconds:6.1f} s  {different}", flush=True
             )

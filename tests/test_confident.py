@@ -45,6 +45,23 @@ def test_every_rule_is_cleanlabs(rule: str) -> None:
     assert (ours != theirs).sum() <= 4, "a few may differ by the rounding of counts"
 
 
+def test_float32_and_chunks_change_no_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, y, _ = noisy(7)
+    p = p.astype(np.float32)
+    whole = {rule: confident.label_issues(p.astype(np.float64), y, filter_by=rule) for rule in confident.RULES}
+    monkeypatch.setattr(confident, "CHUNK", 7)
+    for rule, flags in whole.items():
+        np.testing.assert_array_equal(confident.label_issues(p, y, filter_by=rule), flags)
+
+
+def test_the_lowest_are_those_of_a_stable_sort() -> None:
+    score = np.random.default_rng(0).integers(5, size=40).astype(np.float32)
+    for k in (-1, 0, 1, 7, 20, 39, 40, 50):
+        wanted = np.zeros(40, bool)
+        wanted[np.argsort(score, kind="stable")[: max(k, 0)]] = True
+        np.testing.assert_array_equal(confident._lowest(score, k), wanted)
+
+
 def test_scores_are_cleanlabs() -> None:
     rank = pytest.importorskip("cleanlab.rank")
     p, y, _ = noisy(3)

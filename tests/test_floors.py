@@ -13,7 +13,7 @@ import noisycorr
 ROOT = Path(noisycorr.__file__).parent
 FLOORS = (
     ("run", "dist", "console"),
-    ("pairs", "columns", "formats", "noise", "noise_swaps", "noise_labels", "lock"),
+    ("pairs", "columns", "formats", "noise", "noise_swaps", "noise_labels", "lock", "strict_yaml"),
     ("encoders", "embed", "index", "inverted"),
     ("mixture", "transport", "score", "scoring", "decide", "ledger", "explain", "rectify", "evaluate", "evaluate_run",
      "export", "inject", "recall", "partition", "posterior", "caption_metrics", "caption_score", "recaption",

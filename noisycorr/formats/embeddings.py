@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from noisycorr.formats import Piece, Source
 from noisycorr.formats.detect import Columns, kind_of_arrow, kind_of_values, merge_kinds, pick_columns
+from noisycorr.formats.given import load_array
 from noisycorr.formats.records import Record, csv_header, csv_records, find_delimiter
 from noisycorr.formats.rows import arrow_rows, clean_text, key_text, other_columns
 from noisycorr.pairs import Pair, UsageError
@@ -160,16 +161,14 @@ def _check(image: Path, text: Path, pairs: Path | None) -> tuple[int, tuple[int,
 
 def _load(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"{path} cannot be read as a NumPy array: {str(error)[:200]}.") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
-        raise UsageError(f"{path} must be an array of floats with one row for each pair, not {_shape(array)}.")
+        array = load_array(path)
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be read as a NumPy array: {error}.") from None
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise UsageError(
+            f"{path} must be an array of floats with one row for each pair, not {array.dtype} {array.shape}."
+        )
     return array
-
-
-def _shape(array: Any) -> str:
-    return f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
 
 
 def _count(path: Path) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from noisycorr.formats.given import load_array
 from noisycorr.pairs import UsageError
 from noisycorr.run import fingerprint_file
 
@@ -24,6 +25,7 @@ PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
 WORDS = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[^\sa-z0-9]")
 DEV_IMAGES = 1000  # the field validates on the first thousand images
 MIN_COUNT = 4
+MAX_WORDS = 10_000_000  # of a vocabulary; each is a row of the network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +121,15 @@ def read_regions(folder: Path, split: str, tokens: str, *, limit: int | None = N
     """
     image_path, text_path = region_files(folder, split, tokens)
     try:
-        images = np.load(image_path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        images = load_array(image_path)
+    except ValueError as error:
         raise UsageError(f"{image_path} cannot be read as an array: {error}.") from error
     if images.ndim != 3 or not np.issubdtype(images.dtype, np.floating):
         raise UsageError(f"{image_path} holds {images.dtype} {images.shape}, expected floats (images, regions, width).")
-    lines = text_path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = text_path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{text_path} cannot be read as UTF-8: {error}.") from error
     lines = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
     texts = [line.partition("\t")[2] for line in lines] if text_path.suffix == ".tsv" else lines
     if not len(images) or not texts or len(texts) % len(images):
@@ -150,8 +155,11 @@ def read_vocabulary(path: Path) -> Vocabulary:
         number = json.loads(path.read_text(encoding="utf-8"))["word2idx"]
         number = {str(word): int(place) for word, place in number.items()}
         size = max(number.values()) + 1
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"--vocab {path} is no vocabulary: expected JSON with word2idx ({error}).") from error
+        if min(number.values()) < 0 or size > MAX_WORDS:
+            raise ValueError(f"a number is not in 0 to {MAX_WORDS - 1:,}")
+    except Exception as error:  # whatever stands in place of words and numbers
+        told = " ".join(str(error).split())[:200]
+        raise UsageError(f"--vocab {path} is no vocabulary: expected JSON with word2idx ({told}).") from error
     if missing := [word for word in (START, END, UNKNOWN) if word not in number]:
         raise UsageError(f"--vocab {path} has no {missing[0]}.")
     return Vocabulary(number=number, size=size)

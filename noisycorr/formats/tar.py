@@ -167,7 +167,7 @@ def _pax_records(body: bytes) -> dict[str, str]:
 
 
 def _number(text: str) -> int:
-    if not (text.isdigit() and len(text) < 20):
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise BrokenArchive("damaged header: size is not a number")
     return int(text)
 

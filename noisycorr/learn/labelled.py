@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from noisycorr.embed import read_facts
+from noisycorr.formats.given import load_array, load_rows
 from noisycorr.learn.corpus import read_corpus
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, fingerprint_file
@@ -107,12 +105,11 @@ def read_features_file(path: Path) -> np.ndarray:
     if not path.is_file():
         raise UsageError(f"{path} is not a file: name a .npy file of features.")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"{path} cannot be read as a NumPy array: {str(error)[:200]}.") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
-        shape = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
-        raise UsageError(f"{path} must be an array of floats (rows, numbers), not {shape}.")
+        array = load_array(path)
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be read as a NumPy array: {error}.") from None
+    if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
+        raise UsageError(f"{path} must be an array of floats (rows, numbers), not {array.dtype} {array.shape}.")
     return array
 
 
@@ -153,10 +150,10 @@ def _with_labels(rows: Labelled, path: Path) -> Labelled:
         raise UsageError(f"--labels {path} is not a file.")
     if path.suffix == ".npy":
         try:
-            values = np.load(path, allow_pickle=False)
+            values = load_array(path)
         except (OSError, ValueError, EOFError) as error:
             raise UsageError(f"{path} cannot be read as a NumPy array: {str(error)[:200]}.") from None
-        if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iuUS":
+        if values.ndim != 1 or values.dtype.kind not in "iuUS":
             raise UsageError(f"{path} must be whole numbers or words, one a row, not {values.dtype} {values.shape}.")
         if len(values) != len(rows.keys):
             raise UsageError(f"{path} has {len(values):,} labels, but there are {len(rows.keys):,} rows.")
@@ -180,15 +177,9 @@ def _word(value: Any) -> str | None:
 
 def _table(path: Path) -> list[dict[str, Any]]:
     try:
-        if path.suffix == ".parquet":
-            rows = pq.read_table(path).to_pylist()
-        elif path.suffix in (".jsonl", ".json"):
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-        else:
-            body = io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
-            rows = list(csv.DictReader(body, delimiter="\t" if path.suffix == ".tsv" else ","))
-    except (ValueError, csv.Error, OSError) as error:
-        raise UsageError(f"--labels {path} could not be parsed: {str(error)[:200]}.") from None
+        rows = load_rows(path)
+    except ValueError as error:
+        raise UsageError(f"--labels {path} could not be parsed: {error}.") from None
     if not rows or not all(isinstance(row, dict) and {"key", "label"} <= set(row) for row in rows):
         raise UsageError(f"--labels {path} needs rows with the columns key and label.")
     return rows

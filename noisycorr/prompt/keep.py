@@ -105,13 +105,17 @@ def load_prompt(path: Path, *, encoder: str, names: Sequence[str]) -> tuple[dict
         raise UsageError(f"the prompt {path} could not be read: {' '.join(str(error).split())[:120]}.") from error
     if KIND not in told:
         raise UsageError(f"{path} holds no prompt: expected prompt.safetensors of `noisycorr prompt`.")
-    facts: dict[str, Any] = json.loads(told[KIND])
-    if facts["encoder"] != encoder:
+    try:
+        facts: dict[str, Any] = json.loads(told[KIND])
+        owner, own_names = facts["encoder"], list(facts["names"])
+        weights = load_file(path)
+    except Exception as error:  # of json and safetensors, or of facts that are not those written by `save_prompt`
+        raise UsageError(f"the prompt {path} is damaged: {' '.join(str(error).split())[:120]}.") from error
+    if owner != encoder:
         raise UsageError(f"the prompt {path} is for the tower {facts['encoder']}, not for {encoder}: use that.")
-    weights = load_file(path)
-    if facts["context"] == "class" and "context" in weights and list(facts["names"]) != list(names):
+    if facts.get("context") == "class" and "context" in weights and own_names != list(names):
         raise UsageError(
-            f"the prompt {path} has one context for each of {len(facts['names'])} classes, which are not these."
+            f"the prompt {path} has one context for each of {len(own_names)} classes, which are not these."
         )
     return weights, facts
 

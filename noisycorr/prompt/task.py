@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from noisycorr.formats.given import load_rows
 from noisycorr.pairs import UsageError
+from noisycorr.strict_yaml import load_yaml
 
 UNKNOWN = -1
 
@@ -91,15 +89,11 @@ def read_classes(path: Path) -> tuple[list[str], dict[str, list[str]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in (".json", ".yaml", ".yml"):
-            import yaml
-
-            body = yaml.safe_load(text)
+            body = load_yaml(text)
         else:
             body = [line.strip() for line in text.splitlines() if line.strip()]
     except (ValueError, OSError) as error:
         raise UsageError(f"--classes {path} could not be read: {' '.join(str(error).split())[:160]}.") from error
-    except Exception as error:  # yaml's own family
-        raise UsageError(f"--classes {path} is not valid YAML: {' '.join(str(error).split())[:160]}.") from error
     if not isinstance(body, list | dict) or not body:
         raise UsageError(f"--classes {path} holds no class names: expected one on each line.")
     told = body if isinstance(body, dict) else {}
@@ -192,11 +186,6 @@ def _table(path: Path) -> list[dict[str, object]]:
     if not path.is_file():
         raise UsageError(f"--labels {path} is not a file; expected a csv, tsv, jsonl or parquet with key and label.")
     try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path).to_pylist()
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix in (".jsonl", ".json"):
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","))
-    except (ValueError, csv.Error, OSError) as error:
-        raise UsageError(f"--labels {path} could not be parsed: {' '.join(str(error).split())[:160]}.") from error
+        return load_rows(path)
+    except ValueError as error:
+        raise UsageError(f"--labels {path} could not be parsed: {error}.") from error

@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from noisycorr.pairs import UsageError, is_truth
+from noisycorr.strict_yaml import load_yaml
 
 SYNSET = re.compile(r"n\d{8}|[\w'.-]+\.[nvars]\.\d{2}")
 LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "categories", "target", "query", "tags", "tag",
@@ -83,7 +84,7 @@ def read_classes(path: Path) -> ClassList:
     try:
         text = path.read_text(encoding="utf-8-sig")
         items = _yaml_items(text, path) if path.suffix.lower() in (".yaml", ".yml", ".json") else _text_items(text)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"--classes {path} could not be read: {' '.join(str(error).split())}.") from error
     return make_classes(items, str(path))
 
@@ -179,7 +180,7 @@ def plain_name(name: str) -> str:
 
 
 def _yaml_items(text: str, path: Path) -> list[tuple[str, Sequence[str]]]:
-    body = yaml.safe_load(text)
+    body = load_yaml(text)
     if isinstance(body, Mapping) and set(body) == {"classes"}:
         body = body["classes"]
     if isinstance(body, Mapping):

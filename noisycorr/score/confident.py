@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import sparse
 
 from noisycorr.pairs import UsageError
 
@@ -25,6 +24,7 @@ RULES = (
     "low_self_confidence", "low_normalized_margin",
 )  # fmt: skip
 FLOOR, SLACK, UNREACHABLE = 2e-6, 1e-6, 2.0
+CHUNK = 8192  # rows at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,23 +73,7 @@ def confident_joint(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndar
     Raises:
         UsageError: If shapes do not fit or a label is out of range.
     """
-    p, y = _checked(probabilities, labels)
-    c = p.shape[1]
-    size = np.bincount(y, minlength=c)
-    own = p[np.arange(len(y)), y]
-    mean = np.bincount(y, own, minlength=c) / np.maximum(size, 1)
-    threshold = np.where(size > 0, np.maximum(mean, FLOOR), UNREACHABLE)
-    confident = p >= threshold - SLACK
-    many = confident.sum(axis=1)
-    guess = np.where(many == 1, confident.argmax(axis=1), p.argmax(axis=1))
-    guess[many == 0] = -1
-    counted = guess >= 0
-    counts = np.asarray(
-        sparse.coo_matrix((np.ones(int(counted.sum()), np.int64), (y[counted], guess[counted])), (c, c)).toarray()
-    )
-    np.fill_diagonal(counts, np.maximum(np.diagonal(counts), 1))
-    return Joint(threshold=threshold, guess=guess, counts=counts, calibrated=_calibrate(counts, size),
-                 warning=_doubt(counts))  # fmt: skip
+    return _joint(*_checked(probabilities, labels))[0]
 
 
 def label_issues(
@@ -118,24 +102,22 @@ def label_issues(
     if not 0 < frac_noise <= 1 or min_examples_per_class < 0:
         raise UsageError(f"frac_noise is {frac_noise}, expected above 0 and at most 1; and no negative examples.")
     p, y = _checked(probabilities, labels)
-    joint = confident_joint(p, y)
-    predicted = p.argmax(axis=1)
     if filter_by == "predicted_neq_given":
-        return predicted != y
+        return np.concatenate([p[part].argmax(axis=1) != y[part] for part in _chunks(len(y))])
+    joint, predicted = _joint(p, y)
     counted = (joint.guess >= 0) & (joint.guess != y) & (predicted != y)
     if filter_by == "confident_learning":
         return counted
     if filter_by.startswith("low_"):
         score = self_confidence(p, y) if filter_by == "low_self_confidence" else normalized_margin(p, y)
-        out = np.zeros(len(y), bool)
-        out[np.argsort(score, kind="stable")[: round(frac_noise * int(counted.sum()))]] = True
-        return out
+        return _lowest(score, round(frac_noise * int(counted.sum())))
     prune = _pruned(joint.calibrated, frac_noise, min_examples_per_class)
-    out = np.ones(len(y), bool)
-    if filter_by in ("prune_by_class", "both"):
-        out &= _by_class(p, y, prune, min_examples_per_class)
-    if filter_by in ("prune_by_noise_rate", "both"):
-        out &= _by_noise_rate(p, y, prune, min_examples_per_class)
+    out = np.zeros(len(y), bool)
+    order = np.argsort(y, kind="stable")
+    ends = np.cumsum(np.bincount(y, minlength=p.shape[1]))
+    for a, rows in enumerate(np.split(order, ends[:-1])):
+        if len(rows) > min_examples_per_class:
+            out[rows] = _prune(p[rows], a, prune[a], filter_by)
     return out & (predicted != y)
 
 
@@ -146,10 +128,12 @@ def self_confidence(p: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) 
 
 def normalized_margin(p: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """(P[i, y_i] - max_{k != y_i} P[i, k] + 1) / 2, in [0, 1], lower = more suspicious."""
-    own = self_confidence(p, labels)
-    others = p.copy()
-    others[np.arange(len(labels)), labels] = -np.inf
-    return (own - others.max(axis=1) + 1) / 2
+    own, other = self_confidence(p, labels), np.empty(len(labels), p.dtype)
+    for part in _chunks(len(labels)):
+        others = p[part].copy()
+        others[np.arange(len(others)), labels[part]] = -np.inf
+        other[part] = others.max(axis=1)
+    return (own - other + 1) / 2
 
 
 def confidence_weighted_entropy(p: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -190,7 +174,34 @@ def _checked(p: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     if y.min() < 0 or y.max() >= p.shape[1]:
         wrong = y[(y < 0) | (y >= p.shape[1])][0]
         raise UsageError(f"label {wrong} is outside of the {p.shape[1]} classes: leave such rows out first.")
-    return np.asarray(p, np.float64), y.astype(np.int64)
+    p = np.asarray(p)
+    return p if p.dtype in (np.float32, np.float64) else p.astype(np.float64), y.astype(np.int64)
+
+
+def _chunks(n: int) -> list[slice]:
+    """Rows that fit into the cache together."""
+    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
+
+
+def _joint(p: np.ndarray, y: np.ndarray) -> tuple[Joint, np.ndarray]:
+    """The counts, and int64 (n,): the likeliest class of each row."""
+    c = p.shape[1]
+    size = np.bincount(y, minlength=c)
+    mean = np.bincount(y, self_confidence(p, y), minlength=c) / np.maximum(size, 1)
+    threshold = np.where(size > 0, np.maximum(mean, FLOOR), UNREACHABLE)
+    predicted, guess = np.empty(len(y), np.int64), np.empty(len(y), np.int64)
+    least = (threshold - SLACK).astype(p.dtype)
+    for part in _chunks(len(y)):
+        confident = p[part] >= least
+        predicted[part] = p[part].argmax(axis=1)
+        first, last = confident.argmax(axis=1), c - 1 - confident[:, ::-1].argmax(axis=1)
+        some = confident[np.arange(len(first)), first]
+        guess[part] = np.where(some, np.where(first == last, first, predicted[part]), -1)
+    counted = guess >= 0
+    counts = np.bincount(y[counted] * c + guess[counted], minlength=c * c).reshape(c, c)
+    np.fill_diagonal(counts, np.maximum(np.diagonal(counts), 1))
+    return Joint(threshold=threshold, guess=guess, counts=counts, calibrated=_calibrate(counts, size),
+                 warning=_doubt(counts)), predicted  # fmt: skip
 
 
 def _calibrate(counts: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -218,24 +229,32 @@ def _pruned(calibrated: np.ndarray, frac_noise: float, least: int) -> np.ndarray
     return moved
 
 
-def _by_class(p: np.ndarray, y: np.ndarray, prune: np.ndarray, least: int) -> np.ndarray:
-    out = np.zeros(len(y), bool)
-    for a in np.unique(y):
-        rows = np.flatnonzero(y == a)
-        if len(rows) > least:
-            out[rows[np.argsort(p[rows, a], kind="stable")[: len(rows) - int(prune[a, a])]]] = True
+def _prune(block: Float[np.ndarray, "m c"], a: int, prune: Int[np.ndarray, " c"], rule: str) -> np.ndarray:
+    """Which of the rows that were given class a are pruned.
+
+    by class        the m - prune_a of the least P[i,a]
+    by noise rate   for each b != a the prune_b of the largest P[i,b] - P[i,a]
+    """
+    by_rank = np.ascontiguousarray(block.T)
+    out = np.ones(len(block), bool)
+    if rule in ("prune_by_class", "both"):
+        out &= _lowest(by_rank[a], len(block) - int(prune[a]))
+    if rule in ("prune_by_noise_rate", "both"):
+        any_class = np.zeros(len(block), bool)
+        for b in np.flatnonzero(prune):
+            if b != a:
+                any_class |= _lowest(by_rank[a] - by_rank[b], int(prune[b]))
+        out &= any_class
     return out
 
 
-def _by_noise_rate(p: np.ndarray, y: np.ndarray, prune: np.ndarray, least: int) -> np.ndarray:
-    out = np.zeros(len(y), bool)
-    for a, b in zip(*np.nonzero(prune)):
-        if a == b:
-            continue
-        rows = np.flatnonzero(y == a)
-        if len(rows) > least:
-            margin = p[rows, b] - p[rows, a]
-            out[rows[np.argsort(-margin, kind="stable")[: int(prune[a, b])]]] = True
+def _lowest(score: Float[np.ndarray, " m"], k: int) -> Bool[np.ndarray, " m"]:
+    """The k lowest; of equal ones the first."""
+    if k <= 0 or k >= len(score):
+        return np.full(len(score), k > 0)
+    limit = np.partition(score, k - 1)[k - 1]
+    out = score < limit
+    out[np.flatnonzero(score == limit)[: k - int(out.sum())]] = True
     return out
 
 

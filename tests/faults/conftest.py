@@ -1,6 +1,6 @@
-"""The helpers of the other tests."""
+"""The helpers of the other tests, and what the fuzzers try."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "scripts")]

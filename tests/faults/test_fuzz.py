@@ -175,9 +175,9 @@ def test_a_config_that_unfolds_is_refused_at_once(tmp_path: Path):
     lines += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     (tmp_path / "c.yaml").write_text("\n".join(lines))
     (tmp_path / "long.yaml").write_text("#" * 2_000_000)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UsageError, match="line 2 has an alias"):
         read_config(tmp_path / "c.yaml")
     with pytest.raises(UsageError, match="2,000,000 bytes"):
         read_config(tmp_path / "long.yaml")
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
