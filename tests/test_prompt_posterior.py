@@ -145,6 +145,18 @@ def test_the_guard_undoes_what_similar_images_contradict(kind):
         assert kept[True] == (before, True) and kept[False][0] < before and not kept[False][1]
 
 
+def test_nothing_is_built_on_a_hopeless_zero_shot_answer_unless_labels_are_given():
+    for shots, guard in ((0, True), (0, False), (2, True)):
+        task, image, joint, classes, zero, _ = world(shots=shots)
+        flat = torch.from_numpy(0.02 * zero)
+        rounds = Rounds(guard=guard, guard_agree=0.0)
+        posterior = Posterior(task, image, special.softmax(flat.numpy(), axis=1), rounds, seed=0)
+        model = ResidualPrompt(classes, joint, scale=3.0)
+        state = tune(task, model, flat, rounds, Steps(epochs=2), posterior=posterior)
+        assert state.hopeless == (shots == 0 and guard) and state.hopeless == (not state.history)
+        assert state.hopeless == torch.equal(model.classes(), torch.nn.functional.normalize(classes, dim=-1))
+
+
 def test_wrong_labels_that_similar_images_contradict_are_not_learned():
     task, image, joint, classes, zero, truth = world()
     test, wrong, after = np.flatnonzero(task.held), 0.6, {}

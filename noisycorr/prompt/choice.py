@@ -80,7 +80,8 @@ class Rounds:
         confidence: Pseudo-labels count for their probability to this power, >= 0; 0 = all alike.
         decay: And for this to the power of the rounds since the image first got the label, in (0, 1].
         floor: But for this at least, in [0, 1].
-        guard: Undo a round after which the model contradicts itself; it is tried once more, slower.
+        guard: Undo a round after which the model contradicts itself, or similar images; it is tried once more, slower.
+            Without given labels, do not begin where zero-shot is hardly sure of anything.
         guard_fit: How far the share of images that get their own pseudo-label may fall in a round, in [0, 1].
         guard_agree: Least share of images that are predicted as in the round before, in [0, 1].
 

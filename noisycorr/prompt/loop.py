@@ -22,6 +22,7 @@ from torch import Tensor
 from noisycorr.prompt.choice import Rounds, Steps
 from noisycorr.prompt.fit import Lesson, fit_round
 from noisycorr.prompt.knn_clean import neighbor_clean
+from noisycorr.prompt.measure import doubts
 from noisycorr.prompt.model import Prompted, restore, snapshot
 from noisycorr.prompt.objective import transport_clean, trust
 from noisycorr.prompt.posterior import Posterior
@@ -42,7 +43,7 @@ class State:
         named: int64 (u,): open class that each unlabelled image had last, -1 = none yet.
         since: int64 (u,): round in which it first got it, from 1; 0 = none yet.
         history: One record for each round.
-        stopped: True if the guard ended the loop.
+        stopped: True if the guard ended the loop; without a record in `history` it did not let it begin.
     """
 
     weights: dict[str, Tensor]
@@ -51,6 +52,11 @@ class State:
     since: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
+
+    @property
+    def hopeless(self) -> bool:
+        """True if the guard did not let the loop begin."""
+        return self.stopped and not self.history
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,9 @@ def tune(
     counts = schedule(task, rounds, prior)
     p = probabilities(model, task) if state.history else softmax(zero[task.unlabelled][:, task.open])
     reference = None
-    if posterior is not None and posterior.witnesses and rounds.guard:
+    if rounds.guard and not len(task.labelled) and not state.history and doubts(p)["warning"]:
+        state.stopped = True  # nothing built on such an answer has gained
+    elif posterior is not None and posterior.witnesses and rounds.guard:
         before = softmax(zero[task.unlabelled][:, task.open])
         told_first = posterior.witness(before).argmax(1)
         reference = Reference(told_first, float((before.argmax(1) == told_first).mean()))
