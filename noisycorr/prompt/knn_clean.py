@@ -1,4 +1,4 @@
-"""Which pseudo-labels similar images bear out: votes of nearest neighbours, by the labels as they are, right or wrong."""
+"""Which pseudo-labels similar images bear out: votes of nearest neighbours by their labels, right or wrong."""
 
 from __future__ import annotations
 

@@ -8,7 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 LOSES = 0.05  # a class that loses more is counted
-SURE, SPREAD = 0.2, 0.3  # below them zero-shot is too poor; sets that gain have 0.34 and 0.45 at least, emoji 0.14, 0.24
+SURE, SPREAD = (
+    0.2,
+    0.3,
+)  # below them zero-shot is too poor; sets that gain have 0.34 and 0.45 or more
 
 
 def accuracy(predicted: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> float:

@@ -40,7 +40,7 @@ class Posterior:
         self._near: np.ndarray | None = None
         self._rows = np.concatenate([task.unlabelled, task.labelled])
         self._features = features
-        small = 3 < len(self._rows) and len(self._rows) * len(task.names) <= MOST
+        small = len(self._rows) > 3 and len(self._rows) * len(task.names) <= MOST
         self.mixes = self._kind == "mixture" and small
         self.witnesses = small and (self.mixes or rounds.guard)
         if self._kind == "neighbors":
