@@ -144,9 +144,11 @@ def active_rounds(features: np.ndarray, label: np.ndarray, pool: np.ndarray, tes
         asked = np.concatenate([test, pool])
         chances = np.zeros((len(features), classes))
         chances[asked] = linear_probe(features[known], label[known], features[asked], classes=classes, strength=30)
-        right = float((chances[test].argmax(1) == label[test]).mean())
+        right = chances[test].argmax(1) == label[test]
+        by_class = [right[label[test] == one].mean() for one in np.unique(label[test])]
         even = class_balance(np.bincount(label[known], minlength=classes)[np.unique(label[pool])])
-        out.append({"round": step, "labels": len(known), "accuracy": 100 * right, "balance": even})
+        out.append({"round": step, "labels": len(known), "accuracy": 100 * float(right.mean()),
+                    "class_mean": 100 * float(np.mean(by_class)), "balance": even})  # fmt: skip
         rest = np.setdiff1d(pool, known)
         acquisition, _, pcb = how.partition("+")
         wanted = min(len(rest), max(budget, len(pool) // 10) if pcb else budget)
@@ -174,12 +176,13 @@ def active_lines(rows: list[Row]) -> list[str]:
 
 
 def active_line(rows: list[Row]) -> str:
-    """One set."""
+    """One set: accuracy after each round, and its mean over classes after a stroke."""
     mean = defaultdict(list)
     for row in rows:
-        mean[row["how"], row["round"]].append(row["accuracy"])
+        mean[row["how"], row["round"]].append((row["accuracy"], row["class_mean"]))
     steps = sorted({int(str(row["round"])) for row in rows})
-    return "; ".join(f"{how} " + " ".join(f"{np.mean(mean[how, step]):.1f}" for step in steps) for how in ACQUISITIONS)
+    told = {key: " / ".join(f"{x:.1f}" for x in np.mean(found, axis=0)) for key, found in mean.items()}
+    return "; ".join(f"{how} " + " ".join(told[how, step] for step in steps) for how in ACQUISITIONS)
 
 
 def emoji_column(data: Path, name: str) -> list[str]:
