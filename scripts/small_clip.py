@@ -4,8 +4,8 @@ python scripts/small_clip.py DATA SETS OUT [--epochs 8]
 
 DATA holds the folders fashion and emoji, SETS what scripts/prompt_sets.py wrote: no picture of these is learned from.
 OUT/model is an open_clip model (`open_clip:local-dir:OUT/model`), OUT/fashion, emoji, caltech and cifar10 are the sets
-with its features, which `noisycorr bench prompt --clip_model open_clip:local-dir:OUT/model` reads. The same command continues
-after the last whole epoch; what is done is not done again.
+with its features, which `noisycorr bench prompt --clip_model open_clip:local-dir:OUT/model` reads. The same command
+continues after the last whole epoch; what is done is not done again.
 """
 
 from __future__ import annotations
