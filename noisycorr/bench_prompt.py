@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from noisycorr.encoders import load_encoder
 from noisycorr.formats import Source
 from noisycorr.learn.batches import stream_seed
 from noisycorr.learn.bench_words import listed, read_spec
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, check_words
 from noisycorr.prompt.build import build, scale_of, zero_shot
 from noisycorr.prompt.choice import Context, Rounds, Steps
 from noisycorr.prompt.loop import learn_labels, probabilities, tune
@@ -57,6 +57,8 @@ class Bench:
             (62 % of the classes are labelled, pseudo-labels name the others), wrong=0.4 (share of pseudo-labels that
             are made wrong).
         seeds: Of the part of the pool, the given labels and the prompt, joined by commas.
+        measured: test measures on the test images, rest on the part of the pool that a seed leaves out: there, with
+            other seeds, settings are chosen.
 
     Raises:
         UsageError: If a list is empty, or a method or option is unknown.
@@ -68,8 +70,10 @@ class Bench:
         "prompt+shots=2"
     )
     seeds: str = "0,1,2,3,4"
+    measured: Literal["test", "rest"] = "test"
 
     def __post_init__(self) -> None:
+        check_words(self)
         if not all(listed(text) for text in (self.sets, self.methods, self.seeds)):
             raise UsageError("--sets, --methods and --seeds need a word each, such as --sets NAME=SOURCE.")
         if bad := [text for text in listed(self.sets) if "=" not in text]:
@@ -174,7 +178,7 @@ def bench(
         data, side = load_set(text, run, clip_model)
         for seed in map(int, listed(choice.seeds)):
             for spec, method in methods.items():
-                row = run_cell(data, side, spec, method, seed, run)
+                row = run_cell(data, side, spec, method, seed, run, measured=choice.measured)
                 rows.append(row)
                 console.say(f"{row['set']} seed {seed} {spec}: {row['after']:.1%} (zero-shot {row['before']:.1%}), "
                             f"{row['seconds']:.0f} s")  # fmt: skip
@@ -200,7 +204,8 @@ def load_set(text: str, run: Run, clip_model: str) -> tuple[BenchSet, TextSide]:
     return data, text_side(encoder)
 
 
-def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: int, run: Run) -> dict[str, Any]:
+def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: int, run: Run, *,
+             measured: str = "test") -> dict[str, Any]:  # fmt: skip
     """One method on one set with one seed, unless its result is there.
 
     Returns:
@@ -209,14 +214,14 @@ def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: in
     if method.context.prompt not in ("text", "residual"):
         raise UsageError("the benchmark works on stored features: only --prompt text or residual goes with it.")
     inputs = {"set": [(one.stage("embed") or {})["fingerprint"] for one in data.images.runs], "seed": seed,
-              "method": dataclasses.asdict(method), "noisycorr": __version__}  # fmt: skip
+              "method": dataclasses.asdict(method), "noisycorr": __version__, "measured": measured}  # fmt: skip
     path = run.folder / "cells" / f"{data.name}-{fingerprint(inputs)}.json"
     if path.exists():
         found: dict[str, Any] = read_json(path)
         return found
     started = time.process_time()
     device = data.joint.device
-    task = draw_task(data, method, seed)
+    task = draw_task(data, method, seed, measured)
     zero = zero_shot(side, data.names, method.context, {}, device)
     logits = scale_of(side, method.context) * data.joint @ zero.T
     test = np.flatnonzero(task.held & task.usable & (data.truth >= 0))
@@ -230,21 +235,23 @@ def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: in
         steps = dataclasses.replace(method.steps, seed=seed)
         model = build(None, side, data.names, method.context, features=data.joint, zero=zero, pixels=None, seed=seed,
                       device=device)  # fmt: skip
+        chances = torch.softmax(logits, 1).cpu().numpy()
+        posterior = Posterior(task, data.images.features, chances, method.rounds, seed=seed)
+        hopeless = False
         if method.kind == "labels":
             learn_labels(task, model, steps)
         else:
-            chances = torch.softmax(logits, 1).cpu().numpy()
-            posterior = Posterior(task, data.images.features, chances, method.rounds, seed=seed)
             corrupt = partial(make_wrong, len(task.open), method.wrong, seed) if method.wrong else None
             state = tune(task, model, logits, method.rounds, steps, posterior=posterior, corrupt=corrupt)
+            hopeless = state.hopeless
             row |= {"stopped": state.stopped, "retried": sum(one["retried"] for one in state.history),
                     "precision": precision(task, data.truth, state.selected)}  # fmt: skip
         every = np.flatnonzero(task.usable)
         p = np.zeros((len(task.keys), len(data.names)), np.float32)
         p[every] = probabilities(model, task, every, every=True)
         after = p[test].argmax(1)
-        if method.kind == "prompt" and posterior.mixes:
-            answers = posterior.answers(p)[test].argmax(1)
+        if posterior.mixes:
+            answers = (p if hopeless else posterior.answers(p))[test].argmax(1)
             row |= {"settled": accuracy(answers, data.truth[test])}
             if task.seen.any():
                 row |= {"settled_harmonic": compare(before, answers, data.truth[test], len(data.names),
@@ -271,15 +278,18 @@ def free_answer(data: BenchSet, side: TextSide, task: Task, logits: torch.Tensor
     return out
 
 
-def draw_task(data: BenchSet, method: Method, seed: int) -> Task:
-    """A part of the pool with few labels, or with all those of some classes."""
+def draw_task(data: BenchSet, method: Method, seed: int, measured: str = "test") -> Task:
+    """A part of the pool with few labels, or with all those of some classes; test images, or the rest of the pool."""
     rng = np.random.default_rng(stream_seed(seed, "bench prompt"))
     images, c = data.images, len(data.names)
     usable = images.features.any(1) & (data.truth >= 0)
     pool = np.flatnonzero(usable & ~images.is_test)
-    usable[pool[rng.permutation(len(pool))[int(POOL * len(pool)) :]]] = False
+    rest = np.zeros(len(usable), bool)
+    rest[pool[rng.permutation(len(pool))[int(POOL * len(pool)) :]]] = True
+    usable &= ~(rest if measured == "test" else images.is_test)
+    held = images.is_test if measured == "test" else rest
     label = np.full(len(images.keys), -1, np.int64)
-    order = rng.permutation(np.flatnonzero(usable & ~images.is_test))
+    order = rng.permutation(np.flatnonzero(usable & ~held))
     seen = np.zeros(c, bool)
     if method.shots:
         for k in range(c):
@@ -289,7 +299,7 @@ def draw_task(data: BenchSet, method: Method, seed: int) -> Task:
         seen[rng.permutation(c)[: int(SEEN * c)]] = True
         mine = order[seen[data.truth[order]]]
         label[mine] = data.truth[mine]
-    return Task(names=data.names, keys=images.keys, usable=usable, label=label, seen=seen, held=images.is_test)
+    return Task(names=data.names, keys=images.keys, usable=usable, label=label, seen=seen, held=held)
 
 
 def make_wrong(classes: int, share: float, seed: int, selected: Selected) -> Selected:

@@ -151,7 +151,7 @@ def finish(plan: Plan, run: Run, images: Images, ready: Ready, state: State, evi
     with torch.no_grad():
         vectors = model.classes().float().cpu().numpy()
     zero = ready.baselines["zero-shot"]
-    report = summary(plan, ready, state, evidence, p, ready.posterior.answers(p), seconds)
+    report = summary(plan, ready, state, evidence, p, p if state.hopeless else ready.posterior.answers(p), seconds)
     if not dist.is_main():
         return report
     save_prompt(run.path("prompt.safetensors"), state.weights,

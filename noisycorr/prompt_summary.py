@@ -59,7 +59,7 @@ def summary(plan: Plan, ready: Ready, state: State, evidence: dict[str, Any], p:
         report["baselines"] = {
             name: accuracy(labels_of(found)[asked], truth) for name, found in ready.baselines.items()
         }
-        if ready.posterior.mixes:
+        if ready.posterior.mixes and not state.hopeless:
             report["settled"] = accuracy(settled.argmax(1)[asked], truth)
         report["label_precision"] = _precision(task, state, ready.truth)
     return report
@@ -109,7 +109,9 @@ def tell_end(run: Run, report: dict[str, Any], seconds: float) -> None:
         if "harmonic" in found:
             say(f"seen {found['seen']:.1%}, unseen {found['unseen']:.1%}, harmonic mean {found['harmonic']:.1%} "
                 f"(zero-shot {found['harmonic_before']:.1%})")  # fmt: skip
-    if report["stopped"]:
+    if report["stopped"] and not report["history"]:
+        console.warn("the guard did not let the loop begin: the classifier is zero-shot's")
+    elif report["stopped"]:
         console.warn("the guard stopped the loop: the last round contradicted itself and was undone")
     here, released = report["encodings"]["here"], report["encodings"]["released"]
     say(

@@ -4,8 +4,8 @@
 
 tune: a dual encoder (one hidden layer a side, 128 wide) is trained on fashion titles and emoji names with 0, 10 or
 30 % of the texts swapped, by the engine of `noisycorr train`, and frozen. On its image features heads are tuned from
-500 labels and tested inside the domain and outside: emoji subgroups on drawings of a style that was not tuned on,
-CIFAR-10 and Caltech on pictures turned by 20 degrees, with noise.
+`--shots` labels and tested inside the domain and outside: emoji subgroups on drawings of a style that was not tuned
+on, CIFAR-10 and Caltech on pictures turned by 15 degrees.
 
 active: rounds of as many labels as there are classes, the first at random and the same for all; then by what the
 classifier (logistic regression on 128 principal components) says of the pool. transductive: zero-shot ConSE space.
@@ -48,7 +48,7 @@ from noisycorr.score.zlap import zlap
 from noisycorr.strategies import load_strategy
 
 RATES = (0.0, 0.1, 0.3)
-SHOTS, TESTED, TURNED = 500, 1000, 200
+TESTED, TURNED, DEGREES = 1000, 200, 15
 STYLES = ("noto", "fluent-emoji-flat")
 SCALE = 30.0  # of the ConSE space, whose cosines spread wider than those of CLIP
 ACQUISITIONS = ("random", "random+pcb", "entropy", "entropy+pcb", "badge", "badge+pcb")
@@ -144,9 +144,11 @@ def active_rounds(features: np.ndarray, label: np.ndarray, pool: np.ndarray, tes
         asked = np.concatenate([test, pool])
         chances = np.zeros((len(features), classes))
         chances[asked] = linear_probe(features[known], label[known], features[asked], classes=classes, strength=30)
-        right = float((chances[test].argmax(1) == label[test]).mean())
+        right = chances[test].argmax(1) == label[test]
+        by_class = [right[label[test] == one].mean() for one in np.unique(label[test])]
         even = class_balance(np.bincount(label[known], minlength=classes)[np.unique(label[pool])])
-        out.append({"round": step, "labels": len(known), "accuracy": 100 * right, "balance": even})
+        out.append({"round": step, "labels": len(known), "accuracy": 100 * float(right.mean()),
+                    "class_mean": 100 * float(np.mean(by_class)), "balance": even})  # fmt: skip
         rest = np.setdiff1d(pool, known)
         acquisition, _, pcb = how.partition("+")
         wanted = min(len(rest), max(budget, len(pool) // 10) if pcb else budget)
@@ -174,12 +176,13 @@ def active_lines(rows: list[Row]) -> list[str]:
 
 
 def active_line(rows: list[Row]) -> str:
-    """One set."""
+    """One set: accuracy after each round, and its mean over classes after a stroke."""
     mean = defaultdict(list)
     for row in rows:
-        mean[row["how"], row["round"]].append(row["accuracy"])
+        mean[row["how"], row["round"]].append((row["accuracy"], row["class_mean"]))
     steps = sorted({int(str(row["round"])) for row in rows})
-    return "; ".join(f"{how} " + " ".join(f"{np.mean(mean[how, step]):.1f}" for step in steps) for how in ACQUISITIONS)
+    told = {key: " / ".join(f"{x:.1f}" for x in np.mean(found, axis=0)) for key, found in mean.items()}
+    return "; ".join(f"{how} " + " ".join(told[how, step] for step in steps) for how in ACQUISITIONS)
 
 
 def emoji_column(data: Path, name: str) -> list[str]:
@@ -222,20 +225,18 @@ def through(features: np.ndarray, rate: float, load: Load, cache: Path) -> np.nd
 
 
 def turned(name: str, data: Path, rows: np.ndarray, cache: Path, encoder: EmbeddedEncoder) -> np.ndarray:
-    """Features of pictures turned by 20 degrees, with noise; cached."""
-    path = cache / f"bench-tune-turned-{name}-{len(rows)}.npy"
+    """Features of pictures turned by 15 degrees; cached."""
+    path = cache / f"bench-tune-turned{DEGREES}-{name}-{len(rows)}.npy"
     if path.exists():
         return np.load(path)
     file = data / {"caltech101": "caltech101/train.parquet", "cifar10n": "cifar10n/train.parquet"}[name]
     images = pq.read_table(file, columns=["image"]).column("image").take(rows).to_pylist()
-    rng = np.random.default_rng(3)
     out = []
     for start in range(0, len(images), BATCH):
         part = []
         for raw in images[start : start + BATCH]:
-            picture = decode_image(raw, max_pixels=10**8).image.convert("RGB").rotate(20, Image.Resampling.BILINEAR)
-            noisy = np.asarray(picture, np.float32) + rng.normal(0, 25, (picture.height, picture.width, 3))
-            part.append(encoder.preprocess(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))))
+            picture = decode_image(raw, max_pixels=10**8).image.convert("RGB")
+            part.append(encoder.preprocess(picture.rotate(DEGREES, Image.Resampling.BILINEAR)))
         out.append(encoder.image(torch.stack(part)).numpy())
     features = np.concatenate(out).astype(np.float16)
     np.save(path, features)
@@ -246,7 +247,7 @@ Row = dict[str, object]
 Task = tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def tasks(load: Load, data: Path, cache: Path, encoder: EmbeddedEncoder, seed: int) -> list[Task]:
+def tasks(load: Load, data: Path, cache: Path, encoder: EmbeddedEncoder, seed: int, shots: int) -> list[Task]:
     """Name; features and labels to tune on, inside and outside of the domain."""
     rng = np.random.default_rng([seed, 11])
     out: list[Task] = []
@@ -256,29 +257,29 @@ def tasks(load: Load, data: Path, cache: Path, encoder: EmbeddedEncoder, seed: i
         fixed = np.random.default_rng(1).permutation(len(label))[:TURNED]  # the same for all seeds, so encoded once
         far = turned(name, data, fixed, cache, encoder)
         rest = rng.permutation(np.setdiff1d(np.arange(len(label)), fixed))
-        own, test = rest[:SHOTS], np.concatenate([rest[SHOTS:], fixed])[:TESTED]
+        own, test = rest[:shots], np.concatenate([rest[shots:], fixed])[:TESTED]
         out.append((name, found.image[own], label[own], found.image[test], label[test], far, label[fixed]))
     emoji = load("emoji")
     label = labels_of(emoji_column(data, "subgroup"))
     style, part = np.array(emoji_column(data, "style")), np.array(emoji_column(data, "concept_split"))
     for held in STYLES:
-        own = rng.permutation(np.flatnonzero((style != held) & (part == "train")))[:SHOTS]
+        own = rng.permutation(np.flatnonzero((style != held) & (part == "train")))[:shots]
         near, far_rows = (np.flatnonzero(where & (part != "train")) for where in (style != held, style == held))
         out.append((f"emoji, {held} held out", emoji.image[own], label[own], emoji.image[near], label[near],
                     emoji.image[far_rows], label[far_rows]))  # fmt: skip
     return out
 
 
-def run_tune(load: Load, data: Path, cache: Path, encoder: EmbeddedEncoder, seed: int) -> list[Row]:
+def run_tune(load: Load, data: Path, cache: Path, encoder: EmbeddedEncoder, seed: int, shots: int) -> list[Row]:
     """Accuracy inside and outside of the domain of each method on each tower."""
     rows: list[Row] = []
-    for name, own, y, near, near_y, far, far_y in tasks(load, data, cache, encoder, seed):
+    for name, own, y, near, near_y, far, far_y in tasks(load, data, cache, encoder, seed, shots):
         seen, place = np.unique(y, return_inverse=True)
         code = np.full(max(y.max(), near_y.max(), far_y.max()) + 1, -1)
         code[seen] = np.arange(len(seen))
         for rate in RATES:
             feats = [through(x, rate, load, cache) for x in (own, near, far)]
-            row = {"set": name, "noise": rate, "seed": seed, "spectrum": sampled_spectrum(feats[0])}
+            row = {"set": name, "noise": rate, "seed": seed, "labels": len(y), "spectrum": sampled_spectrum(feats[0])}
             answers: dict[str, list[np.ndarray]] = {}
             for method in ("linear", "mlp", "nmtune"):
                 head = fit_head(TuneData(features=feats[0], labels=place, classes=len(seen)), NMTune(seed=seed), method)
@@ -306,7 +307,8 @@ def tune_line(rows: list[Row]) -> str:
     mean = defaultdict(list)
     for row in rows:
         mean[row["method"]].append((row["inside"], row["outside"]))
-    shown = "; ".join(f"{how} {np.mean(x, axis=0)[0]:.2f} / {np.mean(x, axis=0)[1]:.2f}" for how, x in mean.items())
+    shown = "; ".join(f"{how} {np.mean(x, axis=0)[0]:.2f} / {np.mean(x, axis=0)[1]:.2f} ({np.mean(x):.2f})"
+                      for how, x in mean.items())  # fmt: skip
     sve, lsvr = (np.mean([row["spectrum"][key] for row in rows]) for key in ("sve", "lsvr"))  # type: ignore[index]
     return f"{shown}; SVE {sve:.3f}, LSVR {lsvr:.3f}"
 
@@ -321,6 +323,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the numbers")
     parser.add_argument("--parts", default="transductive,active,tune")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--shots", type=int, default=1500, help="labels that heads are tuned from")
     parser.add_argument("--rounds", type=int, default=4)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -332,10 +335,10 @@ def main() -> None:
         write_json(given.output / "transductive.json", run_transductive(load, encoder))
     work: dict[str, Callable[[int], list[Row]]] = {
         "active": lambda seed: run_active(load, given.data, seed, given.rounds),
-        "tune": lambda seed: run_tune(load, given.data, given.output, encoder, seed),
+        "tune": lambda seed: run_tune(load, given.data, given.output, encoder, seed, given.shots),
     }
     for part in (name for name in parts if name in work):
-        path = given.output / f"{part}.json"
+        path = given.output / (f"tune-{given.shots}.json" if part == "tune" else f"{part}.json")
         rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         for seed in range(given.seeds):
             if not any(row["seed"] == seed for row in rows):  # what is done is not done again

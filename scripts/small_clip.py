@@ -3,9 +3,9 @@
 python scripts/small_clip.py DATA SETS OUT [--epochs 8]
 
 DATA holds the folders fashion and emoji, SETS what scripts/prompt_sets.py wrote: no picture of these is learned from.
-OUT/model is an open_clip model (`open_clip:local-dir:OUT/model`), OUT/fashion and OUT/emoji are the two sets with its
-features, which `noisycorr bench prompt --clip_model open_clip:local-dir:OUT/model` reads. The same command continues
-after the last whole epoch; what is done is not done again.
+OUT/model is an open_clip model (`open_clip:local-dir:OUT/model`), OUT/fashion, emoji, caltech and cifar10 are the sets
+with its features, which `noisycorr bench prompt --clip_model open_clip:local-dir:OUT/model` reads. The same command
+continues after the last whole epoch; what is done is not done again.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def features(sets: Path, out: Path, name: str) -> None:
 
 
 def main() -> None:
-    """Train, then encode both sets."""
+    """Train, then encode the sets; of the last two no picture nor class was learned from."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     for name in ("data", "sets", "out"):
         parser.add_argument(name, type=Path)
@@ -121,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     train(given.data, given.sets, given.out, given.epochs)
-    for name in ("fashion", "emoji"):
+    for name in ("fashion", "emoji", "caltech", "cifar10"):
         features(given.sets, given.out, name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -143,6 +144,17 @@ def test_without_weights_it_is_the_plain_adapter_bit_by_bit():
     assert not torch.equal(one.head.weight, three.head.weight)
 
 
+def test_an_adapter_starts_from_the_linear_probe_unless_told_otherwise():
+    data = blobs()
+    still = dataclasses.replace(SMALL, lr=1e-12, wd=0.0)
+    linear, begun, other = (fit_head(data, still, "linear"), fit_head(data, still, "nmtune"),
+                            fit_head(data, dataclasses.replace(still, start="random"), "nmtune"))  # fmt: skip
+    assert torch.allclose(begun.head.weight, linear.head.weight, atol=1e-6)
+    assert not torch.allclose(other.head.weight, linear.head.weight, atol=0.1)
+    with pytest.raises(UsageError, match="start"):
+        NMTune(start="mlp")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("method", ["linear", "nmtune"])
 def test_continued_from_a_checkpoint_it_is_the_same(method: str, tmp_path: Path):
     class Killed(Exception):
@@ -171,8 +183,8 @@ def test_continued_from_a_checkpoint_it_is_the_same(method: str, tmp_path: Path)
 
 def test_long_features_are_the_hazard_that_scaling_mends():
     data = blobs()
-    raw = fit_head(data, NMTune(epochs=4, batch_size=16, lr=1e-2, feature_rms=0), "nmtune")
-    scaled = fit_head(data, NMTune(epochs=4, batch_size=16, lr=1e-2), "nmtune")
+    raw = fit_head(data, NMTune(epochs=4, batch_size=16, lr=1e-2, feature_rms=0, w_covariance=0.04), "nmtune")
+    scaled = fit_head(data, NMTune(epochs=4, batch_size=16, lr=1e-2, w_covariance=0.04), "nmtune")
     other = blobs(seed=7)
     right = [(apply_head(net, other.features)[0].argmax(1) == other.labels).mean() for net in (raw, scaled)]
     assert right[1] > right[0] + 0.02

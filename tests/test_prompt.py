@@ -26,7 +26,7 @@ from noisycorr.prompt.task import read_classes, read_labels
 
 HERE = Path(__file__).parent
 N = 24
-FAST = ["--rounds", "2", "--epochs", "2", "--guard_agree", "0", "-q"]
+FAST = ["--rounds", "2", "--epochs", "2", "--guard", "false", "-q"]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,17 @@ def test_from_pictures_to_files_that_others_read(place: Path, capsys: pytest.Cap
     assert main(["clean", str(out / "labelled"), "--output_folder", str(place / "cleaned"), "-q"]) == 0
     assert main(words(place, "out", "--lr", "0.5")) == 2
     assert "lr" in capsys.readouterr().err
+
+
+def test_where_zero_shot_is_hopeless_the_guard_leaves_it_as_it_is(place: Path):
+    line = [word for word in words(place, "hopeless") if word not in ("--guard", "false")]
+    assert main(line) == 0
+    report = json.loads((place / "hopeless" / "report.json").read_text())
+    assert report["stopped"] and not report["history"] and "too poor" in report["doubts"]["warning"]
+    assert report["measures"]["after"] == report["measures"]["before"] == report["baselines"]["zero-shot"]
+    assert "settled" not in report and "did not let the loop begin" in (place / "hopeless" / "report.html").read_text()
+    assert pq.read_table(place / "hopeless" / "pseudo_labels.parquet").num_rows == 0
+    assert pq.read_table(place / "hopeless" / "ledger.parquet").num_rows == N
 
 
 def test_corrected_labels_go_back_in_and_seen_classes_are_left_alone(place: Path):

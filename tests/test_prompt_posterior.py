@@ -122,7 +122,8 @@ def test_a_residual_starts_at_zero_shot_and_learns():
     assert (after == truth[test]).mean() > (zero[test].argmax(1) == truth[test]).mean() + 0.05
 
 
-def test_the_guard_undoes_what_similar_images_contradict():
+@pytest.mark.parametrize("kind", ["mixture", "prompt", "neighbors"])
+def test_the_guard_undoes_what_similar_images_contradict(kind):
     task, image, joint, classes, zero, truth = world()
     test = np.flatnonzero(task.held)
     before = (zero[test].argmax(1) == truth[test]).mean()
@@ -131,7 +132,7 @@ def test_the_guard_undoes_what_similar_images_contradict():
         kept = {}
         for guard in (True, False):
             model = ResidualPrompt(classes, joint, scale=3.0)
-            rounds = Rounds(guard=guard, guard_agree=0.0, guard_fit=1.0)
+            rounds = Rounds(guard=guard, guard_agree=0.0, guard_fit=1.0, posterior=kind)
             posterior = Posterior(task, image, special.softmax(zero, axis=1), rounds, seed=0)
             rng = np.random.default_rng(seed)
 
@@ -142,6 +143,39 @@ def test_the_guard_undoes_what_similar_images_contradict():
             after = probabilities(model, task, test, every=True).argmax(1)
             kept[guard] = (after == truth[test]).mean(), state.stopped
         assert kept[True] == (before, True) and kept[False][0] < before and not kept[False][1]
+
+
+def test_nothing_is_built_on_a_hopeless_zero_shot_answer_unless_labels_are_given():
+    for shots, guard in ((0, True), (0, False), (2, True)):
+        task, image, joint, classes, zero, _ = world(shots=shots)
+        flat = torch.from_numpy(0.02 * zero)
+        rounds = Rounds(guard=guard, guard_agree=0.0)
+        posterior = Posterior(task, image, special.softmax(flat.numpy(), axis=1), rounds, seed=0)
+        model = ResidualPrompt(classes, joint, scale=3.0)
+        state = tune(task, model, flat, rounds, Steps(epochs=2), posterior=posterior)
+        assert state.hopeless == (shots == 0 and guard) and state.hopeless == (not state.history)
+        assert state.hopeless == torch.equal(model.classes(), torch.nn.functional.normalize(classes, dim=-1))
+
+
+def test_wrong_labels_that_similar_images_contradict_are_not_learned():
+    task, image, joint, classes, zero, truth = world()
+    test, wrong, after = np.flatnonzero(task.held), 0.6, {}
+    for clean in ("none", "neighbors"):
+        model = ResidualPrompt(classes, joint, scale=3.0)
+        rounds = Rounds(guard=False)
+        posterior = Posterior(task, image, special.softmax(zero, axis=1), rounds, seed=0)
+        rng = np.random.default_rng(0)
+
+        def spoil(found, rng=rng):
+            chosen = rng.random(len(found)) < wrong
+            return dataclasses.replace(found, label=np.where(chosen, (found.label + rng.integers(1, C, len(found))) % C,
+                                                             found.label))  # fmt: skip
+
+        steps = Steps(epochs=20, lr=0.02, clean=clean)
+        state = tune(task, model, torch.from_numpy(zero), rounds, steps, posterior=posterior, corrupt=spoil)
+        after[clean] = (probabilities(model, task, test, every=True).argmax(1) == truth[test]).mean()
+        assert (state.history[-1]["learned_from"] < state.history[-1]["selected"]) == (clean == "neighbors")
+    assert after["neighbors"] > after["none"] + 0.1
 
 
 def test_changes_by_class_name_the_winners_and_the_losers():

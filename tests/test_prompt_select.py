@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import collections
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import prompt_reference as slow
+from scipy import special
 
 from noisycorr.prompt import objective
 from noisycorr.prompt.exclusive import exclusive_greedy
+from noisycorr.prompt.knn_clean import neighbor_clean
 from noisycorr.prompt.leaderboard import leaderboard
 from noisycorr.prompt.schedule import capacities, per_round
-from noisycorr.prompt.select import SELECTORS, candidate_sets, select
+from noisycorr.prompt.select import SELECTORS, candidate_sets, class_factors, select
+from noisycorr.transport import sinkhorn
 
 SCHEDULES = [
     (800, 10, [8, 16, 24, 32, 40, 48, 56, 64, 72, 80]),
@@ -164,6 +169,39 @@ def test_weights_of_the_parts():
 def test_trust_fades_but_not_below_the_floor():
     found = objective.trust(torch.tensor([1.0, 0.5, 0.5]), torch.tensor([0, 0, 3]), power=1.0, decay=0.5, floor=0.1)
     assert found.tolist() == pytest.approx([1.0, 0.5, 0.1])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_balanced_labels_are_those_of_the_transport_plan(kind):
+    rng = np.random.default_rng(0)
+    p = special.softmax(rng.normal(size=(300, 7)) * 2 + np.arange(7) * 0.5, axis=1).astype(kind)
+    p[0] = np.eye(7)[3]  # sure of everything
+    share = np.array([0.3, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05])
+    cost = -torch.from_numpy(np.log(np.maximum(p.astype(np.float64), 1e-30)))
+    plan = sinkhorn(cost, torch.ones(300, dtype=torch.float64), torch.from_numpy(300 * share), reg=1.0, iterations=200)
+    found = select("balanced", p, np.full(7, 300), prior=share)
+    assert (found.rows == np.arange(300)).all() and (found.label == plan.numpy().argmax(1)).all()
+    factors = class_factors(p, 300 * share)
+    made = p * factors / (p @ factors)[:, None]
+    assert np.allclose(made, plan.numpy(), atol=1e-3) and np.allclose(made.sum(0), 300 * share, atol=0.5)
+
+
+def test_votes_of_similar_images_find_most_wrong_labels_where_most_are_wrong():
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(6), 60)
+    image = np.eye(6)[truth] * 4 + rng.normal(size=(360, 6))
+    label = truth.copy()
+    wrong = rng.permutation(360)[:216]
+    label[wrong] = (label[wrong] + rng.integers(1, 6, 216)) % 6
+    near = np.argsort(((image[:, None] - image[None]) ** 2).sum(2) + 1e9 * np.eye(360), axis=1)[:, :20]
+    near[::7, 15:] = -1
+    clean = neighbor_clean(label, near)
+    for row in range(0, 360, 3):
+        votes = collections.Counter(label[j] for j in near[row] if j >= 0)
+        assert clean[row] == (votes[label[row]] > 0 and votes[label[row]] == max(votes.values()))
+    assert (label == truth)[clean].mean() > 0.85 and clean[label == truth].mean() > 0.8
+    assert not neighbor_clean(np.arange(3), np.full((3, 2), -1)).any(), "nobody bears them out"
+    assert neighbor_clean(np.arange(3), np.zeros((3, 0), np.int64)).all(), "nobody was asked"
 
 
 def test_transport_finds_most_wrong_labels():

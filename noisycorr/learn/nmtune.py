@@ -9,8 +9,11 @@
 With one view of each row z and f are of the same view; with two, both are classified, and z of the second is kept near
 f of the first. The linear probe is o = W k f + b; the plain adapter is the same network with all three weights 0.
 
-Source: Chen et al., Understanding and Mitigating the Label Noise in Pre-training on Downstream Tasks, ICLR 2024.
-Differs: features are brought to a common length first, since L_COV grows with its fourth power; one view by default.
+Source: Chen et al., Understanding and Mitigating the Label Noise in Pre-training on Downstream Tasks, ICLR 2024; an
+adapter that starts from the linear probe: Kumar et al., Fine-Tuning can Distort Pretrained Features, ICLR 2022.
+Differs: W and b start from a linear probe on the same rows, and s small, so that few labels are not spent on undoing a
+random start; features are brought to a common length first, since L_COV grows with its fourth power; one view by
+default.
 """
 
 from __future__ import annotations
@@ -144,6 +147,8 @@ def fit_head(data: TuneData, choice: NMTune, method: str, *, checkpoint: Path | 
     """
     choice = plain_weights(choice) if method == "mlp" else choice
     network = new_head(data, choice, method)
+    if network.hidden is not None and choice.start == "linear" and not (checkpoint is not None and checkpoint.exists()):
+        network.head.load_state_dict(fit_head(data, choice, "linear").head.state_dict())
     rate = choice.linear_lr if method == "linear" else choice.lr
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=choice.wd)
     views = [torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (data.features, data.second)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from noisycorr.pairs import UsageError, check_least
+from noisycorr.pairs import UsageError, check_least, check_words
 
 METHODS = ("linear", "mlp", "nmtune", "lora")
 LEAST = {"ratio": 1, "svd_topk": 1, "epochs": 1, "batch_size": 2, "w_consistency": 0, "w_covariance": 0,
@@ -23,8 +23,10 @@ class NMTune:
             they are, which hurts where they are long, since the covariance term grows with the fourth power.
         ratio: Hidden units of the adapter per number of a feature.
         res_init: First value of the scale of what the adapter adds to the feature.
+        start: linear starts the last layer of an adapter from a linear probe on the same rows; random as published.
         w_consistency: Weight of the term that keeps the directions of the features.
-        w_covariance: Weight of the term that decorrelates their numbers.
+        w_covariance: Weight of the term that decorrelates their numbers. The published 0.04 is for longer features; at
+            a length of 3 it would do nothing.
         w_dominance: Weight of the term that strengthens the largest singular values.
         consistency: mean over the numbers of a feature, or sum.
         svd_topk: How many singular values are strengthened.
@@ -46,15 +48,16 @@ class NMTune:
     methods: str = "linear,mlp,nmtune"
     feature_rms: float = 3.0
     ratio: int = 4
-    res_init: float = 1.0
+    res_init: float = 0.1
+    start: Literal["linear", "random"] = "linear"
     w_consistency: float = 1.0
-    w_covariance: float = 0.04
+    w_covariance: float = 5.0
     w_dominance: float = 0.001
     consistency: Literal["mean", "sum"] = "mean"
     svd_topk: int = 5
     epochs: int = 30
     batch_size: int = 64
-    lr: float = 5e-3
+    lr: float = 1e-3
     linear_lr: float = 1e-2
     wd: float = 1e-4
     lora_rank: int = 8
@@ -72,8 +75,7 @@ class NMTune:
             raise UsageError(f"--feature_rms is {self.feature_rms}, expected above 0, or 0 to leave features alone.")
         if self.smoothing >= 1:
             raise UsageError(f"--smoothing is {self.smoothing}, expected below 1.")
-        if self.consistency not in ("mean", "sum"):
-            raise UsageError(f"--consistency is {self.consistency!r}, expected mean or sum.")
+        check_words(self)
         names = self.named()
         if not names or len(set(names)) != len(names):
             raise UsageError(f"--methods is {self.methods!r}, expected some of {', '.join(METHODS)}, each once.")

@@ -80,7 +80,8 @@ class Rounds:
         confidence: Pseudo-labels count for their probability to this power, >= 0; 0 = all alike.
         decay: And for this to the power of the rounds since the image first got the label, in (0, 1].
         floor: But for this at least, in [0, 1].
-        guard: Undo a round after which the model contradicts itself; it is tried once more, slower.
+        guard: Undo a round after which the model contradicts itself, or similar images; it is tried once more, slower.
+            Without given labels, do not begin where zero-shot is hardly sure of anything.
         guard_fit: How far the share of images that get their own pseudo-label may fall in a round, in [0, 1].
         guard_agree: Least share of images that are predicted as in the round before, in [0, 1].
 
@@ -133,7 +134,9 @@ class Steps:
         loss: ce, gce and mae, which forgive wrong labels, or elr, which doubts labels that the model did not learn
             early.
         gce_q: Of gce, in (0, 1].
-        clean: ot learns only from pseudo-labels that balanced transport agrees with; none from all.
+        clean: neighbors learns only from pseudo-labels that the most similar images bear out; ot from those that
+            balanced transport of the last prompt's answers agrees with; none from all.
+        clean_neighbors: How many similar images, of clean neighbors, >= 1.
         loss_weights: pooled takes one mean over all images of a batch; shipped and ratio weigh labelled and
             pseudo-labelled ones as the released code does.
         reinit: Start every round from the first prompt instead of the last one.
@@ -151,13 +154,15 @@ class Steps:
     grad_clip_norm: float = 1.0
     loss: Literal["ce", "gce", "mae", "elr"] = "ce"
     gce_q: float = 0.7
-    clean: Literal["none", "ot"] = "none"
+    clean: Literal["none", "ot", "neighbors"] = "none"
+    clean_neighbors: int = 20
     loss_weights: Literal["pooled", "shipped", "ratio"] = "pooled"
     reinit: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_words(self)
-        check_least(self, {"epochs": 1, "batch_size": 0, "lr": 0, "wd": 0, "grad_clip_norm": 0})
+        check_least(self, {"epochs": 1, "batch_size": 0, "lr": 0, "wd": 0, "grad_clip_norm": 0,
+                           "clean_neighbors": 1})  # fmt: skip
         if not 0 < self.gce_q <= 1:
             raise UsageError(f"--gce_q is {self.gce_q}, expected above 0, at most 1.")

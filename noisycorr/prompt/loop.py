@@ -21,6 +21,8 @@ from torch import Tensor
 
 from noisycorr.prompt.choice import Rounds, Steps
 from noisycorr.prompt.fit import Lesson, fit_round
+from noisycorr.prompt.knn_clean import neighbor_clean
+from noisycorr.prompt.measure import doubts
 from noisycorr.prompt.model import Prompted, restore, snapshot
 from noisycorr.prompt.objective import transport_clean, trust
 from noisycorr.prompt.posterior import Posterior
@@ -41,7 +43,7 @@ class State:
         named: int64 (u,): open class that each unlabelled image had last, -1 = none yet.
         since: int64 (u,): round in which it first got it, from 1; 0 = none yet.
         history: One record for each round.
-        stopped: True if the guard ended the loop.
+        stopped: True if the guard ended the loop; without a record in `history` it did not let it begin.
     """
 
     weights: dict[str, Tensor]
@@ -50,6 +52,11 @@ class State:
     since: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
+
+    @property
+    def hopeless(self) -> bool:
+        """True if the guard did not let the loop begin."""
+        return self.stopped and not self.history
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +117,11 @@ def tune(
     counts = schedule(task, rounds, prior)
     p = probabilities(model, task) if state.history else softmax(zero[task.unlabelled][:, task.open])
     reference = None
-    if posterior is not None and posterior.mixes and rounds.guard:
+    if rounds.guard and not len(task.labelled) and not state.history and doubts(p)["warning"]:
+        state.stopped = True  # nothing built on such an answer has gained
+    elif posterior is not None and posterior.witnesses and rounds.guard:
         before = softmax(zero[task.unlabelled][:, task.open])
-        told_first = posterior(before).argmax(1)
+        told_first = posterior.witness(before).argmax(1)
         reference = Reference(told_first, float((before.argmax(1) == told_first).mean()))
     for number in range(len(state.history), len(counts)):
         if state.stopped:
@@ -120,7 +129,7 @@ def tune(
         selected = pick(p if posterior is None else posterior(p), counts[number], rounds, prior, task)
         selected = corrupt(selected) if corrupt is not None else selected
         begin = first if steps.reinit else state.weights
-        lesson = make_lesson(task, selected, state, p, rounds, steps, number)
+        lesson = make_lesson(task, selected, state, p, rounds, steps, number, posterior)
         p = run_round(model, task, lesson, selected, state, p, begin, rounds, steps, number, reference)
         state.history[-1]["per_class"] = counts[number]
         if told is not None:
@@ -207,8 +216,9 @@ def pick(p: np.ndarray, count: int, rounds: Rounds, prior: np.ndarray | None, ta
 
 
 def make_lesson(
-    task: Task, selected: Selected, state: State, p: np.ndarray, rounds: Rounds, steps: Steps, number: int
-) -> Lesson:
+    task: Task, selected: Selected, state: State, p: np.ndarray, rounds: Rounds, steps: Steps, number: int,
+    posterior: Posterior | None = None,
+) -> Lesson:  # fmt: skip
     """Given labels and pseudo-labels with their weights."""
     c, m = len(task.names), len(selected)
     soft = np.zeros((m, c), np.float32)
@@ -220,10 +230,7 @@ def make_lesson(
     age = np.where(same, number + 1 - state.since[selected.rows], 0)
     weight = trust(torch.from_numpy(selected.probability), torch.from_numpy(age), power=rounds.confidence,
                    decay=rounds.decay, floor=rounds.floor).numpy()  # fmt: skip
-    keep = np.ones(m, bool)
-    if steps.clean == "ot" and m:
-        logits = torch.from_numpy(np.log(np.maximum(p[selected.rows], 1e-30)))
-        keep = transport_clean(logits, torch.from_numpy(selected.label)).numpy()
+    keep = believable(selected, p, steps, posterior)
     mine = task.labelled
     given = np.zeros((len(mine), c), np.float32)
     given[np.arange(len(mine)), task.label[mine]] = 1
@@ -240,6 +247,19 @@ def make_lesson(
         transductive=bool(task.seen.any()),
         one_round=rounds.strategy == "fpl",
     )
+
+
+def believable(selected: Selected, p: np.ndarray, steps: Steps, posterior: Posterior | None) -> np.ndarray:
+    """bool (m,): pseudo-labels that `steps.clean` lets pass."""
+    m = len(selected)
+    if steps.clean == "none" or m < 2:
+        return np.ones(m, bool)
+    if steps.clean == "ot":
+        logits = torch.from_numpy(np.log(np.maximum(p[selected.rows], 1e-30)))
+        return transport_clean(logits, torch.from_numpy(selected.label)).numpy()
+    if posterior is None:
+        raise ValueError("clean is neighbors, but no posterior knows which images are alike")
+    return neighbor_clean(selected.label, posterior.similar(selected.rows, steps.clean_neighbors))
 
 
 def probabilities(model: Prompted, task: Task, rows: np.ndarray | None = None, *, every: bool = False) -> np.ndarray:

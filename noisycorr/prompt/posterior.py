@@ -7,8 +7,11 @@ the prompt's and the zero-shot probabilities as the first answer, brings that in
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import sparse
 
 from noisycorr.index import neighbors as nearest
 from noisycorr.index import unit_rows
@@ -36,23 +39,36 @@ class Posterior:
         self._task, self._zero, self._kind, self._seed = task, np.asarray(zero, np.float64), rounds.posterior, seed
         self._near: np.ndarray | None = None
         self._rows = np.concatenate([task.unlabelled, task.labelled])
-        small = len(self._rows) * len(task.names) <= MOST
-        self.mixes = self._kind == "mixture" and small and len(self._rows) > 3
-        if self.mixes:
-            middle = features[self._rows].mean(0)
-            self._x = unit_rows(np.asarray(features - middle, np.float32)).astype(np.float64)
-            self._graph = alike(self._x[self._rows], 3, seed=seed)
-        elif self._kind == "neighbors":
+        self._features = features
+        small = len(self._rows) > 3 and len(self._rows) * len(task.names) <= MOST
+        self.mixes = self._kind == "mixture" and small
+        self.witnesses = small and (self.mixes or rounds.guard)
+        if self._kind == "neighbors":
             self._near = lookalikes(features[task.unlabelled], rounds.neighbors, seed=seed)
+
+    @functools.cached_property
+    def _x(self) -> Float[np.ndarray, "n e"]:
+        middle = self._features[self._rows].mean(0)
+        return unit_rows(np.asarray(self._features - middle, np.float32)).astype(np.float64)
+
+    @functools.cached_property
+    def _graph(self) -> sparse.csr_matrix:
+        return alike(self._x[self._rows], 3, seed=self._seed)
 
     def __call__(self, p: Float[np.ndarray, "u o"]) -> Float[np.ndarray, "u o"]:
         """Probabilities of the unlabelled images among the open classes, from the model's."""
-        if not self.mixes:
-            return averaged(p, self._near)
+        return self.witness(p) if self.mixes else averaged(p, self._near)
+
+    def witness(self, p: Float[np.ndarray, "u o"]) -> Float[np.ndarray, "u o"]:
+        """The mixture's answer, whatever labels are chosen from: what the guard compares a prompt with."""
         whole = np.zeros((len(p), len(self._task.names)))
         whole[:, self._task.open] = p
         chances = self._settle(whole).z[: len(p)][:, self._task.open]
         return (chances / np.maximum(chances.sum(1, keepdims=True), LEAST)).astype(np.float32)
+
+    def similar(self, rows: Int[np.ndarray, " m"], count: int) -> Int[np.ndarray, "m k"]:
+        """Places in `rows` of the most similar others of these unlabelled images, -1 where there is none."""
+        return nearest(self._x[self._task.unlabelled[rows]], min(count, len(rows) - 1), seed=self._seed).ids
 
     def answers(self, p: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
         """Probabilities of all images and classes, each image on its own: test images change nothing.

@@ -11,6 +11,8 @@ from noisycorr.prompt.exclusive import exclusive_greedy
 from noisycorr.prompt.leaderboard import leaderboard
 
 SELECTORS = ("exclusive", "leaderboard", "argmax", "column", "threshold", "candidates", "balanced")
+LEAST = 1e-30  # of what is divided by; float32 holds it
+ROWS = 4096  # images whose products with the classes' factors are held at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,15 +137,37 @@ def balanced(
 
     Source: Sinkhorn labels of the specification; OTTER (Shin et al., NeurIPS 2024) for a prior that is known.
     """
-    import torch
-
-    from noisycorr.transport import sinkhorn
-
     n, c = p.shape
     share = np.full(c, 1 / c) if prior is None else np.asarray(prior, np.float64) / np.sum(prior)
-    cost = -torch.from_numpy(np.log(np.maximum(p.astype(np.float64), 1e-30)))
-    plan = sinkhorn(cost, torch.ones(n, dtype=torch.float64), torch.from_numpy(n * share), reg=1.0, iterations=200)
-    return _best_of(p, plan.numpy().argmax(1), capacity)
+    right = class_factors(p, n * share)
+    label = np.concatenate([(p[at : at + ROWS] * right).argmax(1) for at in range(0, n, ROWS)] or [np.zeros(0, int)])
+    return _best_of(p, label, capacity)
+
+
+def class_factors(p: Float[np.ndarray, "n c"], mass: Float[np.ndarray, " c"], *, iterations: int = 200,
+                  tolerance: float = 1e-3) -> Float[np.ndarray, " c"]:  # fmt: skip
+    """v of the plan u_i p_ic v_c whose rows hold 1 and whose columns hold `mass`, which sums to n.
+
+        u_i = 1 / sum_c p_ic v_c,    v_c = mass_c / sum_i u_i p_ic
+
+    That is `noisycorr.transport.sinkhorn` at cost -log p and reg = 1, without logarithms: two products of a matrix and
+    a vector a step, so that 60,000 images and 1,000 classes take seconds.
+
+    Args:
+        p: Rows sum to 1.
+        mass: >= 0.
+        iterations: At most so many.
+        tolerance: Stop when the rows miss their mass by less than this share of all.
+
+    Source: Cuturi, NeurIPS 2013.
+    """
+    goal, right = mass.astype(p.dtype), np.ones(p.shape[1], p.dtype)
+    for step in range(iterations):
+        left = 1 / np.maximum(p @ right, LEAST)
+        right = goal / np.maximum(left @ p, LEAST)
+        if step % 10 == 9 and np.abs(left * (p @ right) - 1).sum() <= tolerance * len(p):
+            break
+    return right
 
 
 def _best_of(p: np.ndarray, label: np.ndarray, capacity: np.ndarray) -> Selected:
