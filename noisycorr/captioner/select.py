@@ -24,6 +24,7 @@ LENGTH = (0.5, 1.5)  # of the mean words of real texts
 FLUENCY = 0.1  # how far below real texts the share of known pairs of words may lie
 ENDED = 0.9
 TIE = 1.0  # standard errors of the mean difference, picture by picture, below which two ways are alike
+OTHERS = 16  # pictures that a text is held against
 STARVED = 0.01  # share of the training pairs below which a level is not asked for
 
 Align = Callable[[np.ndarray, list[str]], np.ndarray]  # rows of pictures, their texts -> (k,) higher = better aligned
@@ -98,7 +99,7 @@ def choose(trained: Trained, image: Any, align: Align, fluency: Fluency,
         options: From `candidates`.
 
     Returns:
-        One row each: level, guidance, alignment, its spread, length, fluency, ended, unique, allowed, alike (as well
+        One row each: level, guidance, alignment, its spread, contrast, length, fluency, ended, unique, allowed, alike (as well
         aligned as the best one that is allowed), chosen. If no option is allowed, all are.
     """
     rows: list[dict[str, Any]] = []
@@ -109,6 +110,7 @@ def choose(trained: Trained, image: Any, align: Align, fluency: Fluency,
         score = np.asarray(align(np.arange(len(image)), written.texts), np.float64)
         scores.append(score)
         row: dict[str, Any] = {"level": level, "guidance": decode.guidance, "alignment": float(score.mean()),
+                               "contrast": contrast(score, written.texts, align),
                                "error": float(score.std() / np.sqrt(max(len(score), 1)))}  # fmt: skip
         row |= fluency.judge(written)
         rows.append(row | {"allowed": allowed(row), "chosen": False})
@@ -117,6 +119,22 @@ def choose(trained: Trained, image: Any, align: Align, fluency: Fluency,
     rows[best]["chosen"] = True
     trained.level, trained.decode = options[best]
     return rows
+
+
+def contrast(score: Float[np.ndarray, " n"], texts: list[str], align: Align) -> float:
+    """How much better texts fit their own pictures than others; higher = they tell pictures apart.
+
+        contrast = mean_i [ s(i, t_i) - mean_k s(i + k mod n, t_i) ],   k = 1 ... OTHERS
+
+    Args:
+        score: s(i, t_i).
+        texts: t.
+        align: Gives s.
+    """
+    n = len(texts)
+    steps = range(1, min(OTHERS, n - 1) + 1)
+    others = [float(np.mean(align((np.arange(n) + step) % n, texts))) for step in steps]
+    return float(np.mean(score)) - (float(np.mean(others)) if others else 0.0)
 
 
 def prefer(rows: Sequence[dict[str, Any]], scores: Sequence[Float[np.ndarray, " n"]], unscored: int | None) -> int:

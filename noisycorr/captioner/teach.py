@@ -198,6 +198,8 @@ def open_class(material: Material, recipe: Recipe) -> Class:
     network = build(design, words, decoder, image_dim=width, cells=cells, levels=levels,
                     precision=recipe.train.precision, tower=material.tower).to(dist.device())  # fmt: skip
     network.standardise(image)
+    if levels is not None and level is not None and "p_clean" in material.columns:
+        network.dim(purity(np.asarray(material.columns["p_clean"], np.float64)[rows], level, levels))
     lesson = Lesson(
         image=image, tokens=tokens, length=length, level=level,
         weight=pair_weights(material.columns, rows, recipe.teach),
@@ -225,6 +227,17 @@ def _levels(material: Material, rows: np.ndarray, recipe: Recipe) -> tuple[Level
     score = column_of(material.columns, choice.level_by, "level_by")[rows]
     levels = fit_levels(score, choice, {"column": choice.level_by, **material.made_by})
     return levels, levels.of(score)
+
+
+def purity(p_clean: Float[np.ndarray, " k"], level: Int[np.ndarray, " k"], levels: Levels) -> Float[np.ndarray, " l"]:
+    """Mean p_clean of the pairs of each level, `unscored` at the end; there, and where a level has none, of all pairs."""
+    known = np.isfinite(p_clean)
+    count = np.bincount(level[known], minlength=levels.count + 1)
+    total = np.bincount(level[known], p_clean[known], minlength=levels.count + 1)
+    everywhere = p_clean[known].mean() if known.any() else 1.0
+    out = np.where(count > 0, total / np.maximum(count, 1), everywhere)
+    out[levels.unscored] = everywhere
+    return np.asarray(out)
 
 
 def _valid(material: Material, trained: Trained, words: Words) -> Lesson:
@@ -263,7 +276,7 @@ def train_class(group: Class, *, checkpoints: Path | None = None, told: Callable
 
 
 def settle(group: Class, material: Material, recipe: Recipe, align: Align | None, most: int) -> list[dict[str, Any]]:
-    """Choose level and guidance on validation pairs.
+    """Choose level and guidance on validation pairs, and with `select` writing the epoch; the network gets its weights.
 
     Args:
         group: Trained.
@@ -275,14 +288,28 @@ def settle(group: Class, material: Material, recipe: Recipe, align: Align | None
     Returns:
         One row for each candidate.
     """
-    trained = group.trained
+    trained, trainer = group.trained, group.trainer
     options = candidates(trained, recipe.decode, recipe.guidances)
     if align is None:
         return _by_loss(group, [level for level, decode in options if not decode.guidance], recipe)
     image = Some(material.valid_image, np.arange(min(most or len(material.valid_image), len(material.valid_image))))
     fluency = Fluency.learn([material.texts[row] or "" for row in group.rows],
                             [text for text in material.valid_texts if text and text.strip()])  # fmt: skip
-    return choose(trained, image, align, fluency, options)
+    found = choose(trained, image, align, fluency, options)
+    epoch = None if trainer.at.best is None else int(trainer.at.best[1])
+    if recipe.train.select == "loss" or trainer.last is None or epoch == trainer.at.epoch - 1:
+        return found
+    before = (trained.level, trained.decode)
+    trainer.load(trainer.last)
+    more = choose(trained, image, align, fluency, options)
+    first, second = (next(row for row in rows if row["chosen"]) for rows in (found, more))
+    if (second["allowed"], second["contrast"]) > (first["allowed"], first["contrast"]):
+        first["chosen"] = False
+    else:
+        second["chosen"] = False
+        trainer.load(trainer.best)
+        trained.level, trained.decode = before
+    return [row | {"epoch": at} for rows, at in ((found, epoch), (more, trainer.at.epoch - 1)) for row in rows]
 
 
 def _by_loss(group: Class, levels: list[int | None], recipe: Recipe) -> list[dict[str, Any]]:
