@@ -50,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "vanilla": PLAIN,
     "filter": {**PLAIN, "keep_fraction": "auto"},
     "weight": {**PLAIN, "weight_by": "p_clean"},
-    "noc": {**PLAIN, "level_by": "score_pair"},
+    "noc": {**PLAIN, "level_by": "score_pair", "level_gate": True},
     "choice": {**PLAIN, "search": "nucleus", "samples": 5},
     "default": {},
     "oracle": PLAIN,

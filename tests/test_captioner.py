@@ -118,7 +118,8 @@ def test_long_empty_and_blank_texts():
 def test_a_level_dims_the_picture_by_the_share_of_right_pairs():
     made = world()
     score, p_clean = np.repeat([0.1, 0.9, np.nan], [60, 50, 10]), np.repeat([0.0, 0.75, 0.4, np.nan], [60, 40, 10, 10])
-    group = open_small(dataclasses.replace(made, columns={"score_pair": score, "p_clean": p_clean}), precision="fp64")
+    group = open_small(dataclasses.replace(made, columns={"score_pair": score, "p_clean": p_clean}), precision="fp64",
+                       level_gate=True)  # fmt: skip
     network, levels = group.trained.network.eval(), group.trained.levels
     assert levels is not None and levels.counts == (60, 50, 10)
     everywhere = (40 * 0.75 + 10 * 0.4) / 110
@@ -130,10 +131,10 @@ def test_a_level_dims_the_picture_by_the_share_of_right_pairs():
     assert torch.allclose(memory[:, :2], seen * expected[:, None, None])
     network.losses(memory, torch.tensor([[START, 4, END]] * 3), torch.tensor([3, 3, 3])).sum().backward()
     assert (network.gate.grad.abs().sum(1) > 0).all(), "a gate that starts shut can open"
-    plain = open_small(level_gate=False)
+    plain = open_small()
     assert plain.trained.network.gate is None and plain.trained.levels is not None and not plain.trained.levels.gated
     unknown = {"score_pair": made.columns["score_pair"]}
-    assert (open_small(dataclasses.replace(made, columns=unknown)).trained.network.gate == 1).all()
+    assert (open_small(dataclasses.replace(made, columns=unknown), level_gate=True).trained.network.gate == 1).all()
 
 
 def test_losses_equal_the_loop_whatever_the_padding():

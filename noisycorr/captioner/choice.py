@@ -18,7 +18,7 @@ class LevelChoice:
         level_by: Column of the ledger that tells how well a pair is aligned, p_clean or a score_ column; none trains
             without levels.
         level_gate: A level also scales what is seen of the picture, from the start by the mean p_clean of its pairs: wrong
-            texts teach language without their picture. false is as published.
+            texts teach language without their picture. Helps where all pairs teach (--draw_by none); not published.
         levels: How many bins, 2 to 64.
         bins: uniform between the lowest and the highest score (as published), clipped between their 0.5 % and 99.5 %
             quantiles, or quantile for bins of equal counts.
@@ -30,7 +30,7 @@ class LevelChoice:
     """
 
     level_by: str = "score_pair"
-    level_gate: bool = True
+    level_gate: bool = False
     levels: int = 5
     bins: Literal["uniform", "clipped", "quantile"] = "clipped"
     level_least: int = 50
