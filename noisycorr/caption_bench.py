@@ -2,9 +2,10 @@
 
 A cell is one training; its result is one small file, so that the same command continues. Scores that levels, weights
 and filters go by are those that `noisycorr clean` would give to the noisy pairs; for the noise `concept` those of a
-scorer learned elsewhere, as that of CLIP is: heads learned on these very pairs would learn that siblings fit. Alignment and self-retrieval are
-measured by heads learned on the true texts of the training pictures, which no method sees. Methods take the same number
-of steps: where fewer pairs are kept, they are seen more often.
+scorer learned elsewhere, as that of CLIP is: heads learned on these very pairs would learn that siblings fit. Alignment
+and self-retrieval are measured by heads learned on the true texts of the training pictures, which no method sees.
+Methods take the same number of steps: where fewer pairs are kept, they are seen more often. Baselines and NoC keep the
+epoch of the best validation loss, as published; `filter+select=writing` lets one try the last epoch, too.
 """
 
 from __future__ import annotations
@@ -195,8 +196,10 @@ def _elsewhere(data: BenchSet, val_limit: int) -> Aligner:
     """
     rest = np.flatnonzero(data.valid.usable)[val_limit or len(data.valid.usable) :]
     if len(rest) < ELSEWHERE:
-        raise UsageError(f"--noises concept learns its scorer on validation pairs beyond --val_limit, and {data.name} has "
-                         f"{len(rest)} of them: lower --val_limit, so that at least {ELSEWHERE} are left.")  # fmt: skip
+        raise UsageError(
+            "--noises concept learns its scorer on validation pairs beyond --val_limit, and "
+            f"{data.name} has {len(rest)} of them: lower --val_limit, so that {ELSEWHERE} are left."
+        )
     return fit_aligner(data.valid.image[rest], data.valid.text[rest], np.ones(len(rest)))
 
 
@@ -255,7 +258,8 @@ def run_cell(data: BenchSet, noisy: Callable[[], _Scored], cell: dict[str, Any],
     trained_seconds = time.process_time() - started
     picked = next(row for row in chosen if row["chosen"])
     row: dict[str, Any] = {"set": data.name, **cell, "pairs": len(group.rows), "level": picked["level"],
-                           "guidance": picked["guidance"], "epoch": picked.get("epoch"), "of_epochs": epochs}  # fmt: skip
+                           "guidance": picked["guidance"], "epoch": picked.get("epoch"),
+                           "of_epochs": epochs}  # fmt: skip
     row |= _measure(group, data, cell["method"].split("+")[0], evaluator(), given, encode, choice)
     row["seconds"] = round(trained_seconds, 1)
     write_json(path, row)

@@ -24,7 +24,7 @@ LENGTH = (0.5, 1.5)  # of the mean words of real texts
 FLUENCY = 0.1  # how far below real texts the share of known pairs of words may lie
 ENDED = 0.9
 TIE = 1.0  # standard errors of the mean difference, picture by picture, below which two ways are alike
-OTHERS = 16  # pictures that a text is held against
+OTHERS = 100  # pictures among which a text shall find its own
 STARVED = 0.01  # share of the training pairs below which a level is not asked for
 
 Align = Callable[[np.ndarray, list[str]], np.ndarray]  # rows of pictures, their texts -> (k,) higher = better aligned
@@ -99,8 +99,8 @@ def choose(trained: Trained, image: Any, align: Align, fluency: Fluency,
         options: From `candidates`.
 
     Returns:
-        One row each: level, guidance, alignment, its spread, contrast, length, fluency, ended, unique, allowed, alike (as well
-        aligned as the best one that is allowed), chosen. If no option is allowed, all are.
+        One row each: level, guidance, alignment, its spread, length, fluency, ended, unique, allowed, alike
+        (as well aligned as the best one that is allowed), chosen. If no option is allowed, all are.
     """
     rows: list[dict[str, Any]] = []
     scores: list[np.ndarray] = []
@@ -110,7 +110,6 @@ def choose(trained: Trained, image: Any, align: Align, fluency: Fluency,
         score = np.asarray(align(np.arange(len(image)), written.texts), np.float64)
         scores.append(score)
         row: dict[str, Any] = {"level": level, "guidance": decode.guidance, "alignment": float(score.mean()),
-                               "contrast": contrast(score, written.texts, align),
                                "error": float(score.std() / np.sqrt(max(len(score), 1)))}  # fmt: skip
         row |= fluency.judge(written)
         rows.append(row | {"allowed": allowed(row), "chosen": False})
@@ -121,20 +120,20 @@ def choose(trained: Trained, image: Any, align: Align, fluency: Fluency,
     return rows
 
 
-def contrast(score: Float[np.ndarray, " n"], texts: list[str], align: Align) -> float:
-    """How much better texts fit their own pictures than others; higher = they tell pictures apart.
+def told_apart(texts: list[str], align: Align) -> float:
+    """How well texts find their own pictures again among OTHERS more, in (0, 1]; higher = better.
 
-        contrast = mean_i [ s(i, t_i) - mean_k s(i + k mod n, t_i) ],   k = 1 ... OTHERS
+        mean_i 1 / rank_i,   rank_i = 1 + #{k in 1 ... OTHERS : s(i + k mod n, t_i) >= s(i, t_i)}
 
     Args:
-        score: s(i, t_i).
-        texts: t.
-        align: Gives s.
+        texts: Of the first n pictures, in order.
+        align: Gives s of pictures and texts.
     """
     n = len(texts)
-    steps = range(1, min(OTHERS, n - 1) + 1)
-    others = [float(np.mean(align((np.arange(n) + step) % n, texts))) for step in steps]
-    return float(np.mean(score)) - (float(np.mean(others)) if others else 0.0)
+    rank, own = np.ones(n), np.asarray(align(np.arange(n), texts))
+    for step in range(1, min(OTHERS, n - 1) + 1):
+        rank += np.asarray(align((np.arange(n) + step) % n, texts)) >= own
+    return float((1 / rank).mean())
 
 
 def prefer(rows: Sequence[dict[str, Any]], scores: Sequence[Float[np.ndarray, " n"]], unscored: int | None) -> int:

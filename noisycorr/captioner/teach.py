@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from noisycorr import dist
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
 from noisycorr.captioner.levels import Levels, fit_levels
-from noisycorr.captioner.select import STARVED, Align, Fluency, candidates, choose
+from noisycorr.captioner.select import STARVED, Align, Fluency, allowed, candidates, choose, told_apart
 from noisycorr.captioner.stored import Trained, build
 from noisycorr.captioner.tower import Some
 from noisycorr.captioner.train import (
@@ -230,7 +230,7 @@ def _levels(material: Material, rows: np.ndarray, recipe: Recipe) -> tuple[Level
 
 
 def purity(p_clean: Float[np.ndarray, " k"], level: Int[np.ndarray, " k"], levels: Levels) -> Float[np.ndarray, " l"]:
-    """Mean p_clean of the pairs of each level, `unscored` at the end; there, and where a level has none, of all pairs."""
+    """Mean p_clean of the pairs of each level, `unscored` at the end; where a level has none, and there, of all."""
     known = np.isfinite(p_clean)
     count = np.bincount(level[known], minlength=levels.count + 1)
     total = np.bincount(level[known], p_clean[known], minlength=levels.count + 1)
@@ -276,7 +276,7 @@ def train_class(group: Class, *, checkpoints: Path | None = None, told: Callable
 
 
 def settle(group: Class, material: Material, recipe: Recipe, align: Align | None, most: int) -> list[dict[str, Any]]:
-    """Choose level and guidance on validation pairs, and with `select` writing the epoch; the network gets its weights.
+    """Choose level and guidance on validation pairs, and with `select` writing the epoch, which the network then has.
 
     Args:
         group: Trained.
@@ -286,9 +286,9 @@ def settle(group: Class, material: Material, recipe: Recipe, align: Align | None
         most: Most pictures to write for; 0 = all.
 
     Returns:
-        One row for each candidate.
+        One row for each candidate; with `select` writing also of the two epochs at the chosen one.
     """
-    trained, trainer = group.trained, group.trainer
+    trained = group.trained
     options = candidates(trained, recipe.decode, recipe.guidances)
     if align is None:
         return _by_loss(group, [level for level, decode in options if not decode.guidance], recipe)
@@ -296,20 +296,27 @@ def settle(group: Class, material: Material, recipe: Recipe, align: Align | None
     fluency = Fluency.learn([material.texts[row] or "" for row in group.rows],
                             [text for text in material.valid_texts if text and text.strip()])  # fmt: skip
     found = choose(trained, image, align, fluency, options)
-    epoch = None if trainer.at.best is None else int(trainer.at.best[1])
-    if recipe.train.select == "loss" or trainer.last is None or epoch == trainer.at.epoch - 1:
+    return found if recipe.train.select == "loss" else _choose_epoch(group, image, align, fluency, found)
+
+
+def _choose_epoch(group: Class, image: Any, align: Align, fluency: Fluency,
+                  found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
+    """The epoch of best loss against the last one: the loss rises with learning by heart long before texts get worse."""
+    trained, trainer = group.trained, group.trainer
+    chosen, last = next(row for row in found if row["chosen"]), trainer.at.epoch - 1
+    if trainer.last is None or trainer.at.best is None or trainer.at.best[1] == last:
         return found
-    before = (trained.level, trained.decode)
-    trainer.load(trainer.last)
-    more = choose(trained, image, align, fluency, options)
-    first, second = (next(row for row in rows if row["chosen"]) for rows in (found, more))
-    if (second["allowed"], second["contrast"]) > (first["allowed"], first["contrast"]):
-        first["chosen"] = False
-    else:
-        second["chosen"] = False
-        trainer.load(trainer.best)
-        trained.level, trained.decode = before
-    return [row | {"epoch": at} for rows, at in ((found, epoch), (more, trainer.at.epoch - 1)) for row in rows]
+    rows = []
+    for epoch, weights in ((int(trainer.at.best[1]), trainer.best), (last, trainer.last)):
+        trainer.load(weights)
+        written = trained.write(image)
+        row = {"epoch": epoch, **fluency.judge(written), "told_apart": told_apart(written.texts, align)}
+        row["alignment"] = float(np.mean(align(np.arange(len(image)), written.texts)))
+        rows.append(chosen | row | {"allowed": allowed(row), "chosen": False})
+    kept = max((0, 1), key=lambda place: (rows[place]["allowed"], rows[place]["told_apart"]))
+    trainer.load((trainer.best, trainer.last)[kept])
+    chosen["chosen"], rows[kept]["chosen"] = False, True
+    return [*found, *rows]
 
 
 def _by_loss(group: Class, levels: list[int | None], recipe: Recipe) -> list[dict[str, Any]]:
