@@ -189,17 +189,11 @@ def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Enco
 
 
 def _elsewhere(data: BenchSet, val_limit: int) -> Aligner:
-    """Heads learned on validation pairs that nothing is written for, to choose by.
-
-    Raises:
-        UsageError: If there are none.
-    """
+    """Heads learned on validation pairs that nothing is written for, to choose by."""
     rest = np.flatnonzero(data.valid.usable)[val_limit or len(data.valid.usable) :]
     if len(rest) < ELSEWHERE:
-        raise UsageError(
-            "--noises concept learns its scorer on validation pairs beyond --val_limit, and "
-            f"{data.name} has {len(rest)} of them: lower --val_limit, so that {ELSEWHERE} are left."
-        )
+        raise UsageError("--noises concept learns its scorer on validation pairs beyond --val_limit, of which "
+                         f"{data.name} has {len(rest)}: lower it, so that {ELSEWHERE} are left.")  # fmt: skip
     return fit_aligner(data.valid.image[rest], data.valid.text[rest], np.ones(len(rest)))
 
 

@@ -301,7 +301,7 @@ def settle(group: Class, material: Material, recipe: Recipe, align: Align | None
 
 def _choose_epoch(group: Class, image: Any, align: Align, fluency: Fluency,
                   found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
-    """The epoch of best loss against the last one: the loss rises with learning by heart long before texts get worse."""
+    """Best loss against last epoch: learning by heart raises the loss long before texts get worse."""
     trained, trainer = group.trained, group.trainer
     chosen, last = next(row for row in found if row["chosen"]), trainer.at.epoch - 1
     if trainer.last is None or trainer.at.best is None or trainer.at.best[1] == last:
