@@ -1,9 +1,11 @@
 """`noisycorr bench caption`: sets x noise x ratios x methods x seeds; what captioners learn from wrong texts.
 
 A cell is one training; its result is one small file, so that the same command continues. Scores that levels, weights
-and filters go by are those that `noisycorr clean` would give to the noisy pairs. Alignment and self-retrieval are
-measured by heads learned on the true texts of the training pictures, which no method sees. Methods take the same number
-of steps: where fewer pairs are kept, they are seen more often.
+and filters go by are those that `noisycorr clean` would give to the noisy pairs; for the noise `concept` those of a
+scorer learned elsewhere, as that of CLIP is: heads learned on these very pairs would learn that siblings fit. Alignment
+and self-retrieval are measured by heads learned on the true texts of the training pictures, which no method sees.
+Methods take the same number of steps: where fewer pairs are kept, they are seen more often. Baselines and NoC keep the
+epoch of the best validation loss, as published; `filter+select=writing` lets one try the last epoch, too.
 """
 
 from __future__ import annotations
@@ -44,16 +46,17 @@ from noisycorr.score.pipeline import Score, score_pairs
 from noisycorr.score.text_issues import TextLimits, shared_text_alikeness, text_issues
 from noisycorr.score.view import View
 
-PLAIN: dict[str, Any] = {"level_by": NONE, "draw_by": NONE, "weight_by": NONE, "keep_fraction": "1"}
+PLAIN: dict[str, Any] = {"level_by": NONE, "draw_by": NONE, "weight_by": NONE, "keep_fraction": "1", "select": "loss"}
 METHODS: dict[str, dict[str, Any]] = {
     "vanilla": PLAIN,
     "filter": {**PLAIN, "keep_fraction": "auto"},
     "weight": {**PLAIN, "weight_by": "p_clean"},
-    "noc": {**PLAIN, "level_by": "score_pair"},
+    "noc": {**PLAIN, "level_by": "score_pair", "level_gate": True},
     "choice": {**PLAIN, "search": "nucleus", "samples": 5},
     "default": {},
     "oracle": PLAIN,
 }
+ELSEWHERE = 50  # pairs that a scorer can be learned on
 Made = TypeVar("Made")
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]  # texts, references of each -> higher = better
 
@@ -85,7 +88,7 @@ class Bench:
     Attributes:
         sets: NAME=SOURCE, or NAME=TRAIN|VALID|TEST for sets that come split, joined by commas.
         noises: random swaps texts among pairs; junk puts one of twenty stock phrases, the first most often, in their
-            place; concept makes all texts of some concepts say half about their picture and more about another one;
+            place; concept gives every picture of some concepts the text of another picture of the same concept;
             joined by commas.
         ratios: Shares of wrong pairs, joined by commas.
         methods: vanilla, filter, weight, noc, choice, default, oracle (right pairs alone), joined by commas; options
@@ -147,6 +150,7 @@ def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
     values = dict(METHODS[name])
     for key, value in written.items():
         values[key] = value if key in ("keep_fraction", "guidances") else yaml.safe_load(value)
+    train = dataclasses.replace(train, **{key: values.pop(key) for key in ("select",) if key in values})
     guidances = tuple(float(x) for x in str(values.pop("guidances", "0")).split(","))
     parts: dict[str, Any] = {"levels": LevelChoice(), "teach": Teach(), "decode": Decode(), "design": design}
     for part, choice in parts.items():
@@ -166,13 +170,16 @@ class _Scored(Noisy):
     aligner: Aligner
 
 
-def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Encode, folder: Path) -> _Scored:
+def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Encode, folder: Path,
+               val_limit: int) -> _Scored:  # fmt: skip
     """Put noise in, and score; scores are kept in the folder, for another command that goes on with these pairs."""
     found = put_noise(data, noise, ratio, seed, encode)
-    identity = fingerprint([noise, ratio, seed, len(data.texts), data.train.identity, __version__])
+    parts = [noise, ratio, seed, len(data.texts), data.train.identity, __version__]
+    elsewhere = _elsewhere(data, val_limit) if noise == "concept" else None
+    identity = fingerprint(parts if elsewhere is None else [*parts, "siblings", val_limit])
     path = folder / "scores" / f"{data.name}-{identity}.safetensors"
     if not path.exists():
-        columns, aligner = _score(found.corpus, seed)
+        columns, aligner = _score(found.corpus, seed, elsewhere)
         with atomic_path(path) as place:
             place.write_bytes(save({**columns, **{f"aligner_{name}": value for name, value in aligner.items()}}))
     kept = load_file(path)
@@ -181,13 +188,24 @@ def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Enco
                    aligner=Aligner(**heads))  # fmt: skip
 
 
-def _score(corpus: Corpus, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _elsewhere(data: BenchSet, val_limit: int) -> Aligner:
+    """Heads learned on validation pairs that nothing is written for, to choose by."""
+    rest = np.flatnonzero(data.valid.usable)[val_limit or len(data.valid.usable) :]
+    if len(rest) < ELSEWHERE:
+        raise UsageError("--noises concept learns its scorer on validation pairs beyond --val_limit, of which "
+                         f"{data.name} has {len(rest)}: lower it, so that {ELSEWHERE} are left.")  # fmt: skip
+    return fit_aligner(data.valid.image[rest], data.valid.text[rest], np.ones(len(rest)))
+
+
+def _score(corpus: Corpus, seed: int,
+           elsewhere: Aligner | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
     """Columns of the ledger, and the heads that score written texts."""
     view = View(image=[corpus.image], text=[corpus.text], text_id=corpus.text_group, image_id=corpus.image_group,
                 present=corpus.usable, seed=seed, picture=corpus.shown)  # fmt: skip
-    scored = score_pairs(view, None, Score(seed=seed), learn=True)
+    joint = None if elsewhere is None else ([elsewhere.images(corpus.image)], [elsewhere.texts(corpus.text)])
+    scored = score_pairs(view, joint, Score(seed=seed), learn=joint is None)
     p_clean = np.nan_to_num(scored.fit(scored.pair.given))
-    aligner = fit_aligner(corpus.image, corpus.text, p_clean, seed=seed)
+    aligner = elsewhere or fit_aligner(corpus.image, corpus.text, p_clean, seed=seed)
     columns = {"score_pair": np.ascontiguousarray(scored.pair.given, np.float32), "p_clean": p_clean}
     return columns, {name: np.ascontiguousarray(value, np.float32) for name in NAMES
                      if (value := getattr(aligner, name)) is not None}  # fmt: skip
@@ -234,7 +252,8 @@ def run_cell(data: BenchSet, noisy: Callable[[], _Scored], cell: dict[str, Any],
     trained_seconds = time.process_time() - started
     picked = next(row for row in chosen if row["chosen"])
     row: dict[str, Any] = {"set": data.name, **cell, "pairs": len(group.rows), "level": picked["level"],
-                           "guidance": picked["guidance"]}  # fmt: skip
+                           "guidance": picked["guidance"], "epoch": picked.get("epoch"),
+                           "of_epochs": epochs}  # fmt: skip
     row |= _measure(group, data, cell["method"].split("+")[0], evaluator(), given, encode, choice)
     row["seconds"] = round(trained_seconds, 1)
     write_json(path, row)
@@ -308,7 +327,7 @@ def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, capti
             key = f"{cell['noise']} {cell['ratio']} {cell['seed']}"
             if key not in made:
                 made = {key: _once(partial(make_noisy, data, cell["noise"], cell["ratio"], cell["seed"], encode,
-                                           run.folder))}  # fmt: skip
+                                           run.folder, choice.val_limit))}  # fmt: skip
             row = run_cell(data, made[key], cell, recipes[cell["method"]], run, choice, evaluator, encode)
             rows.append(row)
             console.say(f"{len(rows)}/{len(cells) * len(listed(choice.sets))} {row['set']} {row['ratio']:.0%} "

@@ -54,7 +54,7 @@ def put_noise(data: BenchSet, noise: str, ratio: float, seed: int, encode: Encod
     if noise == "junk":
         return _junk(data, ratio, seed, encode)
     if noise == "concept":
-        return _concepts(data, ratio, seed, encode)
+        return _concepts(data, ratio, seed)
     found = RandomSwap(ratio=ratio, seed=seed)(data.texts, image_ids=data.train.shown)
     return Noisy(corpus=swap_texts(data.train, found.source_row), texts=list(found.texts), wrong=found.wrong)
 
@@ -77,11 +77,10 @@ def _junk(data: BenchSet, ratio: float, seed: int, encode: Encode) -> Noisy:
     return Noisy(corpus=dataclasses.replace(data.train, text=text, text_group=group), texts=texts, wrong=wrong)
 
 
-def _concepts(data: BenchSet, ratio: float, seed: int, encode: Encode) -> Noisy:
-    """Concepts are groups of texts by meaning; of some, every text says little of its picture and much of another one.
+def _concepts(data: BenchSet, ratio: float, seed: int) -> Noisy:
+    """Concepts are groups of texts by meaning; of some, every picture gets the text of another one of the concept.
 
-    It becomes the text of a pair of another concept with the second half of its own words behind. So no well aligned
-    pair shows these concepts, but what they are called can be learned from the others.
+    So no well aligned pair shows these concepts, but what they are called can be learned from those that are there.
     """
     from sklearn.cluster import KMeans
 
@@ -95,16 +94,11 @@ def _concepts(data: BenchSet, ratio: float, seed: int, encode: Encode) -> Noisy:
         if np.isin(found.labels_, taken).sum() >= ratio * len(usable):
             break
         taken.append(concept)
-    rows, others = usable[np.isin(found.labels_, taken)], usable[~np.isin(found.labels_, taken)]
-    others = others if len(others) else usable
-    texts, text, group = list(data.texts), data.train.text.copy(), data.train.text_group.copy()
-    for row, other in zip(rows.tolist(), rng.choice(others, len(rows)).tolist()):
-        own = (data.texts[row] or "").split()
-        texts[row] = " ".join([*(data.texts[other] or "").split(), *own[len(own) // 2 :]])
-    if len(rows):
-        text[rows] = encode([texts[row] or "" for row in rows])
-        group[rows] = group.max() + 1 + np.arange(len(rows))
-    wrong = np.isin(np.arange(len(texts)), rows)
+    source = np.arange(len(data.texts))
+    for concept in taken:
+        rows = rng.permutation(usable[found.labels_ == concept])
+        source[rows] = np.roll(rows, 1)
+    wrong = np.array([data.texts[row] != data.texts[other] for row, other in enumerate(source.tolist())])
     poor = np.isin(found.predict(unit(data.test.text - middle)), taken)
-    corpus = dataclasses.replace(data.train, text=text, text_group=group)
-    return Noisy(corpus=corpus, texts=texts, wrong=wrong, poor=poor)
+    return Noisy(corpus=swap_texts(data.train, source), texts=[data.texts[row] for row in source], wrong=wrong,
+                 poor=poor)  # fmt: skip

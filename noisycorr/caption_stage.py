@@ -364,9 +364,10 @@ def _conclude(trained: Trained, chosen: Sequence[dict[str, Any]], material: Mate
         level = "without levels" if row["level"] is None else f"level {row['level']}"
         if trained.levels is not None and row["level"] == trained.levels.unscored:
             level = "unscored"
-        numbers = ", ".join(f"{name} {row[name]:.3f}" for name in ("alignment", "length", "fluency", "unique",
-                                                                  "valid_loss") if name in row)  # fmt: skip
+        columns = ("alignment", "told_apart", "length", "fluency", "unique", "valid_loss")
+        numbers = ", ".join(f"{name} {row[name]:.3f}" for name in columns if name in row)
         marks = "" if row.get("allowed", True) else " (not fluent)"
+        level += f" of epoch {row['epoch'] + 1}" if "epoch" in row else ""
         say(f"  {level}, guidance {row['guidance']:g}: {numbers}{marks}{' <- chosen' if row['chosen'] else ''}")
     found = trained.write(material.valid_image[:SHOWN]).texts
     for text, real in zip(found, material.valid_texts):

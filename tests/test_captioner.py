@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from caption_data import JUNK, open_small, recipe, world
+from caption_data import JUNK, SMALL, open_small, recipe, world
 from reference.captioner_reference import level_loop, loss_loop, repeats_loop
 
 from noisycorr.captioner.align import Aligner, fit_aligner
 from noisycorr.captioner.choice import CaptionTrain, Decode, Design, Held, LevelChoice, Teach
 from noisycorr.captioner.decode import Next, forbid, write
 from noisycorr.captioner.levels import Levels, fit_levels
-from noisycorr.captioner.select import Fluency, best_of, best_sample, candidates, choose, prefer
+from noisycorr.captioner.select import Fluency, best_of, best_sample, candidates, choose, prefer, told_apart
 from noisycorr.captioner.stored import Texts, load_captioner, make_writer
 from noisycorr.captioner.teach import Class, kept_rows, pair_shares, pair_weights, settle, train_class
 from noisycorr.captioner.train import backward, continue_training, draw_rows, save_training, take_step, text_losses
@@ -113,6 +113,28 @@ def test_long_empty_and_blank_texts():
 
 
 # Network
+
+
+def test_a_level_dims_the_picture_by_the_share_of_right_pairs():
+    made = world()
+    score, p_clean = np.repeat([0.1, 0.9, np.nan], [60, 50, 10]), np.repeat([0.0, 0.75, 0.4, np.nan], [60, 40, 10, 10])
+    group = open_small(dataclasses.replace(made, columns={"score_pair": score, "p_clean": p_clean}), precision="fp64",
+                       level_gate=True)  # fmt: skip
+    network, levels = group.trained.network.eval(), group.trained.levels
+    assert levels is not None and levels.counts == (60, 50, 10)
+    everywhere = (40 * 0.75 + 10 * 0.4) / 110
+    expected = torch.tensor([0.0, (40 * 0.75 + 10 * 0.4) / 50, everywhere], dtype=torch.float64)
+    assert torch.allclose(network.gate, expected[:, None].expand(3, SMALL.width))
+    image = torch.from_numpy(made.image[:3].astype(np.float64))
+    seen = network.norm(network.prefix((image - network.image_mean) / network.image_std).view(3, 2, -1))
+    memory = network.memory(image, torch.tensor([0, 1, 2]))
+    assert torch.allclose(memory[:, :2], seen * expected[:, None, None])
+    network.losses(memory, torch.tensor([[START, 4, END]] * 3), torch.tensor([3, 3, 3])).sum().backward()
+    assert (network.gate.grad.abs().sum(1) > 0).all(), "a gate that starts shut can open"
+    plain = open_small()
+    assert plain.trained.network.gate is None and plain.trained.levels is not None and not plain.trained.levels.gated
+    unknown = {"score_pair": made.columns["score_pair"]}
+    assert (open_small(dataclasses.replace(made, columns=unknown), level_gate=True).trained.network.gate == 1).all()
 
 
 def test_losses_equal_the_loop_whatever_the_padding():
@@ -382,6 +404,45 @@ def test_the_level_is_chosen_by_alignment(taught: Class):
     assert [row["alignment"] for row in rows if row["level"] == 0] == [0.0]
     by_loss = settle(taught, material, recipe(), None, 0)
     assert [row["level"] for row in by_loss if row["chosen"]] == [1]
+
+
+def test_texts_find_their_pictures_again():
+    table = np.random.default_rng(0).random((5, 5))  # pictures by texts
+    texts = list("abcde")
+
+    def align(rows: np.ndarray, some: list[str]) -> np.ndarray:
+        return table[rows, [texts.index(text) for text in some]]
+
+    ranks = [1 + sum(table[j, i] >= table[i, i] for j in range(5) if j != i) for i in range(5)]
+    assert told_apart(texts, align) == pytest.approx(np.mean([1 / rank for rank in ranks])) and max(ranks) > 1
+    assert told_apart(["a"], align) == 1
+
+
+@pytest.mark.parametrize("good", ["first", "last"])
+def test_the_epoch_that_writes_better_is_kept(good: str):
+    group = open_small(select="writing", epochs=1)
+    trainer = group.trainer
+    first = trainer.snapshot()
+    take_step(trainer, np.arange(16), 1)
+    trainer.best, trainer.last = first, trainer.snapshot()
+    trainer.load(first)
+    trainer.at.best, trainer.at.epoch = [1.0, 0], 3
+    assert any(not torch.equal(first[name], trainer.last[name]) for name in first)
+
+    def align(rows: np.ndarray, texts: list[str]) -> np.ndarray:
+        here = trainer.snapshot()
+        of_last = all(torch.equal(here[name], trainer.last[name]) for name in here)
+        own = np.array_equal(rows, np.arange(len(rows)))
+        return np.full(len(rows), 1.0 if own and of_last == (good == "last") else 0.1)
+
+    rows = settle(group, world(), recipe(select="writing"), align, 0)
+    kept = trainer.last if good == "last" else first
+    assert all(torch.equal(value, kept[name]) for name, value in trainer.snapshot().items())
+    (chosen,) = [row for row in rows if row["chosen"]]
+    assert chosen["epoch"] == (2 if good == "last" else 0) and chosen["level"] == group.trained.level
+    trainer.load(first)
+    rows = settle(group, world(), recipe(select="loss"), align, 0)
+    assert all("epoch" not in row for row in rows), "by loss nothing else is tried"
 
 
 def test_what_is_not_fluent_is_not_chosen(taught: Class):

@@ -17,6 +17,8 @@ class LevelChoice:
     Attributes:
         level_by: Column of the ledger that tells how well a pair is aligned, p_clean or a score_ column; none trains
             without levels.
+        level_gate: A level also scales what is seen of the picture, from the start by the mean p_clean of its pairs:
+            wrong texts teach language without it. Helps where all pairs teach (--draw_by none); not published.
         levels: How many bins, 2 to 64.
         bins: uniform between the lowest and the highest score (as published), clipped between their 0.5 % and 99.5 %
             quantiles, or quantile for bins of equal counts.
@@ -28,6 +30,7 @@ class LevelChoice:
     """
 
     level_by: str = "score_pair"
+    level_gate: bool = False
     levels: int = 5
     bins: Literal["uniform", "clipped", "quantile"] = "clipped"
     level_least: int = 50
@@ -154,6 +157,8 @@ class CaptionTrain:
         warmup: Share of the steps in which the rate rises; then it falls along a cosine to 0.
         grad_clip_norm: Longest gradient; 0 = any.
         precision: fp32, bf16 (matrix products only) or fp64.
+        select: loss keeps the epoch of the best loss on validation texts, as published; writing also tries the last
+            one, and keeps that whose texts find validation pictures again better.
         seed: Of weights, order and split.
         resume: latest continues from the last checkpoint of the same training; never starts anew.
         save_every: Seconds between checkpoints inside an epoch; 0 = at the end of each epoch only.
@@ -171,6 +176,7 @@ class CaptionTrain:
     warmup: float = 0.1
     grad_clip_norm: float = 1.0
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    select: Literal["loss", "writing"] = "writing"
     seed: int = 0
     resume: Literal["latest", "never"] = "latest"
     save_every: float = 300.0

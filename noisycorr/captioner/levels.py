@@ -28,12 +28,14 @@ class Levels:
         counts: Training pairs of each level, and of `unscored` at the end.
         made_by: Column, scorer, preprocessing and corpus that the scores are of.
         hidden: Pairs also taught `unscored` by hiding their level.
+        gated: A level also scales what is seen of the picture.
     """
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     made_by: Mapping[str, str]
     hidden: bool = False
+    gated: bool = False
 
     @property
     def count(self) -> int:
@@ -98,7 +100,7 @@ class Levels:
         """What `save` wrote."""
         body: dict[str, Any] = read_json(path)
         return Levels(edges=tuple(body["edges"]), counts=tuple(body["counts"]), made_by=body["made_by"],
-                      hidden=body["hidden"])  # fmt: skip
+                      hidden=body["hidden"], gated=body.get("gated", False))  # fmt: skip
 
 
 def fit_levels(score: Float[np.ndarray, " n"], choice: LevelChoice, made_by: Mapping[str, str]) -> Levels:
@@ -134,7 +136,7 @@ def fit_levels(score: Float[np.ndarray, " n"], choice: LevelChoice, made_by: Map
         counts = np.concatenate([counts[:low], [counts[low] + counts[low + 1]], counts[low + 2 :]])
     unscored = len(np.asarray(score)) - len(known)
     return Levels(edges=edges, counts=(*map(int, counts), unscored), made_by=dict(made_by),
-                  hidden=choice.level_dropout > 0)  # fmt: skip
+                  hidden=choice.level_dropout > 0, gated=choice.level_gate)  # fmt: skip
 
 
 def _edges(known: np.ndarray, choice: LevelChoice) -> tuple[float, ...]:

@@ -1,10 +1,12 @@
 """The network: a picture becomes a few tokens, its level one more, and a decoder writes the text behind them.
 
-    memory = [prefix((x - mean) / std), E[level]],    loss_i = - sum_t log p(w_t | w_<t, memory)
+    memory = [G[level] * prefix((x - mean) / std), E[level]],    loss_i = - sum_t log p(w_t | w_<t, memory)
 
 Source: NoC (Kang et al., ICCV 2023).
 Differs: the level table E is trained; in the released code it belongs to no group of the optimiser. There is one more
-level, `unscored`. Pictures come as stored vectors of a frozen tower, which become several tokens.
+level, `unscored`. A gate G of each level scales the visual tokens: it starts at the share of its pairs that are held to
+be right, and is trained, so that a text that has nothing to do with its picture teaches language without it. Pictures
+come as stored vectors of a frozen tower, which become several tokens.
 """
 
 from __future__ import annotations
@@ -31,11 +33,12 @@ class CaptionNetwork(nn.Module):
         cells: Vectors of a picture; 1 = a single vector, which becomes `prefix_tokens` tokens.
         prefix_tokens: k.
         levels: L + 1 rows of the level table; 0 = without levels.
+        gated: A level scales the visual tokens, too.
         tower: From pixels to `cells` vectors, trained along; None for stored vectors.
     """
 
     def __init__(self, decoder: Any, *, image_dim: int, cells: int, prefix_tokens: int, levels: int,
-                 tower: nn.Module | None = None) -> None:  # fmt: skip
+                 gated: bool = False, tower: nn.Module | None = None) -> None:  # fmt: skip
         super().__init__()
         self.image_mean: Tensor
         self.image_std: Tensor
@@ -49,6 +52,7 @@ class CaptionNetwork(nn.Module):
         self.level = nn.Embedding(levels, width) if levels else None
         if self.level is not None:
             nn.init.normal_(self.level.weight, std=decoder.scale)
+        self.gate = nn.Parameter(torch.ones(levels, width)) if levels and gated else None
         self.register_buffer("image_mean", torch.zeros(image_dim))
         self.register_buffer("image_std", torch.ones(image_dim))
 
@@ -66,6 +70,12 @@ class CaptionNetwork(nn.Module):
         self.image_mean.copy_(torch.from_numpy(wide.mean(0)))
         self.image_std.copy_(torch.from_numpy(std))
 
+    @torch.no_grad()
+    def dim(self, purity: Float[np.ndarray, " levels"]) -> None:
+        """Let each level's gate start at the share of its pairs that are held to be right, in [0, 1]."""
+        if self.gate is not None:
+            self.gate.copy_(torch.from_numpy(np.asarray(purity, np.float64))[:, None].expand_as(self.gate))
+
     def memory(self, image: Float[Tensor, "b ..."], level: Int[Tensor, " b"] | None,
                hidden: Bool[Tensor, " b"] | None = None) -> Float[Tensor, "b m d"]:  # fmt: skip
         """What the decoder reads.
@@ -79,6 +89,8 @@ class CaptionNetwork(nn.Module):
             image = self.tower(image)
         x = self.prefix((image - self.image_mean) / self.image_std)
         x = self.norm(x.view(len(x), self.tokens, -1))
+        if self.gate is not None:
+            x = x * self.gate[level][:, None].to(x.dtype)
         if hidden is not None:
             x = torch.where(hidden[:, None, None], self.nothing.to(x.dtype), x)
         if self.level is None:

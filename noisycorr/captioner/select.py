@@ -24,6 +24,7 @@ LENGTH = (0.5, 1.5)  # of the mean words of real texts
 FLUENCY = 0.1  # how far below real texts the share of known pairs of words may lie
 ENDED = 0.9
 TIE = 1.0  # standard errors of the mean difference, picture by picture, below which two ways are alike
+OTHERS = 100  # pictures among which a text shall find its own
 STARVED = 0.01  # share of the training pairs below which a level is not asked for
 
 Align = Callable[[np.ndarray, list[str]], np.ndarray]  # rows of pictures, their texts -> (k,) higher = better aligned
@@ -98,8 +99,8 @@ def choose(trained: Trained, image: Any, align: Align, fluency: Fluency,
         options: From `candidates`.
 
     Returns:
-        One row each: level, guidance, alignment, its spread, length, fluency, ended, unique, allowed, alike (as well
-        aligned as the best one that is allowed), chosen. If no option is allowed, all are.
+        One row each: level, guidance, alignment, its spread, length, fluency, ended, unique, allowed, alike
+        (as well aligned as the best one that is allowed), chosen. If no option is allowed, all are.
     """
     rows: list[dict[str, Any]] = []
     scores: list[np.ndarray] = []
@@ -117,6 +118,22 @@ def choose(trained: Trained, image: Any, align: Align, fluency: Fluency,
     rows[best]["chosen"] = True
     trained.level, trained.decode = options[best]
     return rows
+
+
+def told_apart(texts: list[str], align: Align) -> float:
+    """How well texts find their own pictures again among OTHERS more, in (0, 1]; higher = better.
+
+        mean_i 1 / rank_i,   rank_i = 1 + #{k in 1 ... OTHERS : s(i + k mod n, t_i) >= s(i, t_i)}
+
+    Args:
+        texts: Of the first n pictures, in order.
+        align: Gives s of pictures and texts.
+    """
+    n = len(texts)
+    rank, own = np.ones(n), np.asarray(align(np.arange(n), texts))
+    for step in range(1, min(OTHERS, n - 1) + 1):
+        rank += np.asarray(align((np.arange(n) + step) % n, texts)) >= own
+    return float((1 / rank).mean())
 
 
 def prefer(rows: Sequence[dict[str, Any]], scores: Sequence[Float[np.ndarray, " n"]], unscored: int | None) -> int:

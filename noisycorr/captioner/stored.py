@@ -209,7 +209,7 @@ def build(design: Design, words: Words, decoder: Any, *, image_dim: int, cells: 
                                norm_first=design.norm_first)  # fmt: skip
     rows = 0 if levels is None else levels.count + 1
     network = CaptionNetwork(decoder, image_dim=image_dim, cells=cells, prefix_tokens=design.prefix_tokens, levels=rows,
-                             tower=tower)  # fmt: skip
+                             gated=levels is not None and levels.gated, tower=tower)  # fmt: skip
     return network.to(DTYPES[precision])
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from noisycorr import dist
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
 from noisycorr.captioner.levels import Levels, fit_levels
-from noisycorr.captioner.select import STARVED, Align, Fluency, candidates, choose
+from noisycorr.captioner.select import STARVED, Align, Fluency, allowed, candidates, choose, told_apart
 from noisycorr.captioner.stored import Trained, build
 from noisycorr.captioner.tower import Some
 from noisycorr.captioner.train import (
@@ -198,6 +198,8 @@ def open_class(material: Material, recipe: Recipe) -> Class:
     network = build(design, words, decoder, image_dim=width, cells=cells, levels=levels,
                     precision=recipe.train.precision, tower=material.tower).to(dist.device())  # fmt: skip
     network.standardise(image)
+    if levels is not None and level is not None and "p_clean" in material.columns:
+        network.dim(purity(np.asarray(material.columns["p_clean"], np.float64)[rows], level, levels))
     lesson = Lesson(
         image=image, tokens=tokens, length=length, level=level,
         weight=pair_weights(material.columns, rows, recipe.teach),
@@ -225,6 +227,17 @@ def _levels(material: Material, rows: np.ndarray, recipe: Recipe) -> tuple[Level
     score = column_of(material.columns, choice.level_by, "level_by")[rows]
     levels = fit_levels(score, choice, {"column": choice.level_by, **material.made_by})
     return levels, levels.of(score)
+
+
+def purity(p_clean: Float[np.ndarray, " k"], level: Int[np.ndarray, " k"], levels: Levels) -> Float[np.ndarray, " l"]:
+    """Mean p_clean of the pairs of each level, `unscored` at the end; where a level has none, and there, of all."""
+    known = np.isfinite(p_clean)
+    count = np.bincount(level[known], minlength=levels.count + 1)
+    total = np.bincount(level[known], p_clean[known], minlength=levels.count + 1)
+    everywhere = p_clean[known].mean() if known.any() else 1.0
+    out = np.where(count > 0, total / np.maximum(count, 1), everywhere)
+    out[levels.unscored] = everywhere
+    return np.asarray(out)
 
 
 def _valid(material: Material, trained: Trained, words: Words) -> Lesson:
@@ -263,7 +276,7 @@ def train_class(group: Class, *, checkpoints: Path | None = None, told: Callable
 
 
 def settle(group: Class, material: Material, recipe: Recipe, align: Align | None, most: int) -> list[dict[str, Any]]:
-    """Choose level and guidance on validation pairs.
+    """Choose level and guidance on validation pairs, and with `select` writing the epoch, which the network then has.
 
     Args:
         group: Trained.
@@ -273,7 +286,7 @@ def settle(group: Class, material: Material, recipe: Recipe, align: Align | None
         most: Most pictures to write for; 0 = all.
 
     Returns:
-        One row for each candidate.
+        One row for each candidate; with `select` writing also of the two epochs at the chosen one.
     """
     trained = group.trained
     options = candidates(trained, recipe.decode, recipe.guidances)
@@ -282,7 +295,28 @@ def settle(group: Class, material: Material, recipe: Recipe, align: Align | None
     image = Some(material.valid_image, np.arange(min(most or len(material.valid_image), len(material.valid_image))))
     fluency = Fluency.learn([material.texts[row] or "" for row in group.rows],
                             [text for text in material.valid_texts if text and text.strip()])  # fmt: skip
-    return choose(trained, image, align, fluency, options)
+    found = choose(trained, image, align, fluency, options)
+    return found if recipe.train.select == "loss" else _choose_epoch(group, image, align, fluency, found)
+
+
+def _choose_epoch(group: Class, image: Any, align: Align, fluency: Fluency,
+                  found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
+    """Best loss against last epoch: learning by heart raises the loss long before texts get worse."""
+    trained, trainer = group.trained, group.trainer
+    chosen, last = next(row for row in found if row["chosen"]), trainer.at.epoch - 1
+    if trainer.last is None or trainer.at.best is None or trainer.at.best[1] == last:
+        return found
+    rows = []
+    for epoch, weights in ((int(trainer.at.best[1]), trainer.best), (last, trainer.last)):
+        trainer.load(weights)
+        written = trained.write(image)
+        row = {"epoch": epoch, **fluency.judge(written), "told_apart": told_apart(written.texts, align)}
+        row["alignment"] = float(np.mean(align(np.arange(len(image)), written.texts)))
+        rows.append(chosen | row | {"allowed": allowed(row), "chosen": False})
+    kept = max((0, 1), key=lambda place: (rows[place]["allowed"], rows[place]["told_apart"]))
+    trainer.load((trainer.best, trainer.last)[kept])
+    chosen["chosen"], rows[kept]["chosen"] = False, True
+    return [*found, *rows]
 
 
 def _by_loss(group: Class, levels: list[int | None], recipe: Recipe) -> list[dict[str, Any]]:

@@ -101,6 +101,7 @@ class Trainer:
             fused=network.image_mean.device.type in ("cpu", "cuda"),
         )  # fmt: skip
         self.best = self.snapshot()
+        self.last: dict[str, Tensor] | None = None  # of the last epoch, at the end
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of what is trained."""
@@ -153,6 +154,7 @@ def fit(trainer: Trainer, hooks: Hooks | None = None) -> None:
             record = _finish(trainer, hooks)
             hooks.save(trainer)
             hooks.told(record, seconds)
+    trainer.last = trainer.snapshot()
     trainer.load(trainer.best)
     trainer.network.eval()
 
