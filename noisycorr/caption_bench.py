@@ -46,7 +46,7 @@ from noisycorr.score.pipeline import Score, score_pairs
 from noisycorr.score.text_issues import TextLimits, shared_text_alikeness, text_issues
 from noisycorr.score.view import View
 
-PLAIN: dict[str, Any] = {"level_by": NONE, "draw_by": NONE, "weight_by": NONE, "keep_fraction": "1", "select": "loss"}
+PLAIN: dict[str, Any] = {"level_by": NONE, "draw_by": NONE, "weight_by": NONE, "keep_fraction": "1"}
 METHODS: dict[str, dict[str, Any]] = {
     "vanilla": PLAIN,
     "filter": {**PLAIN, "keep_fraction": "auto"},
