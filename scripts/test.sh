@@ -4,8 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+extras=test
+[ "${FUZZ_MINUTES:-0}" = 0 ] || extras=fuzz,test
 # shellcheck disable=SC2086
-.venv/bin/python -m pip install --quiet ${TORCH:-torch==2.14.1 torchvision==0.29.1} -e ".[${FUZZ_MINUTES:+fuzz,}test]"
+.venv/bin/python -m pip install --quiet ${TORCH:-torch==2.14.1 torchvision==0.29.1} -e ".[$extras]"
+.venv/bin/python -m pip check
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/mypy
