@@ -8,10 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 LOSES = 0.05  # a class that loses more is counted
-SURE, SPREAD = (
-    0.2,
-    0.3,
-)  # below them zero-shot is too poor; sets that gain have 0.34 and 0.45 or more
+SURE = 0.2  # below it zero-shot is too poor to build on; sets that gain have 0.34 or more
+SPREAD = 0.3  # the same; sets that gain have 0.45 or more
 
 
 def accuracy(predicted: Int[np.ndarray, " n"], truth: Int[np.ndarray, " n"]) -> float:
