@@ -4,8 +4,8 @@ A cell is one training; its result is one small file, so that the same command c
 and filters go by are those that `noisycorr clean` would give to the noisy pairs; for the noise `concept` those of a
 scorer learned elsewhere, as that of CLIP is: heads learned on these very pairs would learn that siblings fit. Alignment
 and self-retrieval are measured by heads learned on the true texts of the training pictures, which no method sees.
-Methods take the same number of steps: where fewer pairs are kept, they are seen more often. All choose their epoch alike
-(`--select`); `filter+select=loss` keeps the one of the best validation loss, as published.
+Methods take the same number of steps: where fewer pairs are kept, they are seen more often. All choose their epoch
+alike (`--select`); `filter+select=loss` keeps the one of the best validation loss, as published.
 """
 
 from __future__ import annotations
