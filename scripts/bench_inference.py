@@ -4,7 +4,7 @@
     python scripts/bench_inference.py --data FILE.parquet           # 400 pictures, ViT-S-32-alt with random weights
 
 Writes pictures and texts of a parquet file (columns image and title, or --text) into a folder and embeds them with
-`noisycorr embed` and with clip-retrieval's `clip_inference`, each in a process of its own, on one thread and one worker.
+`noisycorr embed` and with clip-retrieval's `clip_inference`, each in a process of its own, one thread and one worker.
 Loading the weights does not count: the time of 8 pictures is taken off. Cores are shared on most machines: compare CPU
 seconds.
 """
