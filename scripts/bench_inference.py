@@ -81,11 +81,11 @@ def write(folder: Path, given: argparse.Namespace) -> None:
 def child(who: str, folder: Path, model: str) -> dict[str, float]:
     """What all pictures took more than a few."""
     took = []
-    for place in ("few", "all"):
+    for number, place in enumerate(("few", "few", "all")):  # once for what only the first run has to do
         started, before = time.perf_counter(), spent()
-        (ours if who == "noisycorr" else theirs)(folder / place, folder / f"{who}-{place}", model, folder)
+        (ours if who == "noisycorr" else theirs)(folder / place, folder / f"{who}-{number}", model, folder)
         took.append((time.perf_counter() - started, spent() - before))
-    return {"wall": took[1][0] - took[0][0], "cpu": took[1][1] - took[0][1]}
+    return {"wall": took[2][0] - took[1][0], "cpu": took[2][1] - took[1][1]}
 
 
 def ours(source: Path, output: Path, model: str, folder: Path) -> None:
