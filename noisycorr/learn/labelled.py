@@ -151,8 +151,8 @@ def _with_labels(rows: Labelled, path: Path) -> Labelled:
     if path.suffix == ".npy":
         try:
             values = load_array(path)
-        except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"{path} cannot be read as a NumPy array: {str(error)[:200]}.") from None
+        except ValueError as error:
+            raise UsageError(f"{path} cannot be read as a NumPy array: {error}.") from None
         if values.ndim != 1 or values.dtype.kind not in "iuUS":
             raise UsageError(f"{path} must be whole numbers or words, one a row, not {values.dtype} {values.shape}.")
         if len(values) != len(rows.keys):

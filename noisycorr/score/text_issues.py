@@ -225,11 +225,11 @@ def _spotless(texts: list[str | None], limits: TextLimits) -> np.ndarray:
     It looks at a block at once, which is many times faster than text by text.
     """
     enough = 2 * limits.min_characters
+    if not 0 < enough <= 100:  # RE2 unfolds the count
+        return np.zeros(len(texts), bool)
     try:
         column = pa.array(texts, pa.string())
     except UnicodeEncodeError:  # half a surrogate pair
-        column = pa.array([None] * len(texts), pa.string())
-    if not 0 < enough <= 100:  # RE2 unfolds the count
         return np.zeros(len(texts), bool)
     plain = pc.match_substring_regex(column, rf"^([A-Za-z]{_BETWEEN}*){{{enough}}}([A-Za-z]|{_BETWEEN})*$")
     name = pc.match_substring_regex(column, "^(untitled|unnamed|download)", ignore_case=True)
