@@ -6,7 +6,6 @@ models/lora_encoder (the tower, matrices merged, as its library reads it), and f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from noisycorr.learn.lora import add_lora, merged
 from noisycorr.learn.nmtune import Adapter, TuneData, new_head
 from noisycorr.learn.nmtune_choice import NMTune
 from noisycorr.learn.pictures import Pictures, stacked
+from noisycorr.learn.rate import cosine_share
 from noisycorr.learn.shelf import open_shelf
 from noisycorr.learn.tuned import block_lists
 from noisycorr.pairs import UsageError
@@ -95,7 +95,7 @@ def fit_lora(trainable: Trainable, pixels: Pixels, rows: np.ndarray, data: TuneD
         for step, mine in enumerate(batches):
             done = (epoch + step / len(batches)) / choice.lora_epochs
             for group, rate in zip(optimizer.param_groups, rates):
-                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done))
+                group["lr"] = rate * cosine_share(done)
             logits = head(trainable.image(model, pixels(rows[mine])).float())
             loss = functional.cross_entropy(logits, labels[torch.from_numpy(mine)], label_smoothing=choice.smoothing)
             if not torch.isfinite(loss):

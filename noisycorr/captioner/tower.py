@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noisycorr import dist
-from noisycorr.formats.images import BadImage, decode_image
-from noisycorr.learn.pictures import Shelf
+from noisycorr.learn.pictures import Pictures, Shelf
 from noisycorr.pairs import UsageError
 from noisycorr.run import atomic_path, fingerprint, read_json, write_json
 
@@ -122,13 +121,13 @@ class Pixels:
     def __init__(self, shelf: Shelf, encoder: Any) -> None:
         from PIL import Image
 
-        self.shelf, self.preprocess = shelf, encoder.preprocess
-        self.nothing = torch.zeros_like(self.preprocess(Image.new("RGB", (32, 32))))
+        self.nothing = torch.zeros_like(encoder.preprocess(Image.new("RGB", (32, 32))))
         self.shape = (len(shelf), *self.nothing.shape)
+        self.pictures = Pictures(shelf=shelf, preprocess=encoder.preprocess, size=self.shape[-2:], aug_scale=1, seed=0)
         self.ndim = 4
 
     def __len__(self) -> int:
-        return len(self.shelf)
+        return len(self.pictures.shelf)
 
     def __getitem__(self, rows: Int[np.ndarray, " k"]) -> np.ndarray:
         with ThreadPoolExecutor(4) as pool:
@@ -136,11 +135,8 @@ class Pixels:
                 (0, *self.shape[1:]), np.float32)  # fmt: skip
 
     def _one(self, row: int) -> Tensor:
-        try:
-            pixels: Tensor = self.preprocess(decode_image(self.shelf.read(row)).image)
-        except (BadImage, OSError):
-            return self.nothing
-        return pixels
+        found = self.pictures[row, None]
+        return self.nothing if isinstance(found, str) else found
 
 
 class Some:

@@ -35,6 +35,7 @@ from noisycorr.learn.checkpoint import (
     store_checkpoint,
     store_tensors,
 )
+from noisycorr.learn.rate import cosine_share
 from noisycorr.run import read_json, write_json
 
 
@@ -257,7 +258,7 @@ def _set_rate(trainer: Trainer, steps: int) -> None:
     total = choice.epochs * steps
     rise = min(1.0, (at.steps + 1) / (choice.warmup * total + 1))
     for group in trainer.optimizer.param_groups:
-        group["lr"] = group["highest"] * rise * 0.5 * (1 + math.cos(math.pi * at.steps / total))
+        group["lr"] = group["highest"] * rise * cosine_share(at.steps / total)
 
 
 def _finish(trainer: Trainer, hooks: Hooks) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from noisycorr.learn.batches import active_rows, epoch_order, split_batches, str
 from noisycorr.learn.contract import Encoded, Loss, Trust
 from noisycorr.learn.heads import StoredTowers
 from noisycorr.learn.learner import Learner
+from noisycorr.learn.rate import cosine_share
 
 EMA_DECAY = 0.99
 
@@ -271,7 +272,7 @@ def _set_rate(learner: Learner, steps: int) -> None:
     rise = min(1.0, (cursor.steps - cursor.begun + 1) / (choice.warmup + 1))
     done = (cursor.epoch - first + cursor.step / max(steps, 1)) / (after - first)
     for group in learner.optimizer.param_groups:
-        group["lr"] = choice.lr * group.get("share", 1.0) * rise * 0.5 * (1 + math.cos(math.pi * done))
+        group["lr"] = choice.lr * group.get("share", 1.0) * rise * cosine_share(done)
 
 
 def _finish(learner: Learner, hooks: Hooks, pairs: list[int]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from torch.nn import functional
 from noisycorr.learn.batches import epoch_order, split_batches, stream_seed
 from noisycorr.learn.checkpoint import load_optimizer, optimizer_tensors
 from noisycorr.learn.nmtune_choice import NMTune
+from noisycorr.learn.rate import cosine_share
 from noisycorr.losses.tuning import dominant_values, feature_consistency, feature_covariance
 from noisycorr.run import atomic_path
 
@@ -162,7 +163,7 @@ def fit_head(data: TuneData, choice: NMTune, method: str, *, checkpoint: Path | 
         for step, rows in enumerate(batches):
             done = (epoch + step / len(batches)) / choice.epochs
             for group in optimizer.param_groups:
-                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done))
+                group["lr"] = rate * cosine_share(done)
             row = torch.from_numpy(rows)
             loss, parts = tune_loss(network, choice, views[0][row], views[1][row] if len(views) > 1 else None,
                                     labels[row])  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from noisycorr import dist
 from noisycorr.learn.batches import stream_seed
+from noisycorr.learn.rate import cosine_share
 from noisycorr.prompt.choice import Steps
 from noisycorr.prompt.model import Prompted
 from noisycorr.prompt.objective import (
@@ -88,7 +89,7 @@ def fit_round(model: Prompted, lesson: Lesson, choice: Steps, *, number: int, sl
         losses = []
         for batch in np.array_split(order, batches):
             for group in optimizer.param_groups:
-                group["lr"] = rate * (0.55 + 0.45 * math.cos(math.pi * steps / total))
+                group["lr"] = rate * cosine_share(steps / total, 0.1)
             value = _batch_loss(model, lesson, tensors, torch.from_numpy(batch), bank, choice, parts)
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is {value.item()} in round {number + 1}: take a smaller --lr.")

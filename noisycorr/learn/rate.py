@@ -1,0 +1,17 @@
+"""The learning rate over a training, written once: a half cosine (Loshchilov and Hutter, ICLR 2017, no restarts)."""
+
+from __future__ import annotations
+
+import math
+
+
+def cosine_share(done: float, least: float = 0.0) -> float:
+    """Share of the highest rate, which falls from 1 to `least` along half a cosine.
+
+        least + (1 - least) (1 + cos(pi done)) / 2
+
+    Args:
+        done: Share of the training that is done, in [0, 1].
+        least: Share at the end, in [0, 1].
+    """
+    return least + (1 - least) * (0.5 * (1 + math.cos(math.pi * done)))
