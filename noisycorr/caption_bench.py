@@ -30,10 +30,10 @@ from noisycorr import __version__, console, dist
 from noisycorr.bench import load_set
 from noisycorr.caption_metrics import cider_d, tokenize
 from noisycorr.caption_noise import NOISES, Encode, Noisy, put_noise
-from noisycorr.caption_stage import align_with
-from noisycorr.captioner.align import NAMES, Aligner, fit_aligner
+from noisycorr.captioner.align import NAMES, Aligner, align_with, fit_aligner, remember
+from noisycorr.captioner.best import write_best
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
-from noisycorr.captioner.select import STARVED, best_sample
+from noisycorr.captioner.select import STARVED
 from noisycorr.captioner.teach import Class, Material, Recipe, kept_rows, open_class, pair_shares, settle, train_class
 from noisycorr.encoders import load_encoder
 from noisycorr.learn.bench import BenchSet
@@ -46,13 +46,14 @@ from noisycorr.score.pipeline import Score, score_pairs
 from noisycorr.score.text_issues import TextLimits, shared_text_alikeness, text_issues
 from noisycorr.score.view import View
 
-PLAIN: dict[str, Any] = {"level_by": NONE, "draw_by": NONE, "weight_by": NONE, "keep_fraction": "1"}
+ONE: dict[str, Any] = {"samples": 0, "each_level": False}  # text for each picture
+PLAIN: dict[str, Any] = {"level_by": NONE, "draw_by": NONE, "weight_by": NONE, "keep_fraction": "1", **ONE}
 METHODS: dict[str, dict[str, Any]] = {
     "vanilla": PLAIN,
     "filter": {**PLAIN, "keep_fraction": "auto"},
     "weight": {**PLAIN, "weight_by": "p_clean"},
     "noc": {**PLAIN, "level_by": "score_pair", "level_gate": True},
-    "choice": {**PLAIN, "search": "nucleus", "samples": 5},
+    "choice": {**PLAIN, "search": "nucleus", "samples": 4, "align_weight": 1e6},
     "default": {},
     "oracle": PLAIN,
 }
@@ -270,10 +271,7 @@ def _measure(group: Class, data: BenchSet, method: str, evaluator: Aligner, nois
     references = [[data.test_texts[other] or "" for other in usable[data.test.shown[usable] == data.test.shown[row]]]
                   for row in rows]  # fmt: skip
     image = data.test.image[rows]
-    if trained.decode.samples > 1:
-        written, _ = best_sample(trained, image, align_with(noisy.aligner, image, encode))
-    else:
-        written = trained.write(image).texts
+    written = write_best(trained, image, align_with(noisy.aligner, image, encode)).written.texts
     out: dict[str, Any] = dict(_numbers(written, references, image, evaluator, encode))
     if noisy.poor is not None and noisy.poor[rows].any():
         poor = np.flatnonzero(noisy.poor[rows]).tolist()
@@ -341,18 +339,13 @@ def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, capti
 
 def _encode(clip_model: str) -> Encode:
     """Texts to features, each distinct text once; the encoder is loaded when it is first needed."""
-    memory: dict[str, np.ndarray] = {}
     encoder = _once(partial(load_encoder, clip_model, device=dist.device()))
 
     def encode(texts: list[str]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in memory]
-        for start in range(0, len(new), 64):
-            some = new[start : start + 64]
-            memory.update(zip(some, encoder().text(encoder().tokenize(some)).float().cpu().numpy()))
-        nothing = np.zeros(encoder().text_dim, np.float32)
-        return np.stack([memory.get(text, nothing) for text in texts])
+        parts = (texts[start : start + 64] for start in range(0, len(texts), 64))
+        return np.concatenate([encoder().text(encoder().tokenize(part)).float().cpu().numpy() for part in parts])
 
-    return encode
+    return remember(encode)
 
 
 def _evaluator(data: BenchSet) -> Aligner:

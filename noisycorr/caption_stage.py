@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import yaml
 
 from noisycorr import console, dist
 from noisycorr.caption_images import clip_model_of, encoder_identity, images_of
-from noisycorr.captioner.align import Aligner, fit_aligner
+from noisycorr.captioner.align import Aligner, Encode, align_with, fit_aligner, remember
+from noisycorr.captioner.best import best_of_levels, write_best
 from noisycorr.captioner.choice import Decode, Held
-from noisycorr.captioner.select import Align, best_of, best_sample
 from noisycorr.captioner.stored import Trained, load_captioner
 from noisycorr.captioner.teach import Class, Material, Recipe, open_class, settle, train_class
 from noisycorr.captioner.tower import Some
@@ -29,7 +30,6 @@ from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, fingerprint, provenance, write_json
 from noisycorr.train_pairs import clear_training, run_of_pairs, same_encoder, text_encoder
 
-Encode = Callable[[list[str]], np.ndarray]
 SHOWN = 5  # examples at the end
 
 
@@ -165,30 +165,8 @@ def encoder_of(source_run: Run) -> Encode | None:
     """Texts to features by the encoder of a run, each distinct text once; None if its embeddings came without one."""
     if encoder_identity(source_run).startswith("precomputed"):
         return None
-    memory: dict[str, np.ndarray] = {}
-    loaded: list[Encode] = []
-
-    def encode(texts: list[str]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in memory]
-        if new:
-            loaded.extend([] if loaded else [text_encoder(source_run, "captions are to be compared with texts")])
-            memory.update(zip(new, loaded[0](new)))
-        width = len(next(iter(memory.values()))) if memory else 1
-        return np.stack([memory.get(text, np.zeros(width, np.float32)) for text in texts])
-
-    return encode
-
-
-def align_with(aligner: Aligner | None, image: np.ndarray, encode: Encode) -> Align:
-    """A function of rows of these pictures and their texts; 0 for an empty text."""
-    known = aligner or Aligner()
-
-    def align(rows: np.ndarray, texts: list[str]) -> np.ndarray:
-        if not any(text.strip() for text in texts):
-            return np.zeros(len(texts), np.float32)
-        return known(image[rows], encode(texts))
-
-    return align
+    load = functools.cache(lambda: text_encoder(source_run, "captions are to be compared with texts"))
+    return remember(lambda texts: load()(texts))
 
 
 def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str, Any], seed: int, *,
@@ -218,7 +196,7 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
         raise UsageError(f"{source.path} was embedded by {name}, but {model} reads pictures by {trained.encoder}: "
                          f"embed them with that encoder{more}.")  # fmt: skip
     encode = encoder_of(source_run)
-    if encode is None and (level == "each" or decode.samples > 1):
+    if encode is None and (level == "each" or asked.get("samples") or asked.get("each_level")):
         raise UsageError("choosing by scorer needs the encoder of texts, but these embeddings came without one.")
     given = _given_levels(trained, source_run) if level == "given" else None
     number = None if level in ("best", "given", "each") else _number(level)
@@ -255,25 +233,18 @@ def _write_part(run: Run, source_run: Run, index: int, start: int, pictures: Any
     )
     n, shown = len(vectors), np.asarray(vectors.any(1))
     align = None if encode is None else align_with(trained.aligner, vectors, encode)
-    extra: dict[str, Any] = {}
     wanted: int | np.ndarray | None = level if isinstance(level, int) else None
     if given is not None:
         wanted = given[start : start + n]
     if level == "each" and align is not None and trained.levels is not None:
-        texts, levels, score = best_of(trained, image, align, trained.levels.trained(), decode)
+        found = best_of_levels(trained, image, align, trained.levels.trained(), decode, seed=seed, names=keys)
     else:
-        if decode.samples > 1 and align is not None:
-            texts, score = best_sample(trained, image, align, wanted, decode, seed=seed)
-        else:
-            found = trained.write(image, wanted, decode, seed=seed, names=keys)
-            texts, extra = found.texts, {"log_prob": found.log_prob, "ended": found.ended}
-            score = np.full(n, np.nan) if align is None else align(np.arange(n), texts)
-        top = trained.level if wanted is None else wanted
-        levels = np.broadcast_to(np.asarray(-1 if top is None else top), (n,))
-    score = np.where(shown, score, np.nan)
-    table = {"key": keys, "row": np.arange(start, start + n), "level": levels.astype(np.int32),
-             "text": pa.array([text if there else None for text, there in zip(texts, shown)], pa.string()),
-             "score": score.astype(np.float32), **extra}  # fmt: skip
+        found = write_best(trained, image, align, wanted, decode, seed=seed, names=keys)
+    texts = [text if there else None for text, there in zip(found.written.texts, shown)]
+    table = {"key": keys, "row": np.arange(start, start + n), "level": found.level.astype(np.int32),
+             "text": pa.array(texts, pa.string()),
+             "score": np.where(shown, found.score, np.nan).astype(np.float32), "log_prob": found.written.log_prob,
+             "ended": found.written.ended}  # fmt: skip
     with atomic_path(run.path("captions", f"{index:05d}.parquet")) as path:
         pq.write_table(pa.table(table), path, compression="zstd")
 
@@ -332,8 +303,7 @@ def _start(plan: Plan, run: Run, source_run: Run, inputs: dict[str, Any]) -> Non
     values: dict[str, Any] = {"output_folder": str(run.folder), "clip_model": plan.clip_model}
     for part in (plan.source, recipe.levels, recipe.teach, recipe.design, recipe.train, plan.held, recipe.decode):
         values |= dataclasses.asdict(part)
-    for name in ("guidance", "samples"):
-        values.pop(name)
+    values.pop("guidance")
     with atomic_path(run.path("config.yaml")) as path:
         path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
     write_json(run.path("provenance.json"), provenance() | {"pairs": str(source_run.folder)})
@@ -368,6 +338,7 @@ def _conclude(trained: Trained, chosen: Sequence[dict[str, Any]], material: Mate
         numbers = ", ".join(f"{name} {row[name]:.3f}" for name in columns if name in row)
         marks = "" if row.get("allowed", True) else " (not fluent)"
         level += f" of epoch {row['epoch'] + 1}" if "epoch" in row else ""
+        level += f", the best of {row['texts']} texts" if "texts" in row else ""
         say(f"  {level}, guidance {row['guidance']:g}: {numbers}{marks}{' <- chosen' if row['chosen'] else ''}")
     found = trained.write(material.valid_image[:SHOWN]).texts
     for text, real in zip(found, material.valid_texts):

@@ -17,7 +17,7 @@ PICTURES = "Run folder of `noisycorr clean` or `embed`, or any source; only its 
 NEED = "the source is missing: name a run folder or a source"
 LEVEL = ("best, the one that was best aligned on validation pairs; given, that of each pair by its own score; each, "
          "all levels, of which the best aligned text is taken; or a number")  # fmt: skip
-FOUND = frozenset({"guidance", "samples"})  # found on validation pairs
+FOUND = frozenset({"guidance"})  # found on validation pairs
 
 
 class CaptionTrain:

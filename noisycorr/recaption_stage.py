@@ -7,7 +7,6 @@ not asked twice for the same picture.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,9 @@ import yaml
 
 from noisycorr import dist
 from noisycorr.caption_images import encoder_identity, images_of
+from noisycorr.captioner import stored
+from noisycorr.captioner.align import align_with, remember
+from noisycorr.captioner.best import write_best
 from noisycorr.embed import open_features
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.flags import Parser, add_choice
@@ -77,9 +79,10 @@ def _work(plan: Plan, run: Run, choice: Recaption) -> dict[str, Any]:
     encoder = None
     if not embedded["encoder"].startswith("precomputed"):
         encoder = load_encoder(plan.embed.clip_model, device=dist.device(), precision=plan.embed.model_precision)
-    write = None if plan.recaption == RETRIEVAL else load_captioner(Path(plan.recaption), run, choice)
+    encode = None if encoder is None else remember(_text_encoder(encoder))
+    write = None if plan.recaption == RETRIEVAL else load_captioner(Path(plan.recaption), run, choice, encode)
     return recaption_run(choice, run, found, joint=_joint(plan, embedded, found.view, encoder), write=write,
-                         encode=None if encoder is None else _text_encoder(encoder))  # fmt: skip
+                         encode=encode)  # fmt: skip
 
 
 class Captioner:
@@ -90,8 +93,8 @@ class Captioner:
         level: The level of alignment that is asked of it; None without levels.
     """
 
-    def __init__(self, trained: Any, run: Run, identity: str, choice: Recaption) -> None:
-        self.trained, self.choice = trained, choice
+    def __init__(self, trained: Any, run: Run, identity: str, choice: Recaption, encode: Encode | None) -> None:
+        self.trained, self.choice, self.encode = trained, choice, encode
         self.image: Any = None
         if (design := getattr(trained, "design", None)) is not None and design.image_grid:
             self.image, _ = images_of(run, design, run.folder / "pictures" / "recaption")
@@ -100,39 +103,34 @@ class Captioner:
         self.level: int | None = trained.level
 
     def __call__(self, rows: np.ndarray) -> list[str]:
-        """One text for each row; the same rows give the same texts, in whatever company they come."""
-        return self._write(self._images(rows), rows)
+        """One text for each row, the best of several; the same rows give the same texts, in whatever company."""
+        align = None if self.encode is None else align_with(self.trained.aligner, take(self.parts, rows), self.encode)
+        seed, names = self.choice.recaption_seed, rows.tolist()
+        return write_best(self.trained, self._images(rows), align, seed=seed, names=names).written.texts
 
     def disturbed(self, rows: np.ndarray, turn: int) -> list[str]:
-        """Texts for the pictures with noise on their features, or on their pixels."""
+        """Texts for the pictures with noise on their features, or on their pixels; one each, for time's sake."""
         image = self._images(rows)
         flat = disturb(image.reshape(len(image), -1), noise=self.choice.disturbance, seed=self.choice.recaption_seed,
                        turn=turn)  # fmt: skip
-        return self._write(flat.reshape(image.shape), rows)
+        flat = flat.reshape(image.shape)
+        return list(self.trained.write(flat, seed=self.choice.recaption_seed, names=rows.tolist()).texts)
 
     def _images(self, rows: np.ndarray) -> np.ndarray:
         return take(self.parts, rows) if self.image is None else np.asarray(self.image[rows])
 
-    def _write(self, image: np.ndarray, rows: np.ndarray) -> list[str]:
-        return list(self.trained.write(image, seed=self.choice.recaption_seed, names=rows.tolist()).texts)
 
-
-def load_captioner(folder: Path, run: Run, choice: Recaption) -> Write:
+def load_captioner(folder: Path, run: Run, choice: Recaption, encode: Encode | None = None) -> Write:
     """The captioner in a folder of `noisycorr caption train`, as a way from rows of this run to texts.
 
     Raises:
-        UsageError: If there is none, it reads pictures by another encoder, or this installation cannot load one.
+        UsageError: If there is none, it reads pictures by another encoder, or it cannot be loaded.
     """
     _check_folder(folder)
-    try:
-        load = importlib.import_module("noisycorr.captioner.stored").load_captioner
-    except (ImportError, AttributeError):
-        told = f"{folder} cannot be loaded, because this installation has no captioner: use retrieval."
-        raise UsageError(told) from None
-    trained, encoder = load(folder), encoder_identity(run)
+    trained, encoder = stored.load_captioner(folder), encoder_identity(run)
     if trained.encoder != encoder:
         raise UsageError(f"{folder} reads pictures by {trained.encoder}, but {run.folder} was embedded by {encoder}.")
-    return Captioner(trained, run, fingerprint(_identity(str(folder))), choice)
+    return Captioner(trained, run, fingerprint(_identity(str(folder))), choice, encode)
 
 
 def named_recaption(name: str, options: str | None) -> Recaption:

@@ -12,10 +12,11 @@ from caption_data import JUNK, SMALL, open_small, recipe, world
 from reference.captioner_reference import level_loop, loss_loop, repeats_loop
 
 from noisycorr.captioner.align import Aligner, fit_aligner
+from noisycorr.captioner.best import best_of_levels, write_best
 from noisycorr.captioner.choice import CaptionTrain, Decode, Design, Held, LevelChoice, Teach
 from noisycorr.captioner.decode import Next, forbid, write
 from noisycorr.captioner.levels import Levels, fit_levels
-from noisycorr.captioner.select import Fluency, best_of, best_sample, candidates, choose, prefer, told_apart
+from noisycorr.captioner.select import Fluency, candidates, choose, prefer, told_apart
 from noisycorr.captioner.stored import Texts, load_captioner, make_writer
 from noisycorr.captioner.teach import Class, kept_rows, pair_shares, pair_weights, settle, train_class
 from noisycorr.captioner.train import backward, continue_training, draw_rows, save_training, take_step, text_losses
@@ -445,6 +446,21 @@ def test_the_epoch_that_writes_better_is_kept(good: str):
     assert all("epoch" not in row for row in rows), "by loss nothing else is tried"
 
 
+@pytest.mark.parametrize("wild", [False, True])
+def test_the_best_of_several_texts_is_kept_if_it_is_fluent(taught: Class, wild: bool):
+    material, known = world(), {text for text in world().texts if text}
+
+    def align(rows: np.ndarray, texts: list[str]) -> np.ndarray:
+        return np.array([float((text in known) != wild) + 0.01 * len(text) for text in texts])
+
+    decode = Decode(search="greedy", heat=30.0 if wild else 1.0, top_p=1.0, align_weight=1e6, each_level=False)
+    rows = settle(taught, material, dataclasses.replace(recipe(), decode=decode), align, 0)
+    row = rows[-1]
+    assert row["texts"] == 9 and row["chosen"] == row["allowed"] == (not wild)
+    assert taught.trained.decode.samples == (0 if wild else 8)
+    assert sum(row["chosen"] for row in rows) == 1 and taught.trained.spread is not None
+
+
 def test_what_is_not_fluent_is_not_chosen(taught: Class):
     material = world()
     fluency = Fluency.learn([JUNK] * 3, [JUNK])  # as if only the phrase were a text
@@ -452,7 +468,9 @@ def test_what_is_not_fluent_is_not_chosen(taught: Class):
     rows = choose(taught.trained, material.valid_image, real_align(material.valid_texts), fluency, options)
     best = max(rows, key=lambda row: row["alignment"])
     assert best["level"] == 1 and not best["allowed"] and [r["level"] for r in rows if r["chosen"]] == [0]
-    judged = fluency.judge(Texts(["best price online", "online online"], np.zeros(2), np.array([True, False])))
+    judged = fluency.judge(
+        Texts(["best price online", "online online"], np.zeros(2), np.array([True, False]), np.ones(2, int))
+    )
     assert judged["length"] == pytest.approx(2.5 / 3) and judged["ended"] == 0.5
     assert judged["fluency"] == pytest.approx((4 + 1) / (4 + 3) - 1)
     choose(taught.trained, material.valid_image, real_align(material.valid_texts),
@@ -483,13 +501,44 @@ def test_of_ways_that_are_alike_the_highest_level_is_taken():
 def test_best_of_levels_and_of_samples(taught: Class):
     material = world()
     align = real_align(material.valid_texts)
-    texts, levels, score = best_of(taught.trained, material.valid_image, align, [0, 1])
-    right = [text == real for text, real in zip(texts, material.valid_texts)]
-    assert score.tolist() == [float(x) for x in right] and (levels[np.array(right)] == 1).all()
-    hot = Decode(search="nucleus", heat=1.5, samples=4)
-    single = taught.trained.write(material.valid_image, 1, hot).texts
-    several, _ = best_sample(taught.trained, material.valid_image, align, 1, hot)
-    assert align(np.arange(20), several).sum() > align(np.arange(20), single).sum()
+    found = best_of_levels(taught.trained, material.valid_image, align, [0, 1])
+    right = [text == real for text, real in zip(found.written.texts, material.valid_texts)]
+    assert found.score.tolist() == [float(x) for x in right] and (found.level[np.array(right)] == 1).all()
+    hot = Decode(search="nucleus", heat=1.5, top_p=0.9, samples=4, each_level=False, align_weight=1e6)
+    taught.trained.spread = 0.5
+    single = write_best(taught.trained, material.valid_image, align, 1, dataclasses.replace(hot, samples=0))
+    several = write_best(taught.trained, material.valid_image, align, 1, hot)
+    assert single.written.texts == taught.trained.write(material.valid_image, 1, hot).texts
+    assert several.score.sum() > single.score.sum()
+    every = write_best(taught.trained, material.valid_image, align, None, dataclasses.replace(hot, each_level=True))
+    assert every.score.sum() >= several.score.sum() and set(every.level) <= set(range(taught.trained.levels.count + 1))
+    given = write_best(taught.trained, material.valid_image, align, 1, dataclasses.replace(hot, each_level=True))
+    assert given.written.texts == several.written.texts, "a level that is given is the only one"
+    alone = write_best(taught.trained, material.valid_image, None, 1, hot)
+    assert alone.written.texts == single.written.texts and np.isnan(alone.score).all()
+    taught.trained.spread = None
+
+
+def test_the_best_of_several_texts_equals_a_slow_loop(taught: Class):
+    material, rng = world(), np.random.default_rng(0)
+    image, trained = material.valid_image, taught.trained
+    worth: dict[tuple[int, str], float] = {}
+
+    def align(rows: np.ndarray, texts: list[str]) -> np.ndarray:
+        return np.array([worth.setdefault((int(row), text), rng.normal()) for row, text in zip(rows, texts)])
+
+    trained.spread, trained.level = 0.7, 1
+    decode = Decode(samples=3, each_level=True, align_weight=0.8, length_penalty=0.6, beams=2, heat=1.3, top_p=0.95)
+    best = write_best(trained, image, align, None, decode, seed=5)
+    drawn, greedy = (dataclasses.replace(decode, search=name) for name in ("nucleus", "greedy"))
+    ways = [trained.write(image, None, decode), *(trained.write(image, None, drawn, seed=5 + k) for k in (1, 2, 3))]
+    ways += [trained.write(image, z, greedy) for z in trained.levels.trained()]
+    for row in range(len(image)):
+        options = [(w.log_prob[row] / (w.pieces[row] + 1) ** 0.6 + 0.8 * worth[row, w.texts[row]] / 0.7, w.texts[row])
+                   for w in ways if w.ended[row]]  # fmt: skip
+        assert best.written.texts[row] == max(options)[1]
+        assert best.score[row] == worth[row, best.written.texts[row]]
+    trained.spread = None
 
 
 def test_the_scorer_knows_what_fits(tmp_path: Path):
@@ -540,7 +589,8 @@ def test_saved_and_loaded(taught: Class, tmp_path: Path):
         (lambda: Design(width=10, attention_heads=4), "no multiple"),
         (lambda: Design(longest=3), "at least 4"),
         (lambda: CaptionTrain(warmup=2), "share in 0 to 1"),
-        (lambda: Decode(samples=2), "use nucleus"),
+        (lambda: Decode(samples=-1), "at least 0"),
+        (lambda: Decode(align_weight=float("inf")), "a million"),
         (lambda: Decode(top_p=0), "share in"),
         (lambda: Held(guidances="x"), "numbers between commas"),
         (lambda: Held(guidances="-1"), "0 or more"),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,8 @@ from recaption_run import write_source
 
 from noisycorr import recaption_stage as stage
 from noisycorr.caption_images import encoder_identity
+from noisycorr.captioner.choice import Decode
+from noisycorr.captioner.stored import Texts
 from noisycorr.cli import main
 from noisycorr.export import Export, export
 from noisycorr.formats import open_source
@@ -255,27 +255,26 @@ def test_a_captioner_is_asked_once_and_its_texts_are_kept(run: Run) -> None:
 class Trained:
     """Stands for a captioner of `noisycorr caption train`: says how long the picture's vector is."""
 
-    level = 2
+    level, levels, decode, spread = 2, None, Decode(), None
 
     def __init__(self, encoder: str) -> None:
         self.encoder = encoder
 
-    def write(self, image: np.ndarray, *, seed: int, names: list[int]) -> Any:
-        return SimpleNamespace(texts=[f"{name} {np.linalg.norm(row):.3f}" for name, row in zip(names, image)])
+    def write(self, image: np.ndarray, level: None = None, decode: Any = None, *, seed: int, names: list[int]) -> Texts:
+        n = len(image)
+        texts = [f"{name} {np.linalg.norm(row):.3f}" for name, row in zip(names, image)]
+        return Texts(texts, np.zeros(n), np.ones(n, bool), np.full(n, 2))
 
 
 def test_a_captioner_of_a_folder_writes_for_rows(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no folder"):
         stage.load_captioner(tmp_path / "none", run, Recaption())
-    module = ModuleType("noisycorr.captioner.stored")
-    monkeypatch.setitem(sys.modules, "noisycorr.captioner", ModuleType("noisycorr.captioner"))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    with pytest.raises(UsageError, match="no captioner"):
+    with pytest.raises(UsageError, match="no finished captioner"):
         stage.load_captioner(tmp_path, run, Recaption())
-    module.load_captioner = lambda folder: Trained("other@1")  # type: ignore[attr-defined]
+    monkeypatch.setattr("noisycorr.captioner.stored.load_captioner", lambda folder: Trained("other@1"))
     with pytest.raises(UsageError, match=r"by other@1, but .* by precomputed"):
         stage.load_captioner(tmp_path, run, Recaption())
-    module.load_captioner = lambda folder: Trained(encoder_identity(run))  # type: ignore[attr-defined]
+    monkeypatch.setattr("noisycorr.captioner.stored.load_captioner", lambda folder: Trained(encoder_identity(run)))
     write = stage.load_captioner(tmp_path, run, Recaption(disturbance=0.5))
     image = np.concatenate(load_pairs(stored_plan(run), run).view.image)
     assert write(np.array([7, 300])) == [f"{row} {np.linalg.norm(image[row]):.3f}" for row in (7, 300)]

@@ -7,6 +7,7 @@ among those.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from noisycorr.score.crossfit import REGS, WIDTH, fold_moments, principal, solve
 from noisycorr.score.view import unit
 
 NAMES = ("image_mean", "image", "text_mean", "text")
+REMEMBERED = 50_000  # texts whose features are kept
+Encode = Callable[[list[str]], np.ndarray]  # texts to features (k, e)
+Align = Callable[[np.ndarray, list[str]], np.ndarray]  # rows of pictures, their texts -> (k,) higher = better aligned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,3 +110,31 @@ def _moved(features: np.ndarray, mean: np.ndarray | None, matrix: np.ndarray | N
         raise UsageError(f"features of width {rows.shape[1]} are to be scored, but the scorer takes {len(mean)}: "
                          "use the encoder that the captioner was trained with.")  # fmt: skip
     return unit((rows - mean) @ matrix * rows.any(1, keepdims=True))
+
+
+def remember(encode: Encode) -> Encode:
+    """The same, but each distinct text is encoded once while it is remembered, and an empty one gives zeros."""
+    memory: dict[str, np.ndarray] = {}
+
+    def known(texts: list[str]) -> np.ndarray:
+        if len(memory) > REMEMBERED:
+            memory.clear()
+        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in memory]
+        if new:
+            memory.update(zip(new, encode(new)))
+        nothing = np.zeros_like(next(iter(memory.values()), np.zeros(1, np.float32)))
+        return np.stack([memory.get(text, nothing) for text in texts])
+
+    return known
+
+
+def align_with(aligner: Aligner | None, image: Float[np.ndarray, "n d"], encode: Encode) -> Align:
+    """A scorer of rows of these pictures and their texts; 0 for an empty text."""
+    known = aligner or Aligner()
+
+    def align(rows: np.ndarray, texts: list[str]) -> np.ndarray:
+        if not any(text.strip() for text in texts):
+            return np.zeros(len(texts), np.float32)
+        return known(image[rows], encode(texts))
+
+    return align

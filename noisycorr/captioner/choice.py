@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -250,7 +251,10 @@ class Decode:
         no_repeat_ngram: A run of so many tokens never comes twice in a text; 0 = it may.
         guidance: How far level or picture is exaggerated: log p + guidance * (log p - log p without it); 0 = not.
         against: Without what: level for the lowest level, image for no picture, which needs image_dropout in training.
-        samples: Texts for each picture, of which the best aligned is taken; more than 1 needs nucleus.
+        samples: Texts that are drawn from the nucleus for each picture, beside the one that is searched.
+        each_level: One is written at every level, too, if the level is that found on validation pairs.
+        align_weight: How much a standard deviation of alignment counts against a nat when the best of several texts is
+            kept: log-likelihood / length ** length_penalty + align_weight * alignment; a million = alignment alone.
 
     Raises:
         UsageError: If a value is out of its range.
@@ -259,22 +263,24 @@ class Decode:
     search: Literal["greedy", "beam", "nucleus"] = "beam"
     beams: int = 3
     length_penalty: float = 0.7
-    top_p: float = 0.9
+    top_p: float = 0.6
     heat: float = 1.0
     most_tokens: int = 0
     least_tokens: int = 1
     no_repeat_ngram: int = 3
     guidance: float = 0.0
     against: Literal["level", "image"] = "level"
-    samples: int = 1
+    samples: int = 8
+    each_level: bool = True
+    align_weight: float = 3.0
 
     def __post_init__(self) -> None:
         check_words(self)
         check_least(self, {"beams": 1, "length_penalty": 0, "most_tokens": 0, "least_tokens": 0, "no_repeat_ngram": 0,
-                      "guidance": 0, "samples": 1})  # fmt: skip
+                      "guidance": 0, "samples": 0, "align_weight": 0})  # fmt: skip
         if not 0 < self.top_p <= 1:
             raise UsageError(f"--top_p is {self.top_p}, expected a share in (0, 1].")
         if not self.heat > 0:
             raise UsageError(f"--heat is {self.heat}, expected more than 0.")
-        if self.samples > 1 and self.search != "nucleus":
-            raise UsageError(f"--samples is {self.samples}, but --search {self.search} writes one: use nucleus.")
+        if not math.isfinite(self.align_weight):
+            raise UsageError(f"--align_weight is {self.align_weight}, expected a number; a million is alignment alone.")

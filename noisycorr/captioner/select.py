@@ -9,7 +9,7 @@ guidance, and `unscored` last.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from noisycorr.captioner.align import Align
 from noisycorr.captioner.choice import Decode
 from noisycorr.captioner.stored import Texts, Trained
 
@@ -26,8 +27,6 @@ ENDED = 0.9
 TIE = 1.0  # standard errors of the mean difference, picture by picture, below which two ways are alike
 OTHERS = 100  # pictures among which a text shall find its own
 STARVED = 0.01  # share of the training pairs below which a level is not asked for
-
-Align = Callable[[np.ndarray, list[str]], np.ndarray]  # rows of pictures, their texts -> (k,) higher = better aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,27 +156,3 @@ def prefer(rows: Sequence[dict[str, Any]], scores: Sequence[Float[np.ndarray, " 
         return -1 if level is None or level == unscored else level, -rows[place]["guidance"]
 
     return max((place for place in free if rows[place]["alike"]), key=rank)
-
-
-def best_of(trained: Trained, image: Any, align: Align, levels: Sequence[int],
-            decode: Decode | None = None) -> tuple[list[str], np.ndarray, np.ndarray]:  # fmt: skip
-    """Write at several levels, and keep for each picture the text that is best aligned.
-
-    Returns:
-        Texts, their levels (n,) and their alignment (n,); of equal ones the first level's.
-    """
-    found = [trained.write(image, level, decode).texts for level in levels]
-    score = np.stack([align(np.arange(len(image)), texts) for texts in found])
-    pick = score.argmax(0)
-    return ([found[p][row] for row, p in enumerate(pick.tolist())], np.asarray(levels)[pick],
-            score[pick, np.arange(len(image))])  # fmt: skip
-
-
-def best_sample(trained: Trained, image: Any, align: Align, level: int | np.ndarray | None = None,
-                decode: Decode | None = None, *, seed: int = 0) -> tuple[list[str], np.ndarray]:  # fmt: skip
-    """Draw `decode.samples` texts for each picture, and keep the best aligned: choice by scorer alone."""
-    decode = decode or trained.decode
-    found = [trained.write(image, level, decode, seed=seed + number).texts for number in range(decode.samples)]
-    score = np.stack([align(np.arange(len(image)), texts) for texts in found])
-    pick = score.argmax(0)
-    return [found[p][row] for row, p in enumerate(pick.tolist())], score[pick, np.arange(len(image))]

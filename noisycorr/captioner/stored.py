@@ -40,11 +40,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What was written: n texts, their log-likelihood in nats, and whether each came to its end."""
+    """What was written: n texts, their log-likelihood in nats, whether each came to its end, and how many pieces."""
 
     texts: list[str]
     log_prob: Float[np.ndarray, " n"]
     ended: np.ndarray
+    pieces: Int[np.ndarray, " n"]
 
 
 @dataclass(kw_only=True)
@@ -61,6 +62,8 @@ class Trained:
         precision: Of the training.
         level: The one to write with, found on validation pairs; None without levels.
         decode: How to write, found on validation pairs.
+        spread: Standard deviation of the alignment of what it writes for validation pictures; None where there is no
+            scorer, and then it writes one text each.
         clip_model: How `load_encoder` finds the encoder of its pictures; for tokens and pixels.
         facts: What else is worth knowing; JSON.
     """
@@ -74,6 +77,7 @@ class Trained:
     aligner: Aligner | None = None
     level: int | None = None
     decode: Decode = dataclasses.field(default_factory=Decode)
+    spread: float | None = None
     clip_model: str = ""
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -98,7 +102,7 @@ class Trained:
         self._check(image)
         levels = self._levels(level, n)
         names = list(range(n)) if names is None else names
-        texts, log_prob, ended = [""] * n, np.zeros(n), np.zeros(n, bool)
+        texts, log_prob, ended, pieces = [""] * n, np.zeros(n), np.zeros(n, bool), np.zeros(n, np.int64)
         self.network.eval()
         size = ROWS if image.ndim < 4 else ROWS // 8
         for start in range(0, n, size):
@@ -109,9 +113,9 @@ class Trained:
             some: list[int] = (start + there).tolist()
             found = self._write(part[there], levels[some], decode, seed, [names[row] for row in some], cached)
             for row, tokens in zip(some, found.tokens):
-                texts[row] = self.words.decode(tokens)
+                texts[row], pieces[row] = self.words.decode(tokens), len(tokens)
             log_prob[some], ended[some] = found.log_prob.cpu().numpy(), found.ended.cpu().numpy()
-        return Texts(texts, log_prob, ended)
+        return Texts(texts, log_prob, ended, pieces)
 
     def _write(self, image: np.ndarray, level: np.ndarray, decode: Decode, seed: int, names: Sequence[str | int],
                cached: bool) -> Written:  # fmt: skip
@@ -174,7 +178,9 @@ class Trained:
             self.levels.save(folder / "levels.json")
         if self.aligner is not None:
             self.aligner.save(folder / "aligner.safetensors")
-        body = {name: getattr(self, name) for name in ("encoder", "precision", "level", "clip_model", "facts")}
+        body = {
+            name: getattr(self, name) for name in ("encoder", "precision", "level", "spread", "clip_model", "facts")
+        }
         body |= {"design": dataclasses.asdict(self.design), "decode": dataclasses.asdict(self.decode)}
         body |= {"image_dim": len(self.network.image_mean), "cells": self.network.cells}
         write_json(folder / "captioner.json", body)  # last: it says that the folder is whole
@@ -250,7 +256,7 @@ def load_captioner(folder: Path | str, device: torch.device | None = None) -> Tr
         network=network.to(device or dist.device()).eval(), words=words, design=design, levels=levels,
         encoder=body["encoder"], precision=body["precision"],
         aligner=Aligner.load(aligner) if aligner.is_file() else None, level=body["level"],
-        decode=Decode(**body["decode"]), clip_model=body["clip_model"], facts=body["facts"],
+        decode=Decode(**body["decode"]), spread=body["spread"], clip_model=body["clip_model"], facts=body["facts"],
     )  # fmt: skip
 
 

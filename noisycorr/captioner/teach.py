@@ -19,9 +19,11 @@ import torch
 from jaxtyping import Float, Int
 
 from noisycorr import dist
+from noisycorr.captioner.align import Align
+from noisycorr.captioner.best import write_best
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
 from noisycorr.captioner.levels import Levels, fit_levels
-from noisycorr.captioner.select import STARVED, Align, Fluency, allowed, candidates, choose, told_apart
+from noisycorr.captioner.select import STARVED, Fluency, allowed, candidates, choose, told_apart
 from noisycorr.captioner.stored import Trained, build
 from noisycorr.captioner.tower import Some
 from noisycorr.captioner.train import (
@@ -276,7 +278,8 @@ def train_class(group: Class, *, checkpoints: Path | None = None, told: Callable
 
 
 def settle(group: Class, material: Material, recipe: Recipe, align: Align | None, most: int) -> list[dict[str, Any]]:
-    """Choose level and guidance on validation pairs, and with `select` writing the epoch, which the network then has.
+    """Choose on validation pairs: level and guidance, with `select` writing the epoch, which the network then has, and
+    whether the best of several texts is kept.
 
     Args:
         group: Trained.
@@ -286,7 +289,8 @@ def settle(group: Class, material: Material, recipe: Recipe, align: Align | None
         most: Most pictures to write for; 0 = all.
 
     Returns:
-        One row for each candidate; with `select` writing also of the two epochs at the chosen one.
+        One row for each candidate; with `select` writing also of the two epochs at the chosen one; and one for the best
+        of several texts.
     """
     trained = group.trained
     options = candidates(trained, recipe.decode, recipe.guidances)
@@ -296,7 +300,9 @@ def settle(group: Class, material: Material, recipe: Recipe, align: Align | None
     fluency = Fluency.learn([material.texts[row] or "" for row in group.rows],
                             [text for text in material.valid_texts if text and text.strip()])  # fmt: skip
     found = choose(trained, image, align, fluency, options)
-    return found if recipe.train.select == "loss" else _choose_epoch(group, image, align, fluency, found)
+    if recipe.train.select == "writing":
+        found = _choose_epoch(group, image, align, fluency, found)
+    return _choose_best(trained, image, align, fluency, found)
 
 
 def _choose_epoch(group: Class, image: Any, align: Align, fluency: Fluency,
@@ -317,6 +323,27 @@ def _choose_epoch(group: Class, image: Any, align: Align, fluency: Fluency,
     trainer.load((trainer.best, trainer.last)[kept])
     chosen["chosen"], rows[kept]["chosen"] = False, True
     return [*found, *rows]
+
+
+def _choose_best(trained: Trained, image: Any, align: Align, fluency: Fluency,
+                 found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
+    """The best of several texts for each picture is kept, unless that makes texts that do not look like texts."""
+    every = np.arange(len(image))
+    trained.spread = max(float(np.std(align(every, trained.write(image).texts))), 1e-6)
+    several = trained.decode.samples + (len(trained.levels.trained()) if trained.levels and trained.decode.each_level
+                                        else 0)  # fmt: skip
+    if not several:
+        return found
+    before, best = next(row for row in found if row["chosen"]), write_best(trained, image, align)
+    row: dict[str, Any] = fluency.judge(best.written)
+    row |= {"texts": 1 + several, "told_apart": told_apart(best.written.texts, align),
+            "alignment": float(best.score.mean())}  # fmt: skip
+    row["chosen"] = (fluent := allowed(row)) or not before["allowed"]
+    if row["chosen"]:
+        before["chosen"] = False
+    else:
+        trained.decode = dataclasses.replace(trained.decode, samples=0, each_level=False)
+    return [*found, before | row | {"allowed": fluent}]
 
 
 def _by_loss(group: Class, levels: list[int | None], recipe: Recipe) -> list[dict[str, Any]]:
