@@ -22,7 +22,7 @@ from noisycorr.captioner.choice import Decode
 from noisycorr.captioner.stored import Texts, Trained
 
 LENGTH = (0.5, 1.5)  # of the mean words of real texts
-FLUENCY = 0.1  # how far below real texts the share of known pairs of words may lie
+FLUENCY = 0.3  # how far below real texts the share of known pairs of words may lie
 ENDED = 0.9
 TIE = 1.0  # standard errors of the mean difference, picture by picture, below which two ways are alike
 OTHERS = 100  # pictures among which a text shall find its own
