@@ -33,7 +33,6 @@ from noisycorr.caption_noise import NOISES, Encode, Noisy, put_noise
 from noisycorr.captioner.align import NAMES, Aligner, align_with, fit_aligner, remember
 from noisycorr.captioner.best import write_best
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
-from noisycorr.captioner.select import STARVED
 from noisycorr.captioner.teach import Class, Material, Recipe, kept_rows, open_class, pair_shares, settle, train_class
 from noisycorr.encoders import load_encoder
 from noisycorr.learn.bench import BenchSet
@@ -150,7 +149,7 @@ def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
         raise UsageError(f"--methods names {name!r}, expected some of {', '.join(METHODS)}.")
     values = dict(METHODS[name])
     for key, value in written.items():
-        values[key] = value if key in ("keep_fraction", "guidances") else yaml.safe_load(value)
+        values[key] = value if key in ("keep_fraction", "guidances") else _read(value)
     train = dataclasses.replace(train, **{key: values.pop(key) for key in ("select",) if key in values})
     guidances = tuple(float(x) for x in str(values.pop("guidances", "0")).split(","))
     parts: dict[str, Any] = {"levels": LevelChoice(), "teach": Teach(), "decode": Decode(), "design": design}
@@ -233,7 +232,7 @@ def run_cell(data: BenchSet, noisy: Callable[[], _Scored], cell: dict[str, Any],
     path = run.folder / "cells" / f"{data.name}-{fingerprint(inputs)}.json"
     if path.exists():
         return dict(read_json(path))
-    given, started = noisy(), time.process_time()
+    given, started, encode = noisy(), time.process_time(), remember(encode)
     use = np.flatnonzero(teaching(given, cell["method"].split("+")[0]))
     valid = np.flatnonzero(data.valid.usable)
     material = Material(
@@ -279,7 +278,7 @@ def _measure(group: Class, data: BenchSet, method: str, evaluator: Aligner, nois
         out |= {"poor": len(poor)} | {f"poor {name}": metric(*some) for name, metric in METRICS.items()}
     levels = trained.levels
     if levels is not None and method == "noc":
-        fed = [z for z in levels.trained() if z < levels.count and levels.counts[z] >= STARVED * sum(levels.counts)]
+        fed = [z for z in levels.fed() if z != levels.unscored]
         plain = dataclasses.replace(trained.decode, search="greedy", guidance=0.0)
         by_level = [_numbers(trained.write(image, z, plain).texts, references, image, evaluator, encode) for z in fed]
         out["by_level"] = [{"level": z, "count": levels.counts[z], **found} for z, found in zip(fed, by_level)]
@@ -338,19 +337,28 @@ def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, capti
 
 
 def _encode(clip_model: str) -> Encode:
-    """Texts to features, each distinct text once; the encoder is loaded when it is first needed."""
+    """Texts to features; the encoder is loaded when it is first needed."""
     encoder = _once(partial(load_encoder, clip_model, device=dist.device()))
 
     def encode(texts: list[str]) -> np.ndarray:
         parts = (texts[start : start + 64] for start in range(0, len(texts), 64))
         return np.concatenate([encoder().text(encoder().tokenize(part)).float().cpu().numpy() for part in parts])
 
-    return remember(encode)
+    return encode
 
 
 def _evaluator(data: BenchSet) -> Aligner:
     """Heads learned on the true texts; only for numbers that are reported."""
     return fit_aligner(data.train.image, data.train.text, np.ones(len(data.texts)), seed=1)
+
+
+def _read(value: str) -> Any:
+    """A number, also one such as 1e6, which YAML takes for a word; or what YAML says."""
+    found = yaml.safe_load(value)
+    try:
+        return float(found) if isinstance(found, str) else found
+    except ValueError:
+        return found
 
 
 def _once(make: Callable[[], Made]) -> Callable[[], Made]:

@@ -72,6 +72,10 @@ def train_captioner(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[st
     if run.is_done("caption", inputs) and (run.folder / "captioner.json").is_file():
         say("caption: nothing changed, skipped")
         return dict((run.stage("caption") or {})["facts"])
+    encode = encoder_of(source_run)
+    if encode is None and 0 not in plan.recipe.guidances:
+        raise UsageError("--guidances must have 0 among them, for these embeddings came without the encoder of texts, "
+                         "and nothing can choose between strengths.")  # fmt: skip
     _check_folder(run, inputs, plan)
     _start(plan, run, source_run, inputs)
     group = open_class(material, plan.recipe)
@@ -81,10 +85,9 @@ def train_captioner(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[st
     ) as bar:
         train_class(group, checkpoints=run.folder / "checkpoints", moved=bar.update,
                     told=lambda record, seconds: _tell(run, record, seconds, plan, len(group.rows)))  # fmt: skip
-    encode = encoder_of(source_run)
     trained = group.trained
     trained.aligner = _aligner(material, source_run, plan) if encode is not None else None
-    align = None if encode is None else align_with(trained.aligner, material.valid_vectors, encode)
+    align = None if encode is None else align_with(trained.aligner, material.valid_vectors, remember(encode))
     chosen = settle(group, material, plan.recipe, align, plan.held.val_most)
     report = {"pairs": group.facts, "history": group.trainer.at.history, "best_epoch": group.trainer.at.best,
               "levels": chosen}  # fmt: skip
@@ -162,11 +165,11 @@ def made_by(source_run: Run) -> dict[str, str]:
 
 
 def encoder_of(source_run: Run) -> Encode | None:
-    """Texts to features by the encoder of a run, each distinct text once; None if its embeddings came without one."""
+    """Texts to features by the encoder of a run, loaded when first needed; None if its embeddings came without one."""
     if encoder_identity(source_run).startswith("precomputed"):
         return None
     load = functools.cache(lambda: text_encoder(source_run, "captions are to be compared with texts"))
-    return remember(lambda texts: load()(texts))
+    return lambda texts: load()(texts)
 
 
 def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str, Any], seed: int, *,
@@ -196,22 +199,25 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
         raise UsageError(f"{source.path} was embedded by {name}, but {model} reads pictures by {trained.encoder}: "
                          f"embed them with that encoder{more}.")  # fmt: skip
     encode = encoder_of(source_run)
-    if encode is None and (level == "each" or asked.get("samples") or asked.get("each_level")):
+    several = [name for name in ("samples", "each_level", "align_weight") if asked.get(name)]
+    if encode is None and (level == "each" or several):
         raise UsageError("choosing by scorer needs the encoder of texts, but these embeddings came without one.")
+    if level == "each" and (several or trained.levels is None):
+        why = f"leave out --{several[0]}" if several else "this captioner has none"
+        raise UsageError(f"--level each writes one text at every level and keeps the best aligned: {why}.")
     given = _given_levels(trained, source_run) if level == "given" else None
     number = None if level in ("best", "given", "each") else _number(level)
-    if number is not None and trained.levels is not None:
-        trained.levels.check(np.array([number]))
+    trained.check(number, decode)
     inputs = {"model": fingerprint((model / "captioner.json").read_text()), "level": level, "seed": seed,
               "weights": fingerprint((model / "captioner.safetensors").stat().st_mtime_ns), "decode": vars(decode),
               "pairs": (source_run.stage("embed") or {})["fingerprint"]}  # fmt: skip
     if differences := run.differences("generate", inputs):
         raise UsageError(f"{run.folder} holds texts of another kind ({differences[0]}): choose another "
                          "--output_folder.")  # fmt: skip
+    shown, _ = images_of(source_run, trained.design, run.folder / "pictures")
     if dist.is_main():
         run.finish("generate", inputs)
     dist.wait()
-    shown, _ = images_of(source_run, trained.design, run.folder / "pictures")
     ends = dict(zip(part_sizes(source_run), np.cumsum([0, *part_sizes(source_run).values()]).tolist()))
     for index in dist.my_share(parts(source_run)):
         if not (run.folder / "captions" / f"{index:05d}.parquet").exists():
@@ -232,7 +238,7 @@ def _write_part(run: Run, source_run: Run, index: int, start: int, pictures: Any
         pq.read_table(source_run.folder / "pairs" / f"{index:05d}.parquet", columns=["key"]).column("key").to_pylist()
     )
     n, shown = len(vectors), np.asarray(vectors.any(1))
-    align = None if encode is None else align_with(trained.aligner, vectors, encode)
+    align = None if encode is None else align_with(trained.aligner, vectors, remember(encode))
     wanted: int | np.ndarray | None = level if isinstance(level, int) else None
     if given is not None:
         wanted = given[start : start + n]

@@ -79,7 +79,7 @@ def _work(plan: Plan, run: Run, choice: Recaption) -> dict[str, Any]:
     encoder = None
     if not embedded["encoder"].startswith("precomputed"):
         encoder = load_encoder(plan.embed.clip_model, device=dist.device(), precision=plan.embed.model_precision)
-    encode = None if encoder is None else remember(_text_encoder(encoder))
+    encode = None if encoder is None else _text_encoder(encoder)
     write = None if plan.recaption == RETRIEVAL else load_captioner(Path(plan.recaption), run, choice, encode)
     return recaption_run(choice, run, found, joint=_joint(plan, embedded, found.view, encoder), write=write,
                          encode=encode)  # fmt: skip
@@ -90,7 +90,7 @@ class Captioner:
 
     Attributes:
         name: Its kind and the identity of its weights.
-        level: The level of alignment that is asked of it; None without levels.
+        level: The level of alignment that was found best in training; None without levels.
     """
 
     def __init__(self, trained: Any, run: Run, identity: str, choice: Recaption, encode: Encode | None) -> None:
@@ -103,10 +103,16 @@ class Captioner:
         self.level: int | None = trained.level
 
     def __call__(self, rows: np.ndarray) -> list[str]:
-        """One text for each row, the best of several; the same rows give the same texts, in whatever company."""
-        align = None if self.encode is None else align_with(self.trained.aligner, take(self.parts, rows), self.encode)
+        """One text for each row."""
+        return self.at_levels(rows)[0]
+
+    def at_levels(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
+        """One text for each row, the best of several, and the level that it was written at; None without levels."""
+        vectors = take(self.parts, rows)
+        align = None if self.encode is None else align_with(self.trained.aligner, vectors, remember(self.encode))
         seed, names = self.choice.recaption_seed, rows.tolist()
-        return write_best(self.trained, self._images(rows), align, seed=seed, names=names).written.texts
+        best = write_best(self.trained, self._images(rows), align, seed=seed, names=names)
+        return best.written.texts, [level if level >= 0 else None for level in best.level.tolist()]
 
     def disturbed(self, rows: np.ndarray, turn: int) -> list[str]:
         """Texts for the pictures with noise on their features, or on their pixels; one each, for time's sake."""
@@ -130,7 +136,8 @@ def load_captioner(folder: Path, run: Run, choice: Recaption, encode: Encode | N
     trained, encoder = stored.load_captioner(folder), encoder_identity(run)
     if trained.encoder != encoder:
         raise UsageError(f"{folder} reads pictures by {trained.encoder}, but {run.folder} was embedded by {encoder}.")
-    return Captioner(trained, run, fingerprint(_identity(str(folder))), choice, encode)
+    identity = fingerprint([_identity(str(folder)), choice.recaption_seed])
+    return Captioner(trained, run, identity, choice, encode)
 
 
 def named_recaption(name: str, options: str | None) -> Recaption:

@@ -168,6 +168,12 @@ def test_wrong_questions(place: Path, capsys: pytest.CaptureFixture[str], more: 
     assert said in capsys.readouterr().err
 
 
+def test_a_refused_question_leaves_the_folder_free(place: Path):
+    assert main(generate(place, "free", "--guidance", "1", "--against", "image")) == 2
+    assert main(generate(place, "free", "--level", "77")) == 2
+    assert main(generate(place, "free")) == 0
+
+
 def test_other_pictures_and_other_scores_are_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     other = tmp_path / "source"
     other.mkdir()

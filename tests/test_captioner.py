@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +14,16 @@ from caption_data import JUNK, SMALL, open_small, recipe, world
 from reference.captioner_reference import level_loop, loss_loop, repeats_loop
 
 from noisycorr.captioner.align import Aligner, fit_aligner
-from noisycorr.captioner.best import best_of_levels, write_best
+from noisycorr.captioner.best import Best, best_of_levels, write_best
 from noisycorr.captioner.choice import CaptionTrain, Decode, Design, Held, LevelChoice, Teach
 from noisycorr.captioner.decode import Next, forbid, write
 from noisycorr.captioner.levels import Levels, fit_levels
 from noisycorr.captioner.select import Fluency, candidates, choose, prefer, told_apart
 from noisycorr.captioner.stored import Texts, load_captioner, make_writer
-from noisycorr.captioner.teach import Class, kept_rows, pair_shares, pair_weights, settle, train_class
+from noisycorr.captioner.teach import Class, kept_rows, open_class, pair_shares, pair_weights, settle, train_class
 from noisycorr.captioner.train import backward, continue_training, draw_rows, save_training, take_step, text_losses
 from noisycorr.captioner.words import END, PAD, START, Pieces, token_table
+from noisycorr.learn.batches import stream_seed
 from noisycorr.pairs import UsageError
 
 RELEASED = (-0.0369, 0.0280, 0.0930, 0.1579, 0.2229, 0.2878, 0.3527, 0.4177, 0.4826)
@@ -447,13 +450,20 @@ def test_the_epoch_that_writes_better_is_kept(good: str):
 
 
 @pytest.mark.parametrize("wild", [False, True])
-def test_the_best_of_several_texts_is_kept_if_it_is_fluent(taught: Class, wild: bool):
+def test_the_best_of_several_texts_is_kept_if_it_is_fluent(taught: Class, monkeypatch: pytest.MonkeyPatch, wild: bool):
     material, known = world(), {text for text in world().texts if text}
 
     def align(rows: np.ndarray, texts: list[str]) -> np.ndarray:
-        return np.array([float((text in known) != wild) + 0.01 * len(text) for text in texts])
+        return np.array([float(text in known) + 0.01 * len(text) for text in texts])
 
-    decode = Decode(search="greedy", heat=30.0 if wild else 1.0, top_p=1.0, align_weight=1e6, each_level=False)
+    def gibberish(trained: Any, image: np.ndarray, align: Any) -> Best:
+        n = len(image)
+        written = Texts(["house red boat table"] * n, np.zeros(n), np.ones(n, bool), np.full(n, 4))
+        return Best(written=written, level=np.ones(n, int), score=np.full(n, 9.0))
+
+    if wild:
+        monkeypatch.setattr("noisycorr.captioner.teach.write_best", gibberish)
+    decode = Decode(search="greedy", align_weight=1e6, each_level=False)
     rows = settle(taught, material, dataclasses.replace(recipe(), decode=decode), align, 0)
     row = rows[-1]
     assert row["texts"] == 9 and row["chosen"] == row["allowed"] == (not wild)
@@ -510,16 +520,19 @@ def test_best_of_levels_and_of_samples(taught: Class):
     several = write_best(taught.trained, material.valid_image, align, 1, hot)
     assert single.written.texts == taught.trained.write(material.valid_image, 1, hot).texts
     assert several.score.sum() > single.score.sum()
-    every = write_best(taught.trained, material.valid_image, align, None, dataclasses.replace(hot, each_level=True))
-    assert every.score.sum() >= several.score.sum() and set(every.level) <= set(range(taught.trained.levels.count + 1))
-    given = write_best(taught.trained, material.valid_image, align, 1, dataclasses.replace(hot, each_level=True))
+    taught.trained.level = 1
+    wants_junk = real_align([JUNK] * 20)  # which level 0 writes
+    both = dataclasses.replace(hot, each_level=True)
+    every = write_best(taught.trained, material.valid_image, wants_junk, None, both)
+    assert every.written.texts == [JUNK] * 20 and (every.level == 0).all()
+    given = write_best(taught.trained, material.valid_image, align, 1, both)
     assert given.written.texts == several.written.texts, "a level that is given is the only one"
     alone = write_best(taught.trained, material.valid_image, None, 1, hot)
     assert alone.written.texts == single.written.texts and np.isnan(alone.score).all()
     taught.trained.spread = None
 
 
-def test_the_best_of_several_texts_equals_a_slow_loop(taught: Class):
+def test_the_best_of_several_texts_equals_a_slow_loop(taught: Class, monkeypatch: pytest.MonkeyPatch):
     material, rng = world(), np.random.default_rng(0)
     image, trained = material.valid_image, taught.trained
     worth: dict[tuple[int, str], float] = {}
@@ -531,14 +544,34 @@ def test_the_best_of_several_texts_equals_a_slow_loop(taught: Class):
     decode = Decode(samples=3, each_level=True, align_weight=0.8, length_penalty=0.6, beams=2, heat=1.3, top_p=0.95)
     best = write_best(trained, image, align, None, decode, seed=5)
     drawn, greedy = (dataclasses.replace(decode, search=name) for name in ("nucleus", "greedy"))
-    ways = [trained.write(image, None, decode), *(trained.write(image, None, drawn, seed=5 + k) for k in (1, 2, 3))]
+    ways = [trained.write(image, None, decode)]
+    ways += [trained.write(image, None, drawn, seed=stream_seed(5, "sample", k)) for k in (0, 1, 2)]
     ways += [trained.write(image, z, greedy) for z in trained.levels.trained()]
     for row in range(len(image)):
         options = [(w.log_prob[row] / (w.pieces[row] + 1) ** 0.6 + 0.8 * worth[row, w.texts[row]] / 0.7, w.texts[row])
                    for w in ways if w.ended[row]]  # fmt: skip
         assert best.written.texts[row] == max(options)[1]
         assert best.score[row] == worth[row, best.written.texts[row]]
+    monkeypatch.setattr("noisycorr.captioner.best.ROWS", 7)
+    parts = write_best(trained, image, align, None, decode, seed=5)
+    assert parts.written.texts == best.written.texts and parts.level.tolist() == best.level.tolist()
+    one = write_best(trained, image[3:4], lambda rows, texts: align(rows + 3, texts), None, decode, seed=5, names=[3])
+    assert one.written.texts == best.written.texts[3:4]
     trained.spread = None
+
+
+def test_an_empty_or_cut_text_is_kept_only_if_there_is_no_other():
+    def written(*texts: str) -> Texts:
+        return Texts(list(texts), np.zeros(3), np.array([not text.endswith("...") for text in texts]), np.ones(3, int))
+
+    ways = [written("", "", "a"), written("b", "c...", "d"), written("e...", " ", "f...")]
+    trained = SimpleNamespace(level=None, levels=None, spread=1.0, decode=Decode(samples=2, align_weight=1e6))
+    left = iter(ways)
+    trained.write = lambda *given, **more: next(left)
+    liked = {"": 3.0, " ": 3.0, "a": 0.0, "b": -1.0, "c...": 0.5, "d": -1.0, "e...": 5.0, "f...": 5.0}
+    stand_in: Any = trained
+    best = write_best(stand_in, np.ones((3, 2)), lambda rows, texts: np.array([liked[text] for text in texts]))
+    assert best.written.texts == ["b", "", "a"], "of the second picture nothing is whole"
 
 
 def test_the_scorer_knows_what_fits(tmp_path: Path):
@@ -597,6 +630,10 @@ def test_saved_and_loaded(taught: Class, tmp_path: Path):
         (lambda: open_small(dataclasses.replace(world(), texts=[""] * 120)), "0 training pairs"),
         (lambda: open_small(dataclasses.replace(world(), valid_texts=[" "] * 20)), "no validation pair"),
         (lambda: open_small(level_by="score_other"), "no such column"),
+        (
+            lambda: open_class(world(), recipe(level_by="none", guidances=(1.0,))),
+            "--guidances 1 leaves no way to write",
+        ),
     ],
 )
 def test_wrong_choices(make, said: str):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pictures import write_pictures
 
 from noisycorr import recaption_stage as stage
 from noisycorr.captioner.stored import load_captioner
 from noisycorr.cli import main
 from noisycorr.embed import open_features
+from noisycorr.encoders import load_encoder
+from noisycorr.learn.batches import stream_seed
 from noisycorr.recaption.ledger import read_ledger
 from noisycorr.recaption.rule import Recaption
 from noisycorr.run import Run, read_json, write_json
@@ -71,9 +75,16 @@ def test_wrong_texts_give_way_to_better_ones(made: Made, run: Run, capsys: pytes
     assert main(words) == 0
     rows = read_ledger(run).to_pylist()
     assert [row["text"] for row in rows] == given
-    level = read_json(made.folder / "model" / "captioner.json")["level"]
     asked = [place for place, row in enumerate(rows) if row["text_proposed"] is not None]
-    assert all(rows[i]["text_source"].startswith("captioner:") and rows[i]["text_level"] == level for i in asked)
+    assert all(rows[i]["text_source"].startswith("captioner:") for i in asked)
+    best = load_captioner(made.folder / "model")
+    image = take(open_features(run, "image"), np.array(asked))
+    for place, i in enumerate(asked):  # what was drawn is what is drawn at that level
+        seeds = [0, *(stream_seed(0, "sample", number) for number in range(best.decode.samples))]
+        ways = [best.write(image[place : place + 1], rows[i]["text_level"], decode, seed=seed, names=[i]).texts[0]
+                for seed in seeds for decode in (best.decode, dataclasses.replace(best.decode, search="nucleus"),
+                                                 dataclasses.replace(best.decode, search="greedy"))]  # fmt: skip
+        assert rows[i]["text_proposed"] in ways
     taken = [i for i in asked if rows[i]["recaption"] == "replace"]
     assert len(taken) >= 10 and made.wrong[taken].mean() > 0.9
     better = [_alike(rows[i]["text_rectified"], made.true[i]) > _alike(rows[i]["text"], made.true[i]) for i in taken]
@@ -94,6 +105,28 @@ def test_the_captioner_writes_for_rows_in_any_company(made: Made, run: Run):
     shaken = write.disturbed(many, 0)  # type: ignore[attr-defined]
     assert shaken == write.disturbed(many, 0) != write(many)  # type: ignore[attr-defined]
     assert write.level == load_captioner(model).level  # type: ignore[attr-defined]
+    encode = stage._text_encoder(load_encoder("tiny", device=torch.device("cpu")))
+    write = stage.load_captioner(model, run, Recaption(recaption_seed=3), encode)
+    texts, levels = write.at_levels(many)  # type: ignore[attr-defined]
+    assert texts == write(many) != load_captioner(model).write(take(open_features(run, "image"), many)).texts
+    assert (
+        [write.at_levels(many[i : i + 1]) for i in range(20)]
+        == [  # type: ignore[attr-defined]
+            ([text], [level]) for text, level in zip(texts[:20], levels)
+        ]
+    )
+
+
+def test_other_seeds_write_other_texts(made: Made, run: Run, tmp_path: Path):
+    words = ["recaption", "--model", str(made.folder / "model"), "-q", "--output_folder"]
+    shutil.copytree(run.folder, tmp_path / "fresh")
+    first = [*words, str(run.folder)]
+    assert main(first) == 0 and main([*first, "--recaption_seed", "1"]) == 0
+    assert main([*words, str(tmp_path / "fresh"), "--recaption_seed", "1"]) == 0
+    again, fresh = (read_ledger(Run(folder)) for folder in (run.folder, tmp_path / "fresh"))
+    for name in ("text_proposed", "text_level"):
+        assert again.column(name).to_pylist() == fresh.column(name).to_pylist()
+    np.testing.assert_array_equal(again.column("score_text_new"), fresh.column("score_text_new"))
 
 
 def test_a_captioner_of_another_encoder_or_unfinished_is_refused(

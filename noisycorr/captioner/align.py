@@ -133,8 +133,9 @@ def align_with(aligner: Aligner | None, image: Float[np.ndarray, "n d"], encode:
     known = aligner or Aligner()
 
     def align(rows: np.ndarray, texts: list[str]) -> np.ndarray:
-        if not any(text.strip() for text in texts):
+        said = np.array([bool(text.strip()) for text in texts], bool)
+        if not said.any():
             return np.zeros(len(texts), np.float32)
-        return known(image[rows], encode(texts))
+        return np.where(said, known(image[rows], encode(texts)), 0)
 
     return align

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from jaxtyping import Float, Int
 
 from noisycorr.captioner.align import Align
 from noisycorr.captioner.choice import Decode
-from noisycorr.captioner.stored import Texts, Trained
+from noisycorr.captioner.stored import ROWS, Texts, Trained
+from noisycorr.learn.batches import stream_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,21 +73,38 @@ def write_best(trained: Trained, image: Any, align: Align | None, level: Int[np.
     decode, n = decode or trained.decode, len(image)
     base = trained.level if level is None else level
     at = np.broadcast_to(np.asarray(-1 if base is None else base, np.int64), (n,))
+    names = list(range(n)) if names is None else names
+    found = []
+    for start in range(0, max(n, 1), ROWS):  # by blocks, so that pixels are decoded once
+        rows = np.arange(start, min(start + ROWS, n))
+        mine = None if align is None else partial(_shifted, align, rows)
+        given = level if level is None or np.ndim(level) == 0 else np.asarray(level)[rows]
+        found.append(_block(trained, np.asarray(image[rows]), mine, given, at[rows], decode, seed,
+                            [names[row] for row in rows.tolist()]))  # fmt: skip
+    return _joined(found)
+
+
+def _shifted(align: Align, first: Int[np.ndarray, " k"], rows: np.ndarray, texts: list[str]) -> np.ndarray:
+    return align(first[rows], texts)
+
+
+def _block(trained: Trained, image: np.ndarray, align: Align | None, level: np.ndarray | int | None, at: np.ndarray,
+           decode: Decode, seed: int, names: Sequence[str | int]) -> Best:  # fmt: skip
     found = [(trained.write(image, level, decode, seed=seed, names=names), at)]
-    if align is not None and trained.spread:
+    if align is None:
+        return _keep(found, np.full((1, len(at)), np.nan), np.zeros((1, len(at))))
+    if trained.spread is not None:
         drawn = dataclasses.replace(decode, search="nucleus")
         for number in range(decode.samples):
-            found.append((trained.write(image, level, drawn, seed=seed + number + 1, names=names), at))
+            own = stream_seed(seed, "sample", number)
+            found.append((trained.write(image, level, drawn, seed=own, names=names), at))
         if decode.each_level and level is None and trained.levels is not None:
             greedy = dataclasses.replace(decode, search="greedy")
-            found += [(trained.write(image, z, greedy), np.full(n, z)) for z in trained.levels.trained()]
-    if align is None:
-        return _keep(found, np.full((1, n), np.nan), np.zeros((1, n)))
+            found += [(trained.write(image, z, greedy), np.full(len(at), z)) for z in trained.levels.fed()]
     score = _aligned(found, align)
-    worth = [value(texts.log_prob, texts.pieces, a, decode, trained.spread or 1.0)
-             for (texts, _), a in zip(found, score)]  # fmt: skip
-    ended = np.stack([texts.ended for texts, _ in found])
-    return _keep(found, score, np.where(ended | ~ended.any(0), worth, -np.inf))
+    worth = np.stack([value(texts.log_prob, texts.pieces, a, decode, trained.spread or 1.0)
+                      for (texts, _), a in zip(found, score)])  # fmt: skip
+    return _keep(found, score, worth)
 
 
 Found = Sequence[tuple[Texts, np.ndarray]]  # texts of all pictures, and the level of each
@@ -96,14 +115,25 @@ def _aligned(found: Found, align: Align) -> Float[np.ndarray, "k n"]:
 
 
 def _keep(found: Found, score: Float[np.ndarray, "k n"], worth: Float[np.ndarray, "k n"]) -> Best:
-    """For each picture the text of most worth; of equal ones the first."""
-    pick = worth.argmax(0)
+    """For each picture the text of most worth, of equal ones the first; a text that is empty or cut only if all are."""
+    whole = np.stack([texts.ended & np.array([bool(text.strip()) for text in texts.texts], bool)
+                      for texts, _ in found])  # fmt: skip
+    pick = np.where(whole | ~whole.any(0), worth, -np.inf).argmax(0)
     rows = np.arange(len(pick))
     log_prob, ended, pieces = (np.stack([getattr(texts, name) for texts, _ in found])[pick, rows]
                                for name in ("log_prob", "ended", "pieces"))  # fmt: skip
     words = [found[p][0].texts[row] for row, p in enumerate(pick.tolist())]
     level = np.stack([level for _, level in found])[pick, rows]
     return Best(written=Texts(words, log_prob, ended, pieces), level=level, score=score[pick, rows])
+
+
+def _joined(blocks: Sequence[Best]) -> Best:
+    texts = [block.written for block in blocks]
+    log_prob, ended, pieces = (np.concatenate([getattr(text, name) for text in texts])
+                               for name in ("log_prob", "ended", "pieces"))  # fmt: skip
+    written = Texts([word for text in texts for word in text.texts], log_prob, ended, pieces)
+    level, score = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("level", "score"))
+    return Best(written=written, level=level, score=score)
 
 
 def best_of_levels(trained: Trained, image: Any, align: Align, levels: Sequence[int], decode: Decode | None = None,

@@ -106,8 +106,10 @@ def _both(model: Any, tokenizer: Any, design: Design) -> tuple[LanguageDecoder, 
         raise UsageError(f"--decoder {design.decoder} has no token that ends a text, so no text would ever end.")
     size = int(model.get_input_embeddings().weight.shape[0])
     places = getattr(model.config, "max_position_embeddings", None)
-    if places is not None and design.longest + 2 + design.prefix_tokens + 1 > places:
-        raise UsageError(f"--longest {design.longest} does not fit: the language model has {places} places.")
+    prefix = 1 + design.image_grid**2 if design.image_grid else design.prefix_tokens
+    if places is not None and design.longest + 2 + prefix + 1 > places:
+        raise UsageError(f"--longest {design.longest} behind {prefix} tokens of the picture does not fit: the language "
+                         f"model has {places} places.")  # fmt: skip
     return LanguageDecoder(model, part=design.language_part, rank=design.language_rank), LanguageWords(tokenizer, size)
 
 

@@ -62,6 +62,11 @@ class Levels:
         """Levels that had pairs to learn from, in order."""
         return [i for i, n in enumerate(self.counts) if n or (i == self.unscored and self.hidden)]
 
+    def fed(self) -> list[int]:
+        """Those that are worth asking for: with a share of at least `STARVED` of the pairs, and `unscored`."""
+        least = STARVED * sum(self.counts)
+        return [i for i in self.trained() if i == self.unscored or self.counts[i] >= least]
+
     def check(self, asked: Int[np.ndarray, " n"]) -> None:
         """Refuse levels that cannot be asked for.
 

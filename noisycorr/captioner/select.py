@@ -26,7 +26,6 @@ FLUENCY = 0.3  # how far below real texts the share of known pairs of words may 
 ENDED = 0.9
 TIE = 1.0  # standard errors of the mean difference, picture by picture, below which two ways are alike
 OTHERS = 100  # pictures among which a text shall find its own
-STARVED = 0.01  # share of the training pairs below which a level is not asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +67,7 @@ def allowed(row: dict[str, Any]) -> bool:
 
 def candidates(trained: Trained, decode: Decode, guidances: Sequence[float]) -> list[tuple[int | None, Decode]]:
     """Levels with enough training pairs, each with each strength of guidance; `unscored` is one of them."""
-    if trained.levels is None:
-        levels: list[int | None] = [None]
-    else:
-        counts = np.asarray(trained.levels.counts)
-        levels = [z for z in trained.levels.trained()
-                  if z == trained.levels.unscored or counts[z] >= STARVED * counts.sum()]  # fmt: skip
+    levels: list[int | None] = [None] if trained.levels is None else [*trained.levels.fed()]
     out = []
     for level in levels:
         for guidance in guidances:

@@ -99,6 +99,7 @@ class Trained:
             UsageError: If the vectors have another width, or a level cannot be asked for.
         """
         decode, n = decode or self.decode, len(image)
+        self.check(None, decode)
         self._check(image)
         levels = self._levels(level, n)
         names = list(range(n)) if names is None else names
@@ -134,14 +135,22 @@ class Trained:
             following = Next(self.network.decoder, memories, decode.guidance, cached=cached)
             return write(following, len(x), self.words, decode, most=most, device=device, noise=noise)
 
+    def check(self, level: int | None, decode: Decode) -> None:
+        """Refuse what it cannot write at or by.
+
+        Raises:
+            UsageError: If the level cannot be asked for, or guidance has nothing to lead away from.
+        """
+        self._levels(level, 1)
+        if decode.guidance and decode.against == "image" and not self.design.image_dropout:
+            raise UsageError("guidance by pictures needs a captioner trained with --image_dropout above 0.")
+        if decode.guidance and decode.against == "level" and self.levels is None:
+            raise UsageError("guidance by levels needs a captioner with levels.")
+
     def _without(self, x: torch.Tensor, z: torch.Tensor, decode: Decode) -> torch.Tensor:
         """What guidance leads away from."""
-        if decode.against == "image":
-            if not self.design.image_dropout:
-                raise UsageError("guidance by pictures needs a captioner trained with --image_dropout above 0.")
+        if decode.against == "image" or self.levels is None:
             return self.network.memory(x, z, torch.ones(len(x), dtype=torch.bool, device=x.device))
-        if self.levels is None:
-            raise UsageError("guidance by levels needs a captioner with levels.")
         return self.network.memory(x, torch.full_like(z, self.levels.trained()[0]))
 
     def _check(self, image: np.ndarray) -> None:
@@ -256,7 +265,7 @@ def load_captioner(folder: Path | str, device: torch.device | None = None) -> Tr
         network=network.to(device or dist.device()).eval(), words=words, design=design, levels=levels,
         encoder=body["encoder"], precision=body["precision"],
         aligner=Aligner.load(aligner) if aligner.is_file() else None, level=body["level"],
-        decode=Decode(**body["decode"]), spread=body["spread"], clip_model=body["clip_model"], facts=body["facts"],
+        decode=Decode(**body["decode"]), spread=body.get("spread"), clip_model=body["clip_model"], facts=body["facts"],
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from noisycorr.captioner.align import Align
 from noisycorr.captioner.best import write_best
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
 from noisycorr.captioner.levels import Levels, fit_levels
-from noisycorr.captioner.select import STARVED, Fluency, allowed, candidates, choose, told_apart
+from noisycorr.captioner.select import Fluency, allowed, candidates, choose, told_apart
 from noisycorr.captioner.stored import Trained, build
 from noisycorr.captioner.tower import Some
 from noisycorr.captioner.train import (
@@ -38,6 +38,8 @@ from noisycorr.captioner.train import (
 from noisycorr.captioner.words import Pieces, Words, token_table
 from noisycorr.learn.batches import stream_seed
 from noisycorr.pairs import UsageError
+
+LEAST_SPREAD = 1e-6  # of alignment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,15 +213,16 @@ def open_class(material: Material, recipe: Recipe) -> Class:
     trained = Trained(network=network, words=words, design=design, levels=levels, encoder=material.encoder,
                       precision=recipe.train.precision, level=None if levels is None else top_level(levels),
                       decode=recipe.decode, clip_model=material.clip_model)  # fmt: skip
+    if not candidates(trained, recipe.decode, recipe.guidances):
+        raise UsageError(f"--guidances {','.join(f'{g:g}' for g in recipe.guidances)} leaves no way to write with this "
+                         "training: add 0.")  # fmt: skip
     return Class(trained=trained, trainer=Trainer(network, lesson, recipe.train), rows=rows, facts=facts,
                  valid=_valid(material, trained, words))  # fmt: skip
 
 
 def top_level(levels: Levels) -> int:
     """The highest level that is not starved."""
-    counts = np.asarray(levels.counts[:-1])
-    fed = np.flatnonzero(counts >= STARVED * counts.sum())
-    return int(fed[-1]) if len(fed) else levels.unscored
+    return max((z for z in levels.fed() if z != levels.unscored), default=levels.unscored)
 
 
 def _levels(material: Material, rows: np.ndarray, recipe: Recipe) -> tuple[Levels | None, np.ndarray | None]:
@@ -327,12 +330,13 @@ def _choose_epoch(group: Class, image: Any, align: Align, fluency: Fluency,
 
 def _choose_best(trained: Trained, image: Any, align: Align, fluency: Fluency,
                  found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
-    """The best of several texts for each picture is kept, unless that makes texts that do not look like texts."""
+    """The best of several texts for each picture is kept, unless only single ones look like texts."""
     every = np.arange(len(image))
-    trained.spread = max(float(np.std(align(every, trained.write(image).texts))), 1e-6)
-    several = trained.decode.samples + (len(trained.levels.trained()) if trained.levels and trained.decode.each_level
-                                        else 0)  # fmt: skip
-    if not several:
+    spread = float(np.std(align(every, trained.write(image).texts)))
+    trained.spread = spread if spread > LEAST_SPREAD else None  # one picture, or one text for all, tells no scale
+    levels = trained.levels.fed() if trained.levels is not None and trained.decode.each_level else []
+    several = trained.decode.samples + len(levels)
+    if not several or trained.spread is None:
         return found
     before, best = next(row for row in found if row["chosen"]), write_best(trained, image, align)
     row: dict[str, Any] = fluency.judge(best.written)

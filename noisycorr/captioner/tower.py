@@ -136,7 +136,12 @@ class Pixels:
 
     def _one(self, row: int) -> Tensor:
         found = self.pictures[row, None]
-        return self.nothing if isinstance(found, str) else found
+        if isinstance(found, str):
+            return self.nothing
+        if not found.any():  # zeros stand for no picture, and this one is black
+            found = found.clone()
+            found.view(-1)[0] = 1
+        return found
 
 
 class Some:

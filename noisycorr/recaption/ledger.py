@@ -74,10 +74,9 @@ def recaption_run(choice: Recaption, run: Run, found: Loaded, *, joint: Joint | 
     repairs = None
     if len(rows):
         repairs = repair(found.view, found.texts, rows, trust, p_clean, choice, joint=joint, write=kept, encode=encode)
-    level = getattr(write, "level", None)
     run.finish("recaption_started", {"recaption": dataclasses.asdict(choice)})  # from here on the ledger is changed
-    _apply(run, repairs, ledger.column("key").to_pylist(), choice, level)
-    return _facts(repairs, len(ledger), int((trust > 0).sum()), level)
+    _apply(run, repairs, ledger.column("key").to_pylist(), choice, {} if kept is None else kept.levels)
+    return _facts(repairs, len(ledger), int((trust > 0).sum()), getattr(write, "level", None))
 
 
 def read_ledger(run: Run) -> pa.Table:
@@ -100,6 +99,7 @@ class _Written:
 
     def __init__(self, run: Run, write: Write, ledger: pa.Table) -> None:
         self.run, self.write = run, write
+        self.levels: dict[int, int | None] = {}  # of each row that was asked for
         self.name = str(getattr(write, "name", "captioner"))
         self.keys = ledger.column("uid").to_pylist()
         if hasattr(write, "disturbed"):
@@ -109,19 +109,31 @@ class _Written:
         out: list[str] = []
         for start in range(0, len(rows), CHUNK):
             some = rows[start : start + CHUNK]
-            said = fingerprint([self.name, [self.keys[row] for row in some.tolist()], some.tolist()])
+            said = fingerprint([self.name, "levels", [self.keys[row] for row in some.tolist()], some.tolist()])
             path = self.run.path("recaption", f"{said}.json")
             if not path.exists():
-                new = [str(text or "") for text in self.write(some)]
+                new, levels = self._ask(some)
                 if len(new) != len(some):
                     raise UsageError(f"the captioner wrote {len(new)} texts for {len(some)} pictures.")
+                body = json.dumps({"texts": new, "levels": levels}, ensure_ascii=False)
                 with atomic_path(path) as temporary:
-                    temporary.write_text(json.dumps(new, ensure_ascii=False), encoding="utf-8")
-            out += json.loads(path.read_text(encoding="utf-8"))
+                    temporary.write_text(body, encoding="utf-8")
+            body = json.loads(path.read_text(encoding="utf-8"))
+            out += body["texts"]
+            self.levels.update(zip(some.tolist(), body["levels"]))
         return out
 
+    def _ask(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
+        """Texts and their levels; a captioner that tells no level of each text has one for all, or none."""
+        if (at_levels := getattr(self.write, "at_levels", None)) is not None:
+            texts, levels = at_levels(rows)
+        else:
+            texts, levels = self.write(rows), [getattr(self.write, "level", None)] * len(rows)
+        return [str(text or "") for text in texts], levels
 
-def _apply(run: Run, repairs: Repairs | None, keys: Sequence[str], choice: Recaption, level: int | None) -> None:
+
+def _apply(run: Run, repairs: Repairs | None, keys: Sequence[str], choice: Recaption,
+           levels: Mapping[int, int | None]) -> None:  # fmt: skip
     """The ledger with the columns of `COLUMNS`; verdict, reason, stage and weight change where a text was taken."""
     place = {} if repairs is None else {int(row): number for number, row in enumerate(repairs.rows)}
     for index, start, size in part_ranges(run):
@@ -134,7 +146,7 @@ def _apply(run: Run, repairs: Repairs | None, keys: Sequence[str], choice: Recap
         for row in range(size):
             if repairs is None or (number := place.get(start + row)) is None:
                 continue
-            for name, value in _cells(repairs, number, keys, level).items():
+            for name, value in _cells(repairs, number, keys, levels.get(start + row)).items():
                 new[name][row] = value
             changed = _verdict(repairs, number)
             if changed is not None:
