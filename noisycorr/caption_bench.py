@@ -38,6 +38,7 @@ from noisycorr.encoders import load_encoder
 from noisycorr.learn.bench import BenchSet
 from noisycorr.learn.bench_words import listed, read_spec
 from noisycorr.learn.corpus import Corpus
+from noisycorr.noise_swaps import text_ids
 from noisycorr.pairs import UsageError
 from noisycorr.recall import feature_blocks, recall_at, retrieval_ranks
 from noisycorr.run import Run, atomic_path, fingerprint, provenance, read_json, write_json
@@ -217,7 +218,7 @@ def teaching(given: _Scored, method: str) -> np.ndarray:
         return np.asarray(given.corpus.usable & ~given.wrong)
     if method != "default":
         return given.corpus.usable
-    alike = shared_text_alikeness(given.texts, given.corpus.image, image_groups=given.corpus.image_group)
+    alike = shared_text_alikeness(text_ids(given.texts), given.corpus.image, image_groups=given.corpus.image_group)
     _, issue = text_issues(given.texts, TextLimits(), alikeness=alike)
     return np.asarray(given.corpus.usable & np.array([name is None for name in issue]))
 

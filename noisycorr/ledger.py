@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from noisycorr.decide import Decide, Evidence, decide, find_cut, issue_codes
 from noisycorr.embed import pairs_path, read_facts
-from noisycorr.formats.given import load_rows
+from noisycorr.formats.given import load_labels
 from noisycorr.mixture import Fit, fit_labels
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, read_json
@@ -170,14 +170,8 @@ def read_labels(path: Path, keys: list[str]) -> np.ndarray:
     Raises:
         UsageError: If columns or values are not as described, a key is judged both ways, or no key is known.
     """
-    try:
-        rows = load_rows(path)
-    except ValueError as error:
-        raise UsageError(f"--labels {path} could not be parsed: {error}.") from error
-    if not rows or not all(isinstance(row, dict) and {"key", "label"} <= set(row) for row in rows):
-        raise UsageError(f"--labels {path} needs rows with the columns key and label.")
     judged: dict[str, float] = {}
-    for row in rows:
+    for row in load_labels(path):
         key, value = str(row["key"]), str(row["label"]).strip().lower()
         if value not in RIGHT:
             raise UsageError(f"--labels {path}: label {row['label']!r} of key {key!r} is not one of {sorted(RIGHT)}.")

@@ -81,6 +81,11 @@ class Loaded:
     view: View
     sides: tuple[Side, Side] | None
 
+    @property
+    def text_id(self) -> np.ndarray:
+        """int64 (n,) of `text_ids`: as those of the view, but -1 for texts that are not known."""
+        return np.where(self.view.text_id < self.view.n, self.view.text_id, -1)
+
 
 def load_pairs(plan: Plan, run: Run) -> Loaded:
     """Facts, features and near-duplicates of a run whose embed stage is done.
@@ -94,17 +99,19 @@ def load_pairs(plan: Plan, run: Run) -> Loaded:
     image, text = open_features(run, "image"), open_features(run, "text")
     has_image, has_text = _present(image), _present(text)
     hashes = open_facts(run, "image_hash")
-    copies = _same(codes(hashes))
+    image_code, text_id = codes(hashes), text_ids(texts)
     sides = None
     if plan.score.near_duplicates:
         most = max(plan.duplicates.neighbors, plan.score.neighbors)
-        sides = search_sides(image, text, hashes, texts, most, seed=plan.score.seed,
+        sides = search_sides(image, text, image_code, text_id, most, seed=plan.score.seed,
                              target_recall=plan.score.target_recall)  # fmt: skip
+    copies = _same(image_code)
+    del image_code
     groups = _groups(plan, run, image, text, texts, hashes, copies, sides)
     view = View(
         image=image,
         text=text,
-        text_id=_text_ids(texts),
+        text_id=_all_numbered(text_id),
         image_id=_own_row(groups.image),
         present=has_image & has_text,
         seed=plan.score.seed,
@@ -114,10 +121,9 @@ def load_pairs(plan: Plan, run: Run) -> Loaded:
                   sides=sides)  # fmt: skip
 
 
-def _text_ids(texts: Column) -> np.ndarray:
-    """Equal for equal texts; texts that are not known, as with some precomputed embeddings, are all different."""
-    found = text_ids(texts)
-    return np.where(found < 0, len(texts) + np.arange(len(texts)), found)
+def _all_numbered(text_id: np.ndarray) -> np.ndarray:
+    """Texts that are not known, as with some precomputed embeddings, get numbers >= n and are all different."""
+    return np.where(text_id < 0, len(text_id) + np.arange(len(text_id)), text_id)
 
 
 def _present(parts: Features) -> np.ndarray:
@@ -178,7 +184,7 @@ def joint_features(plan: Plan, embedded: dict[str, Any], view: View) -> tuple[Fe
 def _columns(plan: Plan, run: Run, found: Loaded, scored: Scored, embedded: dict[str, Any]) -> pa.Table:
     texts, groups, view, alike = found.texts, found.groups, found.view, None
     if plan.score.near_duplicates:
-        alike = shared_text_alikeness(texts, list(view.image), image_groups=groups.image, seed=plan.score.seed)
+        alike = shared_text_alikeness(found.text_id, list(view.image), image_groups=groups.image, seed=plan.score.seed)
     text_score, text_issue = text_issues(texts, plan.text_limits, alikeness=alike)
     unseen = found.has_text & (text_issue == "empty")  # precomputed embeddings of texts that did not come with them
     text_score[unseen], text_issue[unseen] = 1, None

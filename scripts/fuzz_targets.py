@@ -346,14 +346,14 @@ def _label_seeds() -> list[bytes]:
 
 def _label_run(data: bytes, folder: Path) -> None:
     from noisycorr import caption_score, evaluate_run, ledger
-    from noisycorr.learn import labelled
+    from noisycorr.prompt import task
 
     if not data:
         return
     path = folder / f"l.{LABELS[data[0] % len(LABELS)]}"
     path.write_bytes(data[1:])
     _refused(lambda: ledger.read_labels(path, ["a", "b"]))
-    _refused(lambda: labelled._table(path))
+    _refused(lambda: task.read_labels(path, ["a", "b"], ["1", "0"]))
     _refused(lambda: caption_score._read(path, "captions"))
     _refused(lambda: evaluate_run._truth_of_file(path, ["a", "b"]))
 

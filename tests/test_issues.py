@@ -16,6 +16,7 @@ from reference.duplicates_reference import alikeness as slow_alikeness
 from reference.duplicates_reference import phash as slow_phash
 
 from noisycorr.formats.facts import image_facts, perceptual_hash
+from noisycorr.noise_swaps import text_ids
 from noisycorr.pairs import PAIRS
 from noisycorr.score.image_issues import IMAGE_ISSUES, ImageLimits, image_issues, is_animated
 from noisycorr.score.text_issues import TEXT_ISSUES, TextLimits, _alikeness, shared_text_alikeness, text_issues
@@ -211,7 +212,7 @@ def test_boilerplate_fires_on_unrelated_images_only():
     rng = np.random.default_rng(1)
     for row in rng.choice(len(texts), 40, replace=False):
         texts[row] = "Welcome to our shop!" if row % 2 else "welcome to our SHOP"
-    alikeness = shared_text_alikeness(texts, image)
+    alikeness = shared_text_alikeness(text_ids(texts), image)
     boiler = np.array([str(text).lower().startswith("welcome") for text in texts])
     assert (alikeness[boiler] < 0.6).all() and len(np.unique(alikeness[boiler])) == 1
     assert np.nanmin(alikeness[~boiler]) > 0.65
@@ -220,7 +221,7 @@ def test_boilerplate_fires_on_unrelated_images_only():
     assert (score[boiler] < 0.5).all() and (score[~boiler] >= 0.5).all()
     assert set(text_issues(texts, TextLimits(boilerplate_alikeness=0), alikeness=alikeness)[1]) == {None}
     parts = [image[:100].astype(np.float16), image[100:].astype(np.float16)]
-    assert np.allclose(alikeness, shared_text_alikeness(texts, parts), atol=0.01, equal_nan=True)
+    assert np.allclose(alikeness, shared_text_alikeness(text_ids(texts), parts), atol=0.01, equal_nan=True)
 
 
 def test_copies_of_one_image_are_one_image():
@@ -229,17 +230,17 @@ def test_copies_of_one_image_are_one_image():
     image = np.concatenate([image, np.repeat(image[:4], 3, axis=0)])
     groups = np.full(len(texts), -1)
     groups[-12:] = np.repeat([0, 1, 2, 3], 3)
-    assert not np.isnan(shared_text_alikeness(texts, image)[-1])
-    assert np.isnan(shared_text_alikeness(texts, image, image_groups=groups)[-1])
-    assert shared_text_alikeness(texts, image, image_groups=groups, at_least=4)[-1] > 0
+    assert not np.isnan(shared_text_alikeness(text_ids(texts), image)[-1])
+    assert np.isnan(shared_text_alikeness(text_ids(texts), image, image_groups=groups)[-1])
+    assert shared_text_alikeness(text_ids(texts), image, image_groups=groups, at_least=4)[-1] > 0
 
 
 def test_nothing_to_compare_is_no_boilerplate():
     _, image = clustered(1, 20)
-    assert np.isnan(shared_text_alikeness(["dog"] * 20, image)).all()  # there is no other text
-    assert np.isnan(shared_text_alikeness(["dog"] * 20, np.zeros_like(image))).all()
-    assert np.isnan(shared_text_alikeness([None, ""] * 10, image)).all()
-    assert shared_text_alikeness([], np.zeros((0, 4), np.float32)).shape == (0,)
+    assert np.isnan(shared_text_alikeness(text_ids(["dog"] * 20), image)).all()  # there is no other text
+    assert np.isnan(shared_text_alikeness(text_ids(["dog"] * 20), np.zeros_like(image))).all()
+    assert np.isnan(shared_text_alikeness(text_ids([None, ""] * 10), image)).all()
+    assert shared_text_alikeness(text_ids([]), np.zeros((0, 4), np.float32)).shape == (0,)
 
 
 def test_impossible_limits_are_refused():
@@ -299,7 +300,7 @@ def test_class_names_of_real_photos_are_no_boilerplate():
     image = encoder.image(torch.stack([encoder.preprocess(photo.resize((96, 96))) for photo in images])).numpy()
     for row in range(0, 160, 10):
         names[row] = "Photo courtesy of the museum"
-    alikeness = shared_text_alikeness(names, image)
+    alikeness = shared_text_alikeness(text_ids(names), image)
     _, code = text_issues(names, TextLimits(), alikeness=alikeness)
     assert set(np.flatnonzero(code == "boilerplate").tolist()) == set(range(0, 160, 10))
     assert np.isfinite(alikeness).sum() > 100

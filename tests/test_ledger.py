@@ -16,10 +16,11 @@ from test_crossfit import make_view
 
 from noisycorr.decide import Decide
 from noisycorr.ledger import decide_run, read_labels
+from noisycorr.noise_swaps import text_ids
 from noisycorr.pairs import PAIRS, UsageError
 from noisycorr.run import Run, read_json, write_json
 from noisycorr.score.pipeline import Score
-from noisycorr.scoring import part_ranges, read_fit, read_scores, score_run
+from noisycorr.scoring import load_pairs, part_ranges, read_fit, read_scores, score_run
 from noisycorr.stages import Plan, Source, clean
 
 COLUMNS = {
@@ -328,6 +329,18 @@ def test_a_stored_curve_is_the_fitted_one(tmp_path: Path):
     if density:
         assert len(density["x"]) == 80 and (density["noise"] <= density["total"]).all()
         np.testing.assert_allclose(density["clean"] + density["noise"], density["total"], atol=1e-9)
+
+
+@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("texts", [True, False])
+def test_texts_that_are_not_known_are_different_to_scorers_only(tmp_path: Path, texts: bool, near: bool):
+    run, _ = embedded_run(tmp_path, texts=texts)
+    found = load_pairs(Plan(source=Source(path="unused"), score=Score(near_duplicates=near)), run)
+    np.testing.assert_array_equal(found.text_id, text_ids(list(found.texts)))
+    known = found.text_id >= 0
+    assert known.sum() == (239 if texts else 0)
+    np.testing.assert_array_equal(found.view.text_id[known], found.text_id[known])
+    assert len(np.unique(found.view.text_id)) == (239 if texts else 240)
 
 
 def test_embeddings_whose_texts_are_not_known_are_scored(tmp_path: Path):

@@ -181,6 +181,13 @@ def test_class_files(tmp_path: Path):
     labels.write_text("key,label\na,dog\na,cat\n")
     with pytest.raises(UsageError, match="two labels"):
         read_labels(labels, ["a"], names)
+    lines = tmp_path / "labels.jsonl"
+    with pytest.raises(UsageError, match="is not a file"):
+        read_labels(lines, ["a"], names)
+    for body, told in (("5\n", "columns key and label"), ('{"key": "a"}\n', "columns key and label"), ("{", "parsed")):
+        lines.write_text(body)
+        with pytest.raises(UsageError, match=told):
+            read_labels(lines, ["a"], names)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def choose(trained: Trained, image: Any, align: Align, fluency: Fluency,
     return rows
 
 
-def told_apart(texts: list[str], align: Align) -> float:
+def told_apart(texts: list[str], align: Align, own: Float[np.ndarray, " n"]) -> float:
     """How well texts find their own pictures again among OTHERS more, in (0, 1]; higher = better.
 
         mean_i 1 / rank_i,   rank_i = 1 + #{k in 1 ... OTHERS : s(i + k mod n, t_i) >= s(i, t_i)}
@@ -121,9 +121,10 @@ def told_apart(texts: list[str], align: Align) -> float:
     Args:
         texts: Of the first n pictures, in order.
         align: Gives s of pictures and texts.
+        own: What it gives of each text and its own picture, s(i, t_i).
     """
     n = len(texts)
-    rank, own = np.ones(n), np.asarray(align(np.arange(n), texts))
+    rank = np.ones(n)
     for step in range(1, min(OTHERS, n - 1) + 1):
         rank += np.asarray(align((np.arange(n) + step) % n, texts)) >= own
     return float((1 / rank).mean())

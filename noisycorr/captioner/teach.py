@@ -319,8 +319,9 @@ def _choose_epoch(group: Class, image: Any, align: Align, fluency: Fluency,
     for epoch, weights in ((int(trainer.at.best[1]), trainer.best), (last, trainer.last)):
         trainer.load(weights)
         written = trained.write(image)
-        row = {"epoch": epoch, **fluency.judge(written), "told_apart": told_apart(written.texts, align)}
-        row["alignment"] = float(np.mean(align(np.arange(len(image)), written.texts)))
+        own = np.asarray(align(np.arange(len(image)), written.texts))
+        row = {"epoch": epoch, **fluency.judge(written), "told_apart": told_apart(written.texts, align, own),
+               "alignment": float(np.mean(own))}  # fmt: skip
         rows.append(chosen | row | {"allowed": allowed(row), "chosen": False})
     kept = max((0, 1), key=lambda place: (rows[place]["allowed"], rows[place]["told_apart"]))
     trainer.load((trainer.best, trainer.last)[kept])
@@ -340,7 +341,7 @@ def _choose_best(trained: Trained, image: Any, align: Align, fluency: Fluency,
         return found
     before, best = next(row for row in found if row["chosen"]), write_best(trained, image, align)
     row: dict[str, Any] = fluency.judge(best.written)
-    row |= {"texts": 1 + several, "told_apart": told_apart(best.written.texts, align),
+    row |= {"texts": 1 + several, "told_apart": told_apart(best.written.texts, align, best.score),
             "alignment": float(best.score.mean())}  # fmt: skip
     row["chosen"] = (fluent := allowed(row)) or not before["allowed"]
     if row["chosen"]:

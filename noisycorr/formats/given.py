@@ -1,4 +1,4 @@
-"""Labels and arrays that the user names beside a source: whatever is wrong with them is a ValueError of one line."""
+"""Labels and arrays that the user names beside a source: whatever is wrong with them is told in one line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+
+from noisycorr.pairs import UsageError
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -48,6 +50,23 @@ def load_rows(path: Path, columns: Sequence[str] | None = None) -> list[Any]:
         return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","))
     except Exception as error:  # of pyarrow, csv, json, the file system, or a value that Python cannot hold
         raise _line(error) from None
+
+
+def load_labels(path: Path) -> list[dict[str, Any]]:
+    """The rows of the file of `--labels`, each with `key` and `label`, of which nothing else is known.
+
+    Raises:
+        UsageError: If it is no file, cannot be read, or has no rows with these columns.
+    """
+    if not path.is_file():
+        raise UsageError(f"--labels {path} is not a file; expected a csv, tsv, jsonl or parquet with key and label.")
+    try:
+        rows = load_rows(path)
+    except ValueError as error:
+        raise UsageError(f"--labels {path} could not be parsed: {error}.") from error
+    if not rows or not all(isinstance(row, dict) and {"key", "label"} <= set(row) for row in rows):
+        raise UsageError(f"--labels {path} needs rows with the columns key and label.")
+    return rows
 
 
 def _line(error: Exception) -> ValueError:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from noisycorr.embed import read_facts
-from noisycorr.formats.given import load_array, load_rows
+from noisycorr.formats.given import load_array, load_labels
 from noisycorr.learn.corpus import read_corpus
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, fingerprint_file
@@ -159,7 +159,7 @@ def _with_labels(rows: Labelled, path: Path) -> Labelled:
             raise UsageError(f"{path} has {len(values):,} labels, but there are {len(rows.keys):,} rows.")
         words: list[str | None] = [_word(value) for value in values.tolist()]
     else:
-        known = {str(row["key"]): _word(row["label"]) for row in _table(path)}
+        known = {str(row["key"]): _word(row["label"]) for row in load_labels(path)}
         words = [known.get(key) for key in rows.keys]
         if not any(word is not None for word in words):
             raise UsageError(f"--labels {path}: none of its {len(known):,} keys is among the rows; keys look like "
@@ -173,13 +173,3 @@ def _word(value: Any) -> str | None:
     """A label as a word; nothing, and -1 as scikit-learn marks what is not labelled, is none."""
     word = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
     return None if word.strip() in ("", "-1", "nan") else word.strip()
-
-
-def _table(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = load_rows(path)
-    except ValueError as error:
-        raise UsageError(f"--labels {path} could not be parsed: {error}.") from None
-    if not rows or not all(isinstance(row, dict) and {"key", "label"} <= set(row) for row in rows):
-        raise UsageError(f"--labels {path} needs rows with the columns key and label.")
-    return rows

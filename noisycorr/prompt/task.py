@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from noisycorr.formats.given import load_rows
+from noisycorr.formats.given import load_labels
 from noisycorr.pairs import UsageError
 from noisycorr.strict_yaml import load_yaml
 
@@ -126,12 +126,9 @@ def read_labels(path: Path, keys: Sequence[str], names: Sequence[str]) -> np.nda
     Raises:
         UsageError: If columns are missing, a label is no class, a key has two labels, or no key is known.
     """
-    rows = _table(path)
-    if not rows or not all({"key", "label"} <= set(row) for row in rows):
-        raise UsageError(f"--labels {path} needs rows with the columns key and label.")
     place = {name: number for number, name in enumerate(names)}
     given: dict[str, int] = {}
-    for row in rows:
+    for row in load_labels(path):
         key, label = str(row["key"]), tidy(str(row["label"] if row["label"] is not None else ""))
         if not label:
             continue
@@ -180,12 +177,3 @@ def check_leak(keys: Sequence[str], hashes: Sequence[str | None], test_keys: Seq
             f"{len(leaked):,} test images are among the images to learn from, such as {leaked[0]!r}: take them out of "
             "one of the two."
         )
-
-
-def _table(path: Path) -> list[dict[str, object]]:
-    if not path.is_file():
-        raise UsageError(f"--labels {path} is not a file; expected a csv, tsv, jsonl or parquet with key and label.")
-    try:
-        return load_rows(path)
-    except ValueError as error:
-        raise UsageError(f"--labels {path} could not be parsed: {error}.") from error

@@ -16,8 +16,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from noisycorr.columns import codes as column_codes
-from noisycorr.columns import rows_of
+from noisycorr.columns import codes, rows_of
 from noisycorr.index import Features, take_rows
 from noisycorr.noise_swaps import text_ids
 from noisycorr.score.sides import Side, first_neighbors, search_side
@@ -137,7 +136,8 @@ def near_duplicates(
         raise ValueError(f"columns have {sorted(lengths | {n})} rows, expected the same number")
     bits = _Bits.of(image_phash, choice) if image_phash is not None else None
     if sides is None:
-        sides = search_sides(images, words, image_hash, texts, choice.neighbors, seed=choice.seed, threads=threads)
+        sides = search_sides(images, words, codes(image_hash), text_ids(texts), choice.neighbors, seed=choice.seed,
+                             threads=threads)  # fmt: skip
     found_image, found_text = (side.distinct for side in sides)
     image, near_image = _group(images, sides[0], choice.image_threshold, bits, choice.neighbors)
     text, near_text = _group(words, sides[1], choice.text_threshold, None, choice.neighbors)
@@ -224,24 +224,24 @@ class _Bits:
 
 
 def search_sides(
-    images: list[np.ndarray], words: list[np.ndarray], image_hash: Sequence[str | None], texts: Sequence[str | None],
-    k: int, *, seed: int, target_recall: float = 0.95, threads: int | None = None,
+    images: list[np.ndarray], words: list[np.ndarray], image_code: np.ndarray, text_id: np.ndarray, k: int, *,
+    seed: int, target_recall: float = 0.95, threads: int | None = None,
 ) -> tuple[Side, Side]:  # fmt: skip
     """Neighbours among images and among texts, for whatever asks for them: equal bytes and equal texts are copies.
 
     Args:
         images: Parts of (n, d) features.
         words: Parts of (n, e) features.
-        image_hash: As in `near_duplicates`.
-        texts: As there.
+        image_code: int64 (n,) of `codes`: equal for images of equal bytes, -1 where they are not known.
+        text_id: int64 (n,) of `text_ids`: equal for texts that are equal when normalised, -1 for blank ones.
         k: Neighbours of each row.
         seed: For the approximate search of large sets.
         target_recall: Of that search.
         threads: Of faiss; None leaves its setting.
     """
     image, text = (
-        search_side(parts, codes, k, seed=seed, target_recall=target_recall, threads=threads)
-        for parts, codes in ((images, column_codes(image_hash)), (words, text_ids(texts)))
+        search_side(parts, code, k, seed=seed, target_recall=target_recall, threads=threads)
+        for parts, code in ((images, image_code), (words, text_id))
     )
     return image, text
 

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from noisycorr.index import Features, present_rows, take_rows, unit_rows
-from noisycorr.noise_swaps import text_ids
 
 BLOCK = 16384  # texts looked at together
 MEMBERS = 32  # images looked at for each text
@@ -146,7 +145,7 @@ def text_issues(
 
 
 def shared_text_alikeness(
-    texts: Sequence[str | None],
+    text_id: np.ndarray,
     image_features: Features,
     *,
     image_groups: np.ndarray | None = None,
@@ -160,7 +159,7 @@ def shared_text_alikeness(
     compared with 512 others, drawn evenly over texts, after the mean of those was taken off.
 
     Args:
-        texts: The n texts; equal when normalised counts as equal.
+        text_id: int64 (n,) of `text_ids`: equal for texts that are equal when normalised, -1 for blank ones.
         image_features: (n, d) or its parts; rows of zeros are missing images.
         image_groups: int64 (n,): rows of one number >= 0 show the same image and count once; -1 is an image alone.
         at_least: Texts under fewer distinct images get NaN.
@@ -175,16 +174,16 @@ def shared_text_alikeness(
     encoder does not see score low, too: colour words under fashion photos 0.52 to 0.60.
     """
     parts = [image_features] if isinstance(image_features, np.ndarray) else list(image_features)
-    ids, rng = text_ids(texts), np.random.default_rng(seed)
-    order = _one_row_each(ids, image_groups, rng.permutation(np.flatnonzero(present_rows(parts) & (ids >= 0))))
-    counts = np.bincount(ids[order], minlength=ids.max(initial=-1) + 1)
+    rng = np.random.default_rng(seed)
+    order = _one_row_each(text_id, image_groups, rng.permutation(np.flatnonzero(present_rows(parts) & (text_id >= 0))))
+    counts = np.bincount(text_id[order], minlength=text_id.max(initial=-1) + 1)
     start = np.concatenate([[0], np.cumsum(counts)])
-    rank = np.arange(len(order)) - start[ids[order]]  # first ones of all texts, then second ones, ...
+    rank = np.arange(len(order)) - start[text_id[order]]  # first ones of all texts, then second ones, ...
     pool_rows = np.sort(order[np.lexsort((rng.random(len(order)), rank))[:POOL]])
     answer = np.full(len(counts) + 1, np.nan, np.float32)  # the last place serves blank texts, whose id is -1
     shared = np.flatnonzero(counts >= max(at_least, 2))
     if not len(shared):
-        return answer[ids]
+        return answer[text_id]
     pool = take_rows(parts, pool_rows)
     middle = pool.mean(axis=0)
     pool = unit_rows(pool - middle)
@@ -193,8 +192,8 @@ def shared_text_alikeness(
         distinct, place = np.unique(np.concatenate(members), return_inverse=True)
         vectors = unit_rows(take_rows(parts, distinct) - middle)
         for i, own in zip(batch, np.split(place, np.cumsum([len(group) for group in members])[:-1])):
-            answer[i] = _alikeness(vectors[own], pool[ids[pool_rows] != i])
-    return answer[ids]
+            answer[i] = _alikeness(vectors[own], pool[text_id[pool_rows] != i])
+    return answer[text_id]
 
 
 def _one_row_each(ids: np.ndarray, image_groups: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
