@@ -30,6 +30,7 @@ from noisycorr import __version__, console, dist
 from noisycorr.bench import load_set
 from noisycorr.caption_metrics import cider_d, tokenize
 from noisycorr.caption_noise import NOISES, Encode, Noisy, put_noise
+from noisycorr.caption_tables import tables
 from noisycorr.captioner.align import NAMES, Aligner, align_with, fit_aligner, remember
 from noisycorr.captioner.best import write_best
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
@@ -333,7 +334,7 @@ def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, capti
                         f"{row['F1']:.1f}, alignment {row['alignment']:.3f}, "
                         f"R@1 {row['R@1']:.1f}, {row['seconds']:.0f} s")  # fmt: skip
     write_json(run.path("bench.json"), {"bench": vars(choice), "train": train.settings(), "rows": rows})
-    run.path("bench.md").write_text(tables(rows), encoding="utf-8")
+    run.path("bench.md").write_text(tables(rows, list(METRICS)), encoding="utf-8")
     return rows
 
 
@@ -365,37 +366,3 @@ def _read(value: str) -> Any:
 def _once(make: Callable[[], Made]) -> Callable[[], Made]:
     """Make it when it is first asked for, and keep it."""
     return functools.cache(make)
-
-
-def tables(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One Markdown table for each metric: mean and standard deviation over seeds; the best method is bold."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    places = list(dict.fromkeys((row["set"], row["ratio"], row["noise"]) for row in rows))
-    out = []
-    poor = tuple(f"poor {name}" for name in METRICS)
-    for metric in (*METRICS, "R@1", "alignment", *poor, "unique", "control_alignment", "seconds"):
-        if all(row.get(metric) is None for row in rows):
-            continue
-        lines = [
-            f"**{metric}**",
-            "",
-            "| set | noise | " + " | ".join(methods) + " |",
-            "|---" * (len(methods) + 2) + "|",
-        ]
-        for place in places:
-            found = {m: [row[metric] for row in rows if (row["set"], row["ratio"], row["noise"]) == place
-                         and row["method"] == m and row.get(metric) is not None] for m in methods}  # fmt: skip
-            means = {m: np.mean(v) for m, v in found.items() if v and not m.startswith("oracle")}
-            best = max(means.values(), default=None) if metric != "seconds" else None
-            line = [_shown(found[m], best if m in means else None, metric) for m in methods]
-            lines.append(f"| {place[0]} | {place[1]:.0%} {place[2]} | " + " | ".join(line) + " |")
-        out.append("\n".join(lines))
-    return "\n\n".join(out) + "\n"
-
-
-def _shown(values: list[float], best: float | None, metric: str) -> str:
-    if not values:
-        return "–"
-    digits = 3 if metric in ("alignment", "unique", "control_alignment") else 1
-    text = f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
-    return f"**{text}**" if best is not None and np.mean(values) >= best else text

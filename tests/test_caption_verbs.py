@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from caption_data import JUNK, world
 
-from noisycorr.caption_bench import METHODS, Bench, cider, recipe_of, tables, unigram_f1
+from noisycorr.caption_bench import METHODS, METRICS, Bench, cider, recipe_of, unigram_f1
 from noisycorr.caption_metrics import cider_d
 from noisycorr.caption_stage import dropped_for_issues
+from noisycorr.caption_tables import tables
 from noisycorr.captioner.choice import CaptionTrain, Design, Teach
 from noisycorr.cli import main
 from noisycorr.embed import parts
@@ -277,5 +278,6 @@ def test_tables():
         return {"set": "s", "noise": "junk", "ratio": 0.4, "method": method, "seed": seed, **measured, "unique": 1.0,
                 "control_alignment": None, "seconds": 1.0}  # fmt: skip
 
-    text = tables([row("noc", 0, 10.0), row("noc", 1, 12.0), row("oracle", 0, 99.0), row("vanilla", 0, 10.5)])
+    rows = [row("noc", 0, 10.0), row("noc", 1, 12.0), row("oracle", 0, 99.0), row("vanilla", 0, 10.5)]
+    text = tables(rows, list(METRICS))
     assert "| s | 40% junk | **11.0 ± 1.4** | 99.0 | 10.5 |" in text

@@ -27,6 +27,7 @@ FLOORS = (
      "webly_bench", "webly_choice", "webly_samples", "classes", "classify_stage", "classify_verbs",
      "prompt_verbs", "prompt_stage", "prompt_baselines", "prompt_images", "prompt_summary", "bench_prompt",
      "doctor", "doctor_verbs", "status", "on_ray", "caption_stage", "caption_verbs", "caption_bench", "caption_noise",
+     "caption_tables",
      "caption_images"),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
