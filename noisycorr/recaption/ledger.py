@@ -20,7 +20,7 @@ from noisycorr.run import Run, atomic_path, fingerprint
 from noisycorr.scoring import Loaded, part_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 COLUMNS = {
     "recaption": pa.string(), "text_proposed": pa.string(), "text_rectified": pa.string(), "text_source": pa.string(),
