@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from caption_data import JUNK, SMALL, open_small, recipe, world
+from caption_data import COLOURS, JUNK, SMALL, THINGS, open_small, recipe, world
 from reference.captioner_reference import level_loop, loss_loop, repeats_loop
 
 from noisycorr.captioner.align import Aligner, fit_aligner
-from noisycorr.captioner.best import Best, best_of_levels, write_best
+from noisycorr.captioner.best import Best, best_of_levels, make_writer, write_best
 from noisycorr.captioner.choice import CaptionTrain, Decode, Design, Held, LevelChoice, Teach
 from noisycorr.captioner.decode import Next, forbid, write
 from noisycorr.captioner.levels import Levels, fit_levels
 from noisycorr.captioner.select import Fluency, candidates, choose, prefer, told_apart
-from noisycorr.captioner.stored import Texts, load_captioner, make_writer
+from noisycorr.captioner.stored import Texts, load_captioner
 from noisycorr.captioner.teach import Class, kept_rows, open_class, pair_shares, pair_weights, settle, train_class
 from noisycorr.captioner.train import backward, continue_training, draw_rows, save_training, take_step, text_losses
 from noisycorr.captioner.words import END, PAD, START, Pieces, token_table
@@ -558,6 +558,21 @@ def test_the_best_of_several_texts_equals_a_slow_loop(taught: Class, monkeypatch
     assert parts.written.texts == best.written.texts and parts.level.tolist() == best.level.tolist()
     one = write_best(trained, image[3:4], lambda rows, texts: align(rows + 3, texts), None, decode, seed=5, names=[3])
     assert one.written.texts == best.written.texts[3:4]
+    trained.spread = None
+
+
+def test_a_writer_with_an_encoder_keeps_what_fits(taught: Class):
+    material = world()
+    image, trained = material.valid_image, taught.trained
+
+    def encode(texts: list[str]) -> np.ndarray:
+        return np.array([[float(word in text) for word in (*COLOURS, *THINGS)] for text in texts], np.float32)
+
+    trained.spread, trained.level = 0.1, 1
+    decode = Decode(search="nucleus", heat=1.5, top_p=0.9, samples=6, each_level=False)
+    one, best = (make_writer(trained, image, encode=some, decode=decode)(np.arange(20)) for some in (None, encode))
+    right = [sum(text == real for text, real in zip(texts, material.valid_texts)) for texts in (one, best)]
+    assert right[1] > right[0]
     trained.spread = None
 
 

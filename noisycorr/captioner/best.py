@@ -13,7 +13,7 @@ mutual information of Li et al. (NAACL 2016), with the scorer in place of the mo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from noisycorr.captioner.align import Align
+from noisycorr.captioner.align import Align, Encode, align_with, remember
 from noisycorr.captioner.choice import Decode
 from noisycorr.captioner.stored import ROWS, Texts, Trained
 from noisycorr.learn.batches import stream_seed
@@ -142,3 +142,26 @@ def best_of_levels(trained: Trained, image: Any, align: Align, levels: Sequence[
     found = [(trained.write(image, z, decode, seed=seed, names=names), np.full(len(image), z)) for z in levels]
     score = _aligned(found, align)
     return _keep(found, score, score)
+
+
+def make_writer(trained: Trained, image: Float[np.ndarray, "n f"], *, encode: Encode | None = None,
+                level: Int[np.ndarray, " n"] | int | None = None, decode: Decode | None = None,
+                seed: int = 0) -> Callable[[np.ndarray], list[str]]:  # fmt: skip
+    """A plain function from rows of these pictures to texts, one each.
+
+    Args:
+        trained: The captioner.
+        image: Vectors of all n pictures by the encoder that it was trained with.
+        encode: Texts to features of the same encoder, for the best of several texts; None writes one text each.
+        level: Of each picture, or of all; None = the one found on validation pairs.
+        decode: How to write; None = as found on validation pairs.
+        seed: Of the nucleus.
+    """
+
+    def written(rows: np.ndarray) -> list[str]:
+        rows = np.asarray(rows, np.int64)
+        asked = level if level is None or np.ndim(level) == 0 else np.asarray(level)[rows]
+        align = None if encode is None else align_with(trained.aligner, image[rows], remember(encode))
+        return write_best(trained, image[rows], align, asked, decode, seed=seed, names=rows.tolist()).written.texts
+
+    return written

@@ -10,7 +10,7 @@ aligner.safetensors     scorer of written texts; not where it has none
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,23 +267,3 @@ def load_captioner(folder: Path | str, device: torch.device | None = None) -> Tr
         aligner=Aligner.load(aligner) if aligner.is_file() else None, level=body["level"],
         decode=Decode(**body["decode"]), spread=body.get("spread"), clip_model=body["clip_model"], facts=body["facts"],
     )  # fmt: skip
-
-
-def make_writer(trained: Trained, image: Float[np.ndarray, "n f"], *, level: Int[np.ndarray, " n"] | int | None = None,
-                decode: Decode | None = None, seed: int = 0) -> Callable[[np.ndarray], list[str]]:  # fmt: skip
-    """A plain function from rows of these pictures to texts, one each.
-
-    Args:
-        trained: The captioner.
-        image: Vectors of all n pictures by the encoder that it was trained with.
-        level: Of each picture, or of all; None = the one found on validation pairs.
-        decode: How to write; None = as found on validation pairs.
-        seed: Of the nucleus.
-    """
-
-    def written(rows: np.ndarray) -> list[str]:
-        rows = np.asarray(rows, np.int64)
-        asked = level if level is None or np.ndim(level) == 0 else np.asarray(level)[rows]
-        return trained.write(image[rows], asked, decode, seed=seed, names=rows.tolist()).texts
-
-    return written
