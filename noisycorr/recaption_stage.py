@@ -115,12 +115,19 @@ class Captioner:
         return best.written.texts, [level if level >= 0 else None for level in best.level.tolist()]
 
     def disturbed(self, rows: np.ndarray, turn: int) -> list[str]:
-        """Texts for the pictures with noise on their features, or on their pixels; one each, for time's sake."""
+        """Texts for the pictures with noise on their features, or on their pixels; one each, the likeliest words."""
         image = self._images(rows)
         flat = disturb(image.reshape(len(image), -1), noise=self.choice.disturbance, seed=self.choice.recaption_seed,
                        turn=turn)  # fmt: skip
-        flat = flat.reshape(image.shape)
-        return list(self.trained.write(flat, seed=self.choice.recaption_seed, names=rows.tolist()).texts)
+        return self._plain(flat.reshape(image.shape))
+
+    def undisturbed(self, rows: np.ndarray) -> list[str]:
+        """What `disturbed` would write without noise: the best of several is another way of writing."""
+        return self._plain(self._images(rows))
+
+    def _plain(self, image: np.ndarray) -> list[str]:
+        greedy = dataclasses.replace(self.trained.decode, search="greedy")
+        return list(self.trained.write(image, decode=greedy).texts)
 
     def _images(self, rows: np.ndarray) -> np.ndarray:
         return take(self.parts, rows) if self.image is None else np.asarray(self.image[rows])

@@ -103,7 +103,9 @@ def test_the_captioner_writes_for_rows_in_any_company(made: Made, run: Run):
     assert write(rows) == alone == [write(rows[i : i + 1])[0] for i in range(3)]
     many = np.arange(60)
     shaken = write.disturbed(many, 0)  # type: ignore[attr-defined]
-    assert shaken == write.disturbed(many, 0) != write(many)  # type: ignore[attr-defined]
+    assert shaken == write.disturbed(many, 0) != write.undisturbed(many)  # type: ignore[attr-defined]
+    calm = stage.load_captioner(model, run, Recaption(disturbance=0))
+    assert calm.disturbed(many, 0) == calm.undisturbed(many)  # type: ignore[attr-defined]
     assert write.level == load_captioner(model).level  # type: ignore[attr-defined]
     encode = stage._text_encoder(load_encoder("tiny", device=torch.device("cpu")))
     write = stage.load_captioner(model, run, Recaption(recaption_seed=3), encode)

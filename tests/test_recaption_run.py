@@ -260,9 +260,10 @@ class Trained:
     def __init__(self, encoder: str) -> None:
         self.encoder = encoder
 
-    def write(self, image: np.ndarray, level: None = None, decode: Any = None, *, seed: int, names: list[int]) -> Texts:
+    def write(self, image: np.ndarray, level: None = None, decode: Any = None, *, seed: int = 0,
+              names: list[int] | None = None) -> Texts:  # fmt: skip
         n = len(image)
-        texts = [f"{name} {np.linalg.norm(row):.3f}" for name, row in zip(names, image)]
+        texts = [f"{name} {np.linalg.norm(row):.3f}" for name, row in zip(names or range(n), image)]
         return Texts(texts, np.zeros(n), np.ones(n, bool), np.full(n, 2))
 
 

@@ -102,8 +102,9 @@ class _Written:
         self.levels: dict[int, int | None] = {}  # of each row that was asked for
         self.name = str(getattr(write, "name", "captioner"))
         self.keys = ledger.column("uid").to_pylist()
-        if hasattr(write, "disturbed"):
-            self.disturbed = write.disturbed
+        for name in ("disturbed", "undisturbed"):
+            if hasattr(write, name):
+                setattr(self, name, getattr(write, name))
 
     def __call__(self, rows: np.ndarray) -> list[str]:
         out: list[str] = []

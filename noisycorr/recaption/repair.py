@@ -153,21 +153,27 @@ def _steady(view: View, rows: np.ndarray, lender: np.ndarray, feature: np.ndarra
     again = getattr(write, "disturbed", None)
     if choice.guard_steady <= -1 or (write is not None and again is None):
         return np.full(len(rows), np.nan)
-    others = []
+    others, base = [], feature
+    if encode is not None and (plain := getattr(write, "undisturbed", None)) is not None:
+        base = np.where(feature.any(1)[:, None], _said(plain(rows), feature.shape[1], encode), 0)
     for turn in range(TURNS):
         if again is not None and encode is not None:
-            said = [text.strip() for text in again(rows, turn)]
-            other = np.zeros_like(feature)
-            some = np.array([bool(text) for text in said])
-            if some.any():
-                other[some] = encode([text for text in said if text])
+            other = _said(again(rows, turn), feature.shape[1], encode)
         else:
             shaken = disturb(take(view.image, rows), noise=choice.disturbance, seed=choice.recaption_seed, turn=turn)
             found = find_lenders(view.image, rows, trust, view.image_id, k=choice.lenders, queries=shaken,
                                  same_image=choice.same_image, seed=choice.recaption_seed)  # fmt: skip
             other = _features(view, *_as_texts(_lend(view, found, rows, trust, choice, mean)), None)[0]
         others.append(other)
-    return np.where(feature.any(1), steadiness(feature, others, mean), np.nan)
+    return np.where(feature.any(1), steadiness(base, others, mean), np.nan)
+
+
+def _said(texts: list[str], width: int, encode: Encode) -> Float[np.ndarray, "m e"]:
+    """Features of texts; zeros where there is none."""
+    out, some = np.zeros((len(texts), width), np.float32), np.array([bool(text.strip()) for text in texts], bool)
+    if some.any():
+        out[some] = encode([text.strip() for text in texts if text.strip()])
+    return out
 
 
 def _as_texts(lender: np.ndarray) -> tuple[list[str | None], np.ndarray]:
