@@ -155,7 +155,7 @@ def _steady(view: View, rows: np.ndarray, lender: np.ndarray, feature: np.ndarra
         return np.full(len(rows), np.nan)
     others, base = [], feature
     if encode is not None and (plain := getattr(write, "undisturbed", None)) is not None:
-        base = np.where(feature.any(1)[:, None], _said(plain(rows), feature.shape[1], encode), 0)
+        base = np.where(np.asarray(feature.any(1))[:, None], _said(plain(rows), feature.shape[1], encode), 0)
     for turn in range(TURNS):
         if again is not None and encode is not None:
             other = _said(again(rows, turn), feature.shape[1], encode)
