@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from noisycorr import console, dist
 from noisycorr.classes import cut_note
 from noisycorr.embed import open_features, pairs_path, read_facts
-from noisycorr.encoders import DualEncoder
+from noisycorr.encoders import DualEncoder, encode_texts
 from noisycorr.formats.given import load_array
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, fingerprint_file
@@ -169,8 +169,7 @@ def _prototypes(given: AuditPlan, classes: ClassList, encoder: DualEncoder) -> t
     if encoder.name.startswith("precomputed"):
         raise UsageError("The source brings embeddings, so that definitions cannot be encoded: give theirs with "
                          "--class_embeddings FILE.npy, one row for each definition.")  # fmt: skip
-    features = np.concatenate([encoder.text(encoder.tokenize(texts[start : start + 64])).float().cpu().numpy()
-                               for start in range(0, len(texts), 64)])  # fmt: skip
+    features = encode_texts(encoder, texts)
     notes = cut_note(texts, encoder)
     return text_prototypes(features, owner, len(classes.names)), notes
 

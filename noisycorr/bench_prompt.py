@@ -20,7 +20,7 @@ from noisycorr import __version__, console, dist
 from noisycorr.encoders import load_encoder
 from noisycorr.formats import Source
 from noisycorr.learn.batches import stream_seed
-from noisycorr.learn.bench_words import listed, read_spec
+from noisycorr.learn.bench_words import listed, read_spec, read_value
 from noisycorr.pairs import UsageError, check_words
 from noisycorr.prompt.build import build, scale_of, zero_shot
 from noisycorr.prompt.choice import Context, Rounds, Steps
@@ -136,7 +136,7 @@ def parse_method(spec: str, context: Context, rounds: Rounds, steps: Steps) -> M
         raise UsageError(f"--methods names {kind!r}, expected one of {', '.join(METHODS)}.")
     own: dict[str, Any] = dict(OWN)
     for key, value in written.items():
-        told = yaml.safe_load(value)
+        told = read_value(value)
         homes = [choice for choice in (context, rounds, steps) if hasattr(choice, key)]
         if key in own:
             own[key] = told

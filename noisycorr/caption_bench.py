@@ -22,22 +22,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 from safetensors.numpy import load_file, save
 from scipy import stats
 
 from noisycorr import __version__, console, dist
 from noisycorr.bench import load_set
 from noisycorr.caption_metrics import cider_d, tokenize
-from noisycorr.caption_noise import NOISES, Encode, Noisy, put_noise
+from noisycorr.caption_noise import NOISES, Noisy, put_noise
 from noisycorr.caption_tables import tables
-from noisycorr.captioner.align import NAMES, Aligner, align_with, fit_aligner, remember
+from noisycorr.captioner.align import NAMES, Aligner, Encode, align_with, fit_aligner, remember
 from noisycorr.captioner.best import write_best
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
 from noisycorr.captioner.teach import Class, Material, Recipe, kept_rows, open_class, pair_shares, settle, train_class
-from noisycorr.encoders import load_encoder
+from noisycorr.encoders import encode_texts, load_encoder
 from noisycorr.learn.bench import BenchSet
-from noisycorr.learn.bench_words import listed, read_spec
+from noisycorr.learn.bench_words import listed, read_spec, read_value
 from noisycorr.learn.corpus import Corpus
 from noisycorr.noise_swaps import text_ids
 from noisycorr.pairs import UsageError
@@ -151,7 +150,7 @@ def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
         raise UsageError(f"--methods names {name!r}, expected some of {', '.join(METHODS)}.")
     values = dict(METHODS[name])
     for key, value in written.items():
-        values[key] = value if key in ("keep_fraction", "guidances") else _read(value)
+        values[key] = value if key in ("keep_fraction", "guidances") else read_value(value)
     train = dataclasses.replace(train, **{key: values.pop(key) for key in ("select",) if key in values})
     guidances = tuple(float(x) for x in str(values.pop("guidances", "0")).split(","))
     parts: dict[str, Any] = {"levels": LevelChoice(), "teach": Teach(), "decode": Decode(), "design": design}
@@ -341,26 +340,12 @@ def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, capti
 def _encode(clip_model: str) -> Encode:
     """Texts to features; the encoder is loaded when it is first needed."""
     encoder = _once(partial(load_encoder, clip_model, device=dist.device()))
-
-    def encode(texts: list[str]) -> np.ndarray:
-        parts = (texts[start : start + 64] for start in range(0, len(texts), 64))
-        return np.concatenate([encoder().text(encoder().tokenize(part)).float().cpu().numpy() for part in parts])
-
-    return encode
+    return lambda texts: encode_texts(encoder(), texts)
 
 
 def _evaluator(data: BenchSet) -> Aligner:
     """Heads learned on the true texts; only for numbers that are reported."""
     return fit_aligner(data.train.image, data.train.text, np.ones(len(data.texts)), seed=1)
-
-
-def _read(value: str) -> Any:
-    """A number, also one such as 1e6, which YAML takes for a word; or what YAML says."""
-    found = yaml.safe_load(value)
-    try:
-        return float(found) if isinstance(found, str) else found
-    except ValueError:
-        return found
 
 
 def _once(make: Callable[[], Made]) -> Callable[[], Made]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from noisycorr.captioner.align import Encode
 from noisycorr.learn.bench import BenchSet
 from noisycorr.learn.corpus import Corpus, swap_texts
 from noisycorr.noise import RandomSwap
@@ -21,7 +21,6 @@ JUNK = (
     "share this page", "related items", "customer favourite", "sold out", "view details", "add to basket",
     "photo of the day", "untitled document",
 )  # fmt: skip
-Encode = Callable[[list[str]], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from noisycorr.caption_metrics import (
     self_retrieval,
 )
 from noisycorr.embed import open_features, read_facts
-from noisycorr.encoders import load_encoder
+from noisycorr.encoders import encode_texts, load_encoder
 from noisycorr.formats.given import load_rows
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run
@@ -86,9 +86,7 @@ def _pictured(mine: dict[str, str], run: Run) -> dict[str, Any]:
                          "its pictures: leave out --output_folder.")  # fmt: skip
     encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
     texts = [mine[key] for key in keys]
-    text = np.concatenate(
-        [encoder.text(encoder.tokenize(texts[s : s + 256])).float().cpu().numpy() for s in range(0, len(texts), 256)]
-    )
+    text = encode_texts(encoder, texts, batch_size=256)
     image = take(open_features(run, "image"), np.array([place[key] for key in keys])).astype(np.float32)
     if not encoder.joint or "embedded" in encoder.name:
         image, text = encoder.joint_space(image, text)

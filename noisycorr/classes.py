@@ -91,7 +91,7 @@ def encode_names(run: Run, texts: list[str], clip_model: str) -> np.ndarray:
         UsageError: If the encoder does not fit the texts of the run.
     """
     from noisycorr import dist
-    from noisycorr.encoders import load_encoder
+    from noisycorr.encoders import encode_texts, load_encoder
 
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
     embedded = (run.stage("embed") or {})["facts"]["encoder"]
@@ -102,8 +102,7 @@ def encode_names(run: Run, texts: list[str], clip_model: str) -> np.ndarray:
         raise UsageError(f"{run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
     for note in cut_note(texts, encoder):
         console.warn(f"warning: {note}")
-    parts = [encoder.text(encoder.tokenize(texts[a : a + CHUNK])) for a in range(0, len(texts), CHUNK)]
-    return np.concatenate([part.float().cpu().numpy() for part in parts])
+    return encode_texts(encoder, texts, batch_size=CHUNK)
 
 
 def cut_note(texts: list[str], encoder: DualEncoder) -> list[str]:

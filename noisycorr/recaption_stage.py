@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from noisycorr.captioner import stored
 from noisycorr.captioner.align import align_with, remember
 from noisycorr.captioner.best import write_best
 from noisycorr.embed import open_features
-from noisycorr.encoders import DualEncoder, load_encoder
+from noisycorr.encoders import DualEncoder, encode_texts, load_encoder
 from noisycorr.flags import Parser, add_choice
 from noisycorr.pairs import UsageError
 from noisycorr.recaption.guards import disturb
@@ -79,7 +80,7 @@ def _work(plan: Plan, run: Run, choice: Recaption) -> dict[str, Any]:
     encoder = None
     if not embedded["encoder"].startswith("precomputed"):
         encoder = load_encoder(plan.embed.clip_model, device=dist.device(), precision=plan.embed.model_precision)
-    encode = None if encoder is None else _text_encoder(encoder)
+    encode = None if encoder is None else partial(encode_texts, encoder, batch_size=256)
     write = None if plan.recaption == RETRIEVAL else load_captioner(Path(plan.recaption), run, choice, encode)
     return recaption_run(choice, run, found, joint=_joint(plan, embedded, found.view, encoder), write=write,
                          encode=encode)  # fmt: skip
@@ -196,11 +197,3 @@ def _joint(plan: Plan, embedded: dict[str, Any], view: View, encoder: DualEncode
         return space[0], space[1], lambda text: text
     blank = np.zeros((1, view.image[0].shape[1]), np.float32)
     return space[0], space[1], lambda text: encoder.joint_space(blank, np.asarray(text, np.float32))[1]
-
-
-def _text_encoder(encoder: DualEncoder, size: int = 256) -> Encode:
-    def encode(texts: list[str]) -> np.ndarray:
-        some = (texts[start : start + size] for start in range(0, len(texts), size))
-        return np.concatenate([encoder.text(encoder.tokenize(part)).float().cpu().numpy() for part in some])
-
-    return encode

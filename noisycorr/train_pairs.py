@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def text_encoder(source_run: Run, need: str) -> Callable[[list[str]], np.ndarray
     Raises:
         UsageError: If the embeddings came without an encoder, or it is another one by now.
     """
-    from noisycorr.encoders import load_encoder
+    from noisycorr.encoders import encode_texts, load_encoder
 
     stored = yaml.safe_load((source_run.folder / "config.yaml").read_text(encoding="utf-8"))
     embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
@@ -103,11 +104,7 @@ def text_encoder(source_run: Run, need: str) -> Callable[[list[str]], np.ndarray
     if encoder.name != embedded:
         raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
 
-    def encode(texts: list[str]) -> np.ndarray:
-        parts = [encoder.text(encoder.tokenize(texts[start : start + 64])) for start in range(0, len(texts), 64)]
-        return np.concatenate([part.float().cpu().numpy() for part in parts])
-
-    return encode
+    return partial(encode_texts, encoder)
 
 
 def _is_other(inner: Run, cleaning: CleanPlan) -> bool:

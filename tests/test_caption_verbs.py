@@ -251,6 +251,7 @@ def test_methods_are_choices_of_one_engine():
     assert recipe_of("weight", train_choice, design).teach.weight_by == "p_clean"
     assert recipe_of("noc+levels=4+bins=uniform", train_choice, design).levels.levels == 4
     assert recipe_of("choice", train_choice, design).decode.samples == 4
+    assert recipe_of("choice+align_weight=1e3", train_choice, design).decode.align_weight == 1000
     for spec, said in (("nobody", "expected some of"), ("noc+levels", "no option=value"), ("noc+x=1", "no option of")):
         with pytest.raises(UsageError, match=said):
             recipe_of(spec, train_choice, design)

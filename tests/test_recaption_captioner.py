@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from noisycorr import recaption_stage as stage
 from noisycorr.captioner.stored import load_captioner
 from noisycorr.cli import main
 from noisycorr.embed import open_features
-from noisycorr.encoders import load_encoder
+from noisycorr.encoders import encode_texts, load_encoder
 from noisycorr.learn.batches import stream_seed
 from noisycorr.recaption.ledger import read_ledger
 from noisycorr.recaption.rule import Recaption
@@ -107,7 +108,7 @@ def test_the_captioner_writes_for_rows_in_any_company(made: Made, run: Run):
     calm = stage.load_captioner(model, run, Recaption(disturbance=0))
     assert calm.disturbed(many, 0) == calm.undisturbed(many)  # type: ignore[attr-defined]
     assert write.level == load_captioner(model).level  # type: ignore[attr-defined]
-    encode = stage._text_encoder(load_encoder("tiny", device=torch.device("cpu")))
+    encode = partial(encode_texts, load_encoder("tiny", device=torch.device("cpu")), batch_size=256)
     write = stage.load_captioner(model, run, Recaption(recaption_seed=3), encode)
     texts, levels = write.at_levels(many)  # type: ignore[attr-defined]
     assert texts == write(many) != load_captioner(model).write(take(open_features(run, "image"), many)).texts

@@ -28,7 +28,7 @@ ACCEPTED = (
     "'hf_clip:NAME_OR_FOLDER' (CLIP or SigLIP of transformers) and 'tiny' (random, for tests)"
 )
 
-__all__ = ["DualEncoder", "load_encoder"]
+__all__ = ["DualEncoder", "encode_texts", "load_encoder"]
 
 
 class DualEncoder(Protocol):
@@ -89,6 +89,12 @@ class DualEncoder(Protocol):
     def to(self, device: torch.device) -> DualEncoder:
         """Move the weights in place and return the encoder itself."""
         ...
+
+
+def encode_texts(encoder: DualEncoder, texts: Sequence[str], *, batch_size: int = 64) -> Float[np.ndarray, "k e"]:
+    """Features of k >= 1 texts in float32, some at a time."""
+    parts = (texts[start : start + batch_size] for start in range(0, len(texts), batch_size))
+    return np.concatenate([encoder.text(encoder.tokenize(part)).float().cpu().numpy() for part in parts])
 
 
 def load_encoder(spec: str, *, device: torch.device, precision: str = "fp32") -> DualEncoder:

@@ -16,7 +16,7 @@ import numpy as np
 
 from noisycorr import __version__, dist
 from noisycorr.evaluate import auroc
-from noisycorr.learn.bench_words import read_spec
+from noisycorr.learn.bench_words import read_spec, read_value
 from noisycorr.learn.choice import Train
 from noisycorr.learn.contract import Strategy, Trust
 from noisycorr.learn.corpus import Corpus, swap_texts
@@ -80,10 +80,8 @@ def method_of(spec: str) -> tuple[str, Strategy]:
     Raises:
         UsageError: If there is no such method or option.
     """
-    import yaml
-
     name, written = read_spec(spec, "strategies")
-    options = {key: yaml.safe_load(value) for key, value in written.items()}
+    options = {key: read_value(value) for key, value in written.items()}
     name = "plain" if name == ORACLE else name
     kind = find_strategy(name)
     peers = [item for item in dataclasses.fields(kind) if item.name == "peer"]  # type: ignore[arg-type]

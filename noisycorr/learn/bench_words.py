@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from noisycorr.pairs import UsageError
 
 
@@ -28,3 +30,14 @@ def read_spec(spec: str, flag: str) -> tuple[str, dict[str, str]]:
             raise UsageError(f"--{flag}: {part!r} in {spec!r} is no option=value.")
         options[key] = value
     return name, options
+
+
+def read_value(text: str) -> Any:
+    """What YAML says that the value of an option is, and a number where it takes one, such as 1e6, for a word."""
+    import yaml
+
+    found = yaml.safe_load(text)
+    try:
+        return float(text) if found == text else found
+    except ValueError:
+        return found

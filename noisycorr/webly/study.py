@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from noisycorr import __version__
 from noisycorr.class_metrics import accuracy, changed_labels, open_set
 from noisycorr.evaluate import auroc
-from noisycorr.learn.bench_words import read_spec
+from noisycorr.learn.bench_words import read_spec, read_value
 from noisycorr.learn.loop import Hooks, fit
 from noisycorr.noise_labels import NoisyLabels, diffuse_noise, noisy_texts, semantic_noise
 from noisycorr.pairs import UsageError
@@ -114,7 +113,7 @@ def method_of(spec: str) -> Method:
         UsageError: If there is no such method or option.
     """
     name, written = read_spec(spec, "methods")
-    options = {key: yaml.safe_load(value) for key, value in written.items()}
+    options = {key: read_value(value) for key, value in written.items()}
     method = load_method("plain" if name == ORACLE else name, options)
     if method.labels == "many":
         raise UsageError(f"--methods names {name}, which learns tags; the benchmark has one label for each sample.")
