@@ -22,7 +22,15 @@ from noisycorr.recaption.guards import (
     steadiness,
     word_rates,
 )
-from noisycorr.recaption.judge import Asked, call_jury, conservative, fold_scorer, joint_scorer, judging_folds
+from noisycorr.recaption.judge import (
+    Asked,
+    call_jury,
+    conservative,
+    fold_scorer,
+    joint_scorer,
+    judge_new,
+    judging_folds,
+)
 from noisycorr.recaption.propose import (
     Lenders,
     agreeing_lender,
@@ -148,6 +156,24 @@ def test_the_jury_tells_right_from_wrong_texts_and_leaves_blind_scorers_out() ->
     assert not none.scorers and "no scorer" in (none.fit.warning or "")
     missing = Asked(rows[:2], np.zeros((2, 16), np.float32), np.array([-2, -2]), fold[:2])
     assert np.isnan(jury(missing)).all()
+
+
+def test_new_texts_are_judged_by_how_many_of_them_fit() -> None:
+    view, _, _, wrong = concept_pairs(600, 0.3)
+    fold = judging_folds(view, 5)
+    jury = call_jury(view, {"heads": fold_scorer(view, (~wrong).astype(np.float32), fold)}, fold)
+    right, rng = np.flatnonzero(~wrong), np.random.default_rng(5)
+    for share in (0.1, 0.7):
+        bad = rng.random(len(right)) < share
+        asked = asked_of(view, right, np.where(bad, np.roll(right, 50), right), fold)
+        p_new, own = judge_new(jury, asked, 0)
+        alone = jury(asked)
+        assert own.noise_rate == pytest.approx(share, abs=0.12)
+        assert (p_new <= alone).all() and p_new.tolist() == np.minimum(alone, own(jury.combined(asked))).tolist()
+        assert abs(p_new.mean() - (1 - share)) < abs(alone.mean() - (1 - share)) + 0.02
+    few = Asked(asked.row[:10], asked.text[:10], asked.text_id[:10], asked.fold[:10])
+    p_new, own = judge_new(jury, few, 0)
+    assert p_new.tolist() == jury(few).tolist() and own.kind == "constant"
 
 
 def test_the_joint_space_is_a_scorer() -> None:

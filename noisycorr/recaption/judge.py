@@ -12,7 +12,7 @@ many by one learned score exploits its errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -160,6 +160,7 @@ class Jury:
         scorers: By name, those that vote.
         scale: Mean and spread of each on re-paired pairs.
         fit: From the combined score to the probability that text and image belong together.
+        null: Combined scores of re-paired texts.
         aggregate: How they are combined.
         penalty: Of the variance.
         facts: Separation of each scorer, also of those that do not vote.
@@ -168,15 +169,17 @@ class Jury:
     scorers: dict[str, Scorer]
     scale: dict[str, tuple[float, float]]
     fit: Fit
+    null: Float[np.ndarray, " r"]
     aggregate: Aggregate
     penalty: float
     facts: dict[str, Any]
 
     def __call__(self, asked: Asked) -> np.ndarray:
         """float32 (m,): probability in [0, 1] that text and image belong together; NaN where nobody knows."""
-        return self.fit(self._combined(asked)).astype(np.float32)
+        return self.fit(self.combined(asked)).astype(np.float32)
 
-    def _combined(self, asked: Asked) -> np.ndarray:
+    def combined(self, asked: Asked) -> Float[np.ndarray, " m"]:
+        """One score of all who vote, on the scale of re-paired pairs; NaN where nobody knows."""
         columns = [(scorer(asked) - self.scale[name][0]) / self.scale[name][1] for name, scorer in self.scorers.items()]
         return conservative(np.stack(columns, 1), aggregate=self.aggregate, penalty=self.penalty).astype(np.float32)
 
@@ -213,11 +216,33 @@ def call_jury(view: View, scorers: dict[str, Scorer], fold: np.ndarray, *, aggre
             found[name], scale[name] = scorer, (float(two.mean()), max(float(two.std()), 1e-6))
     empty = Fit(kind="constant", score=np.zeros(1), p_clean=np.ones(1), noise_rate=np.nan, low=np.nan, high=np.nan,
                 separation=np.nan, warning="no scorer tells right from wrong pairs", parameters={})  # fmt: skip
-    jury = Jury(found, scale, empty, aggregate, penalty, {"separation": facts, "voted": list(found)})
+    jury = Jury(found, scale, empty, np.zeros(0), aggregate, penalty, {"separation": facts, "voted": list(found)})
     if not found:
         return jury
-    fit = fit_null(jury._combined(given), jury._combined(null), seed=view.seed)
-    return Jury(found, scale, fit, aggregate, penalty, jury.facts)
+    wrong = jury.combined(null)
+    return replace(jury, fit=fit_null(jury.combined(given), wrong, seed=view.seed), null=wrong)
+
+
+def judge_new(jury: Jury, asked: Asked, seed: int) -> tuple[Float[np.ndarray, " m"], Fit]:
+    """Probability that each new text fits: by the curve of given texts and by that of the new ones; the lower counts.
+
+        p_new(s) = min(p_given(s), 1 - eta f_null(s) / f_new(s)),   f_null: scores of re-paired given texts
+
+    The first knows how many of the *given* texts fit. A captioner, or pictures without a right neighbour, may give
+    fewer: eta is the share of new texts that score as texts of other pictures do.
+
+    Args:
+        jury: Its scorers, its curve and the scores of re-paired texts.
+        asked: m new texts, each with its picture.
+        seed: Of the interval of eta.
+
+    Returns:
+        float32 (m,) in [0, 1], NaN where nobody knows; and the second curve. With fewer than 20 new texts, or if they
+        score as those of other pictures do, it is flat at 1 and says so.
+    """
+    score = jury.combined(asked)
+    own = fit_null(score, jury.null, seed=seed)
+    return np.fmin(jury.fit(score), own(score)).astype(np.float32), own
 
 
 def judging_folds(view: View, folds: int) -> np.ndarray:

@@ -204,7 +204,9 @@ def _facts(repairs: Repairs | None, pairs: int, trusted: int, level: int | None)
     }  # fmt: skip
     told = ", ".join(f"{count:,} {name}" for name, count in sorted(actions.items())) or "nothing to do"
     facts["summary"] = [f"{facts['marked']:,} of {pairs:,} pairs need a text, {trusted:,} can lend one: {told}"]
-    jury = facts.get("jury", {})
+    jury, share = facts.get("jury", {}), facts.get("new", {}).get("share_wrong")
+    if share:
+        facts["summary"].append(f"up to {share:.0%} of the new texts fit no better than texts of other pictures")
     if jury and not jury["voted"]:
         facts["summary"].append("warning: no scorer tells right from wrong pairs, so no text was changed")
     elif jury.get("warning"):

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from noisycorr.noise_swaps import normalise_text
 from noisycorr.pairs import UsageError
 from noisycorr.recaption.guards import disturb, lowest_pmi, noun_overlap, steadiness, word_rates
-from noisycorr.recaption.judge import Asked, Scorer, call_jury, fold_scorer, joint_scorer, judging_folds
+from noisycorr.recaption.judge import Asked, Scorer, call_jury, fold_scorer, joint_scorer, judge_new, judging_folds
 from noisycorr.recaption.propose import Lenders, agreeing_lender, class_lender, find_lenders, nearest_lender
 from noisycorr.recaption.rule import Recaption, act, fired, merge_texts
 from noisycorr.score.neighbors import mean_feature
@@ -203,5 +203,8 @@ def _judge(view: View, texts: Sequence[str | None], rows: np.ndarray, new: list[
     given = take(view.text, rows).astype(np.float32)
     p_old = jury(Asked(rows, given, view.text_id[rows], taught))
     p_old = np.fmax(p_old, np.where(np.isfinite(p_old), p_clean[rows], np.nan))  # it gets the benefit of the doubt
-    p_new[known] = jury(Asked(rows[known], feature[known], new_id[known], taught[known]))
+    asked = Asked(rows[known], feature[known], new_id[known], taught[known])
+    p_new[known], own = judge_new(jury, asked, choice.recaption_seed)
+    told = {"separation": own.separation, "share_wrong": own.noise_rate}
+    facts["new"] = {name: round(value, 4) if np.isfinite(value) else None for name, value in told.items()}
     return p_old, p_new, facts
