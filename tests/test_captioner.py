@@ -553,7 +553,10 @@ def test_the_best_of_several_texts_equals_a_slow_loop(taught: Class, monkeypatch
                    for w in ways if w.ended[row]]  # fmt: skip
         assert best.written.texts[row] == max(options)[1]
         assert best.score[row] == worth[row, best.written.texts[row]]
+    whole = best_of_levels(trained, image, align, trained.levels.trained(), drawn, seed=5)
     monkeypatch.setattr("noisycorr.captioner.best.ROWS", 7)
+    parts = best_of_levels(trained, image, align, trained.levels.trained(), drawn, seed=5)
+    assert parts.written.texts == whole.written.texts and parts.score.tolist() == whole.score.tolist()
     parts = write_best(trained, image, align, None, decode, seed=5)
     assert parts.written.texts == best.written.texts and parts.level.tolist() == best.level.tolist()
     one = write_best(trained, image[3:4], lambda rows, texts: align(rows + 3, texts), None, decode, seed=5, names=[3])

@@ -75,13 +75,17 @@ def write_best(trained: Trained, image: Any, align: Align | None, level: Int[np.
     at = np.broadcast_to(np.asarray(-1 if base is None else base, np.int64), (n,))
     names = list(range(n)) if names is None else names
     found = []
-    for start in range(0, max(n, 1), ROWS):  # by blocks, so that pixels are decoded once
-        rows = np.arange(start, min(start + ROWS, n))
+    for rows in _blocks(n):
         mine = None if align is None else partial(_shifted, align, rows)
         given = level if level is None or np.ndim(level) == 0 else np.asarray(level)[rows]
         found.append(_block(trained, np.asarray(image[rows]), mine, given, at[rows], decode, seed,
                             [names[row] for row in rows.tolist()]))  # fmt: skip
     return _joined(found)
+
+
+def _blocks(n: int) -> list[Int[np.ndarray, " k"]]:
+    """Rows of pictures that are read once for all of their texts; one block without any if there is no picture."""
+    return [np.arange(start, min(start + ROWS, n)) for start in range(0, max(n, 1), ROWS)]
 
 
 def _shifted(align: Align, first: Int[np.ndarray, " k"], rows: np.ndarray, texts: list[str]) -> np.ndarray:
@@ -139,9 +143,13 @@ def _joined(blocks: Sequence[Best]) -> Best:
 def best_of_levels(trained: Trained, image: Any, align: Align, levels: Sequence[int], decode: Decode | None = None,
                    *, seed: int = 0, names: Sequence[str | int] | None = None) -> Best:  # fmt: skip
     """Write at several levels, and keep for each picture the text that is best aligned; of equal ones the first."""
-    found = [(trained.write(image, z, decode, seed=seed, names=names), np.full(len(image), z)) for z in levels]
-    score = _aligned(found, align)
-    return _keep(found, score, score)
+    names, blocks = list(range(len(image))) if names is None else names, []
+    for rows in _blocks(len(image)):
+        part, own = np.asarray(image[rows]), [names[row] for row in rows.tolist()]
+        found = [(trained.write(part, z, decode, seed=seed, names=own), np.full(len(rows), z)) for z in levels]
+        score = _aligned(found, partial(_shifted, align, rows))
+        blocks.append(_keep(found, score, score))
+    return _joined(blocks)
 
 
 def make_writer(trained: Trained, image: Float[np.ndarray, "n f"], *, encode: Encode | None = None,
