@@ -1,11 +1,14 @@
 """`noisycorr bench caption`: sets x noise x ratios x methods x seeds; what captioners learn from wrong texts.
 
-A cell is one training; its result is one small file, so that the same command continues. Scores that levels, weights
-and filters go by are those that `noisycorr clean` would give to the noisy pairs; for the noise `concept` those of a
-scorer learned elsewhere, as that of CLIP is: heads learned on these very pairs would learn that siblings fit. Alignment
-and self-retrieval are measured by heads learned on the true texts of the training pictures, which no method sees.
-Methods take the same number of steps: where fewer pairs are kept, they are seen more often. All choose their epoch
-alike (`--select`); `filter+select=loss` keeps the one of the best validation loss, as published.
+A cell is one method on one set; its result is one small file, so that the same command continues. Methods that differ
+in how they write alone, such as `filter` and `filter+samples=8`, share one training, whose seconds the first has.
+
+Scores that levels, weights and filters go by are those that `noisycorr clean` would give to the noisy pairs; for the
+noise `concept` those of a scorer learned elsewhere, as that of CLIP is: heads learned on these very pairs would learn
+that siblings fit. Alignment and self-retrieval are measured by heads learned on the true texts of the training
+pictures, which no method sees. Methods take the same number of steps: where fewer pairs are kept, they are seen more
+often. All choose their epoch alike (`--select`); `filter+select=loss` keeps the one of the best validation loss, as
+published.
 """
 
 from __future__ import annotations
@@ -33,7 +36,17 @@ from noisycorr.caption_tables import tables
 from noisycorr.captioner.align import NAMES, Aligner, Encode, align_with, fit_aligner, remember
 from noisycorr.captioner.best import write_best
 from noisycorr.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
-from noisycorr.captioner.teach import Class, Material, Recipe, kept_rows, open_class, pair_shares, settle, train_class
+from noisycorr.captioner.teach import (
+    Class,
+    Material,
+    Recipe,
+    kept_rows,
+    open_class,
+    pair_shares,
+    settle,
+    top_level,
+    train_class,
+)
 from noisycorr.encoders import encode_texts, load_encoder
 from noisycorr.learn.bench import BenchSet
 from noisycorr.learn.bench_words import listed, read_spec, read_value
@@ -169,6 +182,7 @@ class _Scored(Noisy):
 
     columns: Mapping[str, np.ndarray]
     aligner: Aligner
+    taught: dict[str, Class]  # trainings on these pairs, while they are at hand
 
 
 def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Encode, folder: Path,
@@ -186,7 +200,7 @@ def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Enco
     kept = load_file(path)
     heads = {name.removeprefix("aligner_"): kept.pop(name) for name in list(kept) if name.startswith("aligner_")}
     return _Scored(**{field.name: getattr(found, field.name) for field in fields(found)}, columns=kept,
-                   aligner=Aligner(**heads))  # fmt: skip
+                   aligner=Aligner(**heads), taught={})  # fmt: skip
 
 
 def _elsewhere(data: BenchSet, val_limit: int) -> Aligner:
@@ -241,24 +255,43 @@ def run_cell(data: BenchSet, noisy: Callable[[], _Scored], cell: dict[str, Any],
         columns={name: values[use] for name, values in given.columns.items()}, made_by={},
         valid_image=data.valid.image[valid], valid_texts=[data.valid_texts[row] for row in valid],
     )  # fmt: skip
-    kept = kept_rows(material.columns, len(use), recipe.teach)
-    share = pair_shares(material.columns, kept, recipe.teach)
-    seen = len(kept) if share is None else share.sum()
-    epochs = round(recipe.train.epochs * int(given.corpus.usable.sum()) / seen)
-    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=cell["seed"], epochs=epochs))
-    group = open_class(material, recipe)
-    train_class(group)
+    method = cell["method"].split("+")[0]
+    recipe = _with_budget(recipe, material, int(given.corpus.usable.sum()), cell["seed"])
+    group = _taught(material, recipe, method, given.taught)
     align = align_with(given.aligner, material.valid_image, encode)
     chosen = settle(group, material, recipe, align, choice.val_limit)
     trained_seconds = time.process_time() - started
     picked = next(row for row in chosen if row["chosen"])
     row: dict[str, Any] = {"set": data.name, **cell, "pairs": len(group.rows), "level": picked["level"],
                            "guidance": picked["guidance"], "epoch": picked.get("epoch"),
-                           "of_epochs": epochs}  # fmt: skip
-    row |= _measure(group, data, cell["method"].split("+")[0], evaluator(), given, encode, choice)
+                           "of_epochs": recipe.train.epochs}  # fmt: skip
+    row |= _measure(group, data, method, evaluator(), given, encode, choice)
     row["seconds"] = round(trained_seconds, 1)
     write_json(path, row)
     return row
+
+
+def _with_budget(recipe: Recipe, material: Material, pairs: int, seed: int) -> Recipe:
+    """As many epochs as make the steps that all pairs of the set would take."""
+    kept = kept_rows(material.columns, len(material.texts), recipe.teach)
+    share = pair_shares(material.columns, kept, recipe.teach)
+    epochs = round(recipe.train.epochs * pairs / (len(kept) if share is None else share.sum()))
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=seed, epochs=epochs))
+
+
+def _taught(material: Material, recipe: Recipe, method: str, taught: dict[str, Class]) -> Class:
+    """Trained, as it came from its training; done before for another way of writing, or now."""
+    pairs = method if method in ("default", "oracle") else "all"
+    said = fingerprint([pairs, {name: value for name, value in recipe.settings().items() if name != "decode"}])
+    if said not in taught:
+        taught[said] = open_class(material, recipe)
+        train_class(taught[said])
+    group = taught[said]
+    group.trainer.load(group.trainer.best)
+    levels = group.trained.levels
+    group.trained.level = None if levels is None else top_level(levels)
+    group.trained.decode, group.trained.spread = recipe.decode, None
+    return group
 
 
 def _measure(group: Class, data: BenchSet, method: str, evaluator: Aligner, noisy: _Scored, encode: Encode,

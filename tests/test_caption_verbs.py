@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from caption_data import JUNK, world
 
+from noisycorr import caption_bench
 from noisycorr.caption_bench import METHODS, METRICS, Bench, cider, recipe_of, unigram_f1
 from noisycorr.caption_metrics import cider_d
 from noisycorr.caption_stage import dropped_for_issues
 from noisycorr.caption_tables import tables
 from noisycorr.captioner.choice import CaptionTrain, Design, Teach
+from noisycorr.captioner.teach import train_class
 from noisycorr.cli import main
 from noisycorr.embed import parts
 from noisycorr.learn.corpus import read_corpus
@@ -271,6 +273,29 @@ def test_methods_are_choices_of_one_engine():
 def test_wrong_benchmarks(choice: dict[str, object], said: str):
     with pytest.raises(UsageError, match=said):
         Bench(**choice).cells()  # type: ignore[arg-type]
+
+
+def test_a_training_is_shared_by_ways_of_writing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = np.random.default_rng(3).normal(size=(256, 12)).astype(np.float32)
+    monkeypatch.setattr(caption_bench, "_encode", lambda clip_model: (
+        lambda texts: np.stack([sum(words[ord(c) % 256] for c in text) for text in texts])))  # fmt: skip
+    trainings = []
+    monkeypatch.setattr(caption_bench, "train_class", lambda group: (trainings.append(1), train_class(group)))
+    design = Design(width=16, layers=1, attention_heads=2, vocabulary=320, prefix_tokens=1, longest=12)
+
+    def run(name: str, methods: str) -> list[dict[str, object]]:
+        choice = Bench(sets=f"s={place / 'run'}", ratios="0.4", seeds="3", methods=methods)
+        rows = caption_bench.bench(choice, CaptionTrain(epochs=3, batch_size=16, lr=0.01), design, Run(tmp_path / name),
+                                   caption_col=None, clip_model="embedded")  # fmt: skip
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+    together = run("together", "noc+each_level=true+samples=2,noc,filter+samples=1,filter")
+    assert len(trainings) == 2 and together[0]["CIDEr-D"] is not None
+    assert run("together", "filter,noc") == [together[3], together[1]] and len(trainings) == 2, "cells are kept"
+    apart = run("alone", "filter") + run("alone", "noc")
+    assert apart == [together[3], together[1]] and len(trainings) == 4
+    assert "| s | 40% random |" in (tmp_path / "alone" / "bench.md").read_text()
+    assert any(text for text, _ in together[3]["examples"])
 
 
 def test_tables():
