@@ -25,7 +25,7 @@ from noisycorr.captioner.tower import Some
 from noisycorr.embed import part_sizes, parts, read_facts, read_features
 from noisycorr.formats import Source
 from noisycorr.learn.checkpoint import checkpoints, sweep
-from noisycorr.learn.corpus import TRAIN, UNUSED, VALID, read_corpus, rectify_texts, split_corpus
+from noisycorr.learn.corpus import TRAIN, UNUSED, VALID, read_corpus, rectified_columns, rectify_texts, split_corpus
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, fingerprint, provenance, write_json
 from noisycorr.train_pairs import clear_training, run_of_pairs, same_encoder, text_encoder
@@ -109,8 +109,9 @@ def read_material(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> 
         say(f"caption: {len(corpus.rectified):,} texts are those that the ledger repaired")
         for row, text in corpus.rectified.items():
             texts[row] = text
-        if (encode := encoder_of(source_run)) is not None:
-            corpus = rectify_texts(corpus, encode)
+        encode = encoder_of(source_run)
+        columns = rectified_columns(corpus)
+        corpus = dataclasses.replace(corpus, columns=columns) if encode is None else rectify_texts(corpus, encode)
     split = split_corpus(corpus, val_fraction=0.0 if plan.held.val_data else plan.held.val_fraction, test_fraction=0.0,
                          seed=plan.recipe.train.seed)  # fmt: skip
     if not plan.held.issues:

@@ -174,6 +174,9 @@ def test_new_texts_are_judged_by_how_many_of_them_fit() -> None:
     few = Asked(asked.row[:10], asked.text[:10], asked.text_id[:10], asked.fold[:10])
     p_new, own = judge_new(jury, few, 0)
     assert p_new.tolist() == jury(few).tolist() and own.kind == "constant"
+    assert len(right) > 300
+    p_new, own = judge_new(jury, asked_of(view, right, rng.permutation(right), fold), 0)
+    assert not p_new.any() and own.noise_rate == 1, "none of them fits"
 
 
 def test_the_joint_space_is_a_scorer() -> None:

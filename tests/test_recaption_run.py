@@ -174,6 +174,10 @@ def test_exports_training_report_and_explain_read_it(run: Run, capsys: pytest.Ca
     mended = rectify_texts(corpus, lambda texts: np.ones((len(texts), 16), np.float32))
     assert mended.columns["p_clean"][row] == np.float32(ledger[row]["score_text_new"])
     assert corpus.columns["p_clean"][row] < 0.5 and (mended.text[row] == 1).all()
+    changed, same = np.isin(np.arange(len(ledger)), list(corpus.rectified)), mended.columns["score_pair"]
+    assert np.isnan(same[changed]).all() and np.isfinite(corpus.columns["score_pair"][changed]).all()
+    assert np.array_equal(same[~changed], corpus.columns["score_pair"][~changed], equal_nan=True)
+    assert np.isfinite(mended.columns["score_text_new"][changed]).all()
     split = split_corpus(corpus, val_fraction=0.3, test_fraction=0.3, seed=0)
     assert not (set(np.flatnonzero((split == VALID) | (split == TEST))) & set(corpus.rectified))
     old = without_new_texts(corpus)

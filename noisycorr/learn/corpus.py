@@ -191,12 +191,25 @@ def rectify_texts(corpus: Corpus, encode: Callable[[list[str]], np.ndarray]) -> 
     group[rows] = group.max() + 1 + np.where(words < 0, np.arange(len(rows)), words)
     usable = np.asarray(corpus.image.any(1) & text.any(1))
     identity = {**corpus.identity, "rectified": len(rows)}
+    return dataclasses.replace(corpus, text=text, text_group=group, usable=usable, columns=rectified_columns(corpus),
+                               identity=identity)  # fmt: skip
+
+
+def rectified_columns(corpus: Corpus) -> dict[str, np.ndarray]:
+    """What is known of the pairs with their repaired texts: p_clean is score_text_new there, no other score is known.
+
+    What the ledger says else is about the given text; what it says of weights is about the new one already.
+    """
+    rows = np.array(sorted(corpus.rectified), np.int64)
     columns = {name: values.copy() for name, values in corpus.columns.items()}
-    if "p_clean" in columns and NEW in columns:  # what was known is about the given text
-        columns["p_clean"][rows] = np.where(
-            np.isfinite(columns[NEW][rows]), columns[NEW][rows], columns["p_clean"][rows]
-        )
-    return dataclasses.replace(corpus, text=text, text_group=group, usable=usable, columns=columns, identity=identity)
+    if NEW in columns and len(rows):
+        for name in columns:
+            if name.startswith("score_") and name != NEW:
+                columns[name][rows] = np.nan
+        if "p_clean" in columns:
+            known = np.isfinite(columns[NEW][rows])
+            columns["p_clean"][rows] = np.where(known, columns[NEW][rows], columns["p_clean"][rows])
+    return columns
 
 
 def _rectified(ledger: pa.Table | None, texts: list[str | None]) -> dict[int, str]:

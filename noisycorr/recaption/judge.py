@@ -37,6 +37,7 @@ from noisycorr.score.view import BLOCK, View, repaired, take, unit
 
 RIVALS = 512
 TEMPERATURE = 0.05
+FEW = 20  # new texts that tell nothing about how many fit
 BLIND = 0.6  # scorers that tell given from re-paired pairs no better than this do not vote
 
 Parts = Sequence[np.ndarray]
@@ -237,11 +238,13 @@ def judge_new(jury: Jury, asked: Asked, seed: int) -> tuple[Float[np.ndarray, " 
         seed: Of the interval of eta.
 
     Returns:
-        float32 (m,) in [0, 1], NaN where nobody knows; and the second curve. With fewer than 20 new texts, or if they
-        score as those of other pictures do, it is flat at 1 and says so.
+        float32 (m,) in [0, 1], NaN where nobody knows; and the second curve. With fewer than FEW new texts it is flat
+        at 1 and says so; if more of them cannot be told from texts of other pictures, flat at 0, with a share of 1.
     """
     score = jury.combined(asked)
     own = fit_null(score, jury.null, seed=seed)
+    if own.kind == "constant" and np.isfinite(score).sum() >= FEW:
+        own = replace(own, p_clean=np.zeros_like(own.p_clean), noise_rate=1.0, low=np.nan, high=1.0)
     return np.fmin(jury.fit(score), own(score)).astype(np.float32), own
 
 
