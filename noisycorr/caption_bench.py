@@ -182,7 +182,7 @@ class _Scored(Noisy):
 
     columns: Mapping[str, np.ndarray]
     aligner: Aligner
-    taught: dict[str, Class]  # trainings on these pairs, while they are at hand
+    taught: dict[str, Class] = dataclasses.field(default_factory=dict)  # trainings on these pairs
 
 
 def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Encode, folder: Path,
@@ -200,7 +200,7 @@ def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Enco
     kept = load_file(path)
     heads = {name.removeprefix("aligner_"): kept.pop(name) for name in list(kept) if name.startswith("aligner_")}
     return _Scored(**{field.name: getattr(found, field.name) for field in fields(found)}, columns=kept,
-                   aligner=Aligner(**heads), taught={})  # fmt: skip
+                   aligner=Aligner(**heads))  # fmt: skip
 
 
 def _elsewhere(data: BenchSet, val_limit: int) -> Aligner:

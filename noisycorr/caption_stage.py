@@ -81,10 +81,10 @@ def train_captioner(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[st
     group = open_class(material, plan.recipe)
     _introduce(group)
     with console.bar(
-        label="caption", total=plan.recipe.train.epochs * len(group.rows), hidden=not dist.is_main()
+        label="caption", total=plan.recipe.train.epochs * group.trainer.lesson.per_epoch, hidden=not dist.is_main()
     ) as bar:
         train_class(group, checkpoints=run.folder / "checkpoints", moved=bar.update,
-                    told=lambda record, seconds: _tell(run, record, seconds, plan, len(group.rows)))  # fmt: skip
+                    told=lambda record, seconds, pairs: _tell(run, record, seconds, plan, pairs))  # fmt: skip
     trained = group.trained
     trained.aligner = _aligner(material, source_run, plan) if encode is not None else None
     align = None if encode is None else align_with(trained.aligner, material.valid_vectors, remember(encode))
@@ -323,8 +323,9 @@ def _introduce(group: Class) -> None:
     say(f"caption: {len(group.rows):,} pairs teach" + (f" ({left})" if left else ""))
     if levels is not None:
         counts = "|".join(f"{count:,}" for count in levels.counts[:-1])
+        drawn = "" if levels.taught is None else f", of which {sum(levels.taught):,.0f} teach in an epoch"
         say(f"caption: {levels.count} levels by {levels.made_by['column']}, with {counts} pairs"
-            + (f", {levels.counts[-1]:,} unscored" if levels.counts[-1] else ""))  # fmt: skip
+            + (f", {levels.counts[-1]:,} unscored" if levels.counts[-1] else "") + drawn)  # fmt: skip
 
 
 def _tell(run: Run, record: Any, seconds: float, plan: Plan, pairs: int) -> None:

@@ -67,6 +67,31 @@ def test_small_bins_are_merged_and_unscored_ones_counted():
     assert np.bincount(levels.of(score), minlength=levels.count + 1).tolist() == list(levels.counts)
     with pytest.raises(UsageError, match="do not differ"):
         fit_levels(np.ones(5), LevelChoice(), {})
+    with pytest.raises(UsageError, match="so many of its 200 values are equal"):
+        fit_levels(np.repeat([0.0, 1.0], [20, 180]), LevelChoice(bins="quantile", level_least=1), {})
+
+
+def test_bins_count_what_teaches():
+    score = np.append(np.repeat([0.1, 0.4, 0.6, 0.9], 15), np.nan)
+    choice = LevelChoice(levels=4, bins="uniform", level_least=5, level_dropout=0.0)
+    every = fit_levels(score, choice, {}, np.ones(61))
+    assert every.counts == (15, 15, 15, 15, 1) and every.trained() == [0, 1, 2, 3, 4]
+    share = np.append(np.repeat([0.0, 0.2, 1.0, 1.0], 15), 0.0)
+    merged = fit_levels(score, choice, {}, share)
+    assert merged.counts == (45, 15, 1) and merged.taught == (18, 15, 0) and merged.trained() == [0, 1]
+    whole = fit_levels(score, dataclasses.replace(choice, level_least=0), {}, share)
+    assert whole.counts == every.counts and whole.trained() == [1, 2, 3] == whole.fed()
+    with pytest.raises(UsageError, match="level 0 had no training pair"):
+        whole.check(np.array([0]))
+
+
+def test_what_weighs_nothing_teaches_no_level():
+    made = world()
+    score = np.repeat([0.1, 0.9], 60)
+    right = {"score_pair": score, "p_clean": (score > 0.5).astype(float)}
+    for by in ("draw_by", "weight_by"):
+        group = open_small(dataclasses.replace(made, columns=right), levels=2, level_least=0, **{by: "p_clean"})
+        assert group.trained.levels.counts == (60, 60, 0) and group.trained.levels.trained() == [1, 2]
 
 
 def test_levels_refuse_what_they_are_not_of(tmp_path: Path):
@@ -104,6 +129,23 @@ def test_the_vocabulary_is_the_same_twice(tmp_path: Path):
     assert one.tokenizer.to_str() == two.tokenizer.to_str() and one.size <= 400
     one.save(tmp_path)
     assert Pieces.load(tmp_path).encode("a blue boat") == one.encode("a blue boat")
+
+
+def test_texts_that_are_cut_are_counted():
+    made = world()
+    words = open_small(made).trained.words
+    lengths = [len(words.encode(text)) for text in made.texts]
+    for longest in range(min(lengths) - 1, max(lengths) + 2):  # also where texts are one piece shorter
+        assert open_small(made, longest=max(longest, 4)).facts["cut"] == sum(n > max(longest, 4) for n in lengths)
+    assert len(set(lengths)) > 1 and min(lengths) < 5 < max(lengths)
+
+
+def test_what_cannot_be_kept_by_is_refused():
+    columns = {"score_pair": np.arange(10.0), "p_clean": np.full(10, np.nan)}
+    for teach, said in ((Teach(keep_by="none", keep_fraction="0.3"), "--keep_by is none"),
+                        (Teach(keep_fraction="auto"), "known of no pair")):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            kept_rows(columns, 10, teach)
 
 
 def test_long_empty_and_blank_texts():

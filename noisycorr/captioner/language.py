@@ -5,6 +5,7 @@ Source: ClipCap (Mokady et al., 2021) for the prefix; LoRA (Hu et al., ICLR 2022
 
 from __future__ import annotations
 
+import inspect
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class LanguageDecoder(nn.Module):
         super().__init__()
         _no_dropout(model)
         self.width = int(model.get_input_embeddings().weight.shape[1])
+        known = inspect.signature(model.forward).parameters
+        self.past = "cache" if "cache" in known else "past_key_values"  # as older versions call it
         self.scale = float(model.get_input_embeddings().weight.detach().float().std())
         if part != "whole":
             model.requires_grad_(False)
@@ -46,9 +49,9 @@ class LanguageDecoder(nn.Module):
         past = None if cache is None else cache.get("past")
         if past is None and memory is not None:
             x = torch.cat([memory.to(x.dtype), x], 1)
-        out = self.model(inputs_embeds=x, past_key_values=past, use_cache=cache is not None)
+        out = self.model(inputs_embeds=x, use_cache=cache is not None, **{self.past: past})
         if cache is not None:
-            cache["past"] = out.past_key_values
+            cache["past"] = getattr(out, self.past)
         logits: Tensor = out.logits[:, -tokens.shape[1] :]
         return logits
 

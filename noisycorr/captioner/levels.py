@@ -27,6 +27,7 @@ class Levels:
         edges: L + 1 ascending numbers; scores outside fall into the end bins.
         counts: Training pairs of each level, and of `unscored` at the end.
         made_by: Column, scorer, preprocessing and corpus that the scores are of.
+        taught: How many pairs of each level teach in an epoch, in the mean, `unscored` at the end; None = all.
         hidden: Pairs also taught `unscored` by hiding their level.
         gated: A level also scales what is seen of the picture.
     """
@@ -34,6 +35,7 @@ class Levels:
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     made_by: Mapping[str, str]
+    taught: tuple[float, ...] | None = None
     hidden: bool = False
     gated: bool = False
 
@@ -60,12 +62,13 @@ class Levels:
 
     def trained(self) -> list[int]:
         """Levels that had pairs to learn from, in order."""
-        return [i for i, n in enumerate(self.counts) if n or (i == self.unscored and self.hidden)]
+        found = self.counts if self.taught is None else self.taught
+        return [i for i, n in enumerate(found) if n > 0 or (i == self.unscored and self.hidden)]
 
     def fed(self) -> list[int]:
         """Those that are worth asking for: with a share of at least `STARVED` of the pairs, and `unscored`."""
-        least = STARVED * sum(self.counts)
-        return [i for i in self.trained() if i == self.unscored or self.counts[i] >= least]
+        found = self.counts if self.taught is None else self.taught
+        return [i for i in self.trained() if i == self.unscored or found[i] >= STARVED * sum(found)]
 
     def check(self, asked: Int[np.ndarray, " n"]) -> None:
         """Refuse levels that cannot be asked for.
@@ -104,50 +107,59 @@ class Levels:
     def load(path: Path) -> Levels:
         """What `save` wrote."""
         body: dict[str, Any] = read_json(path)
+        taught = body.get("taught")
         return Levels(edges=tuple(body["edges"]), counts=tuple(body["counts"]), made_by=body["made_by"],
-                      hidden=body["hidden"], gated=body.get("gated", False))  # fmt: skip
+                      taught=None if taught is None else tuple(taught), hidden=body["hidden"],
+                      gated=body.get("gated", False))  # fmt: skip
 
 
-def fit_levels(score: Float[np.ndarray, " n"], choice: LevelChoice, made_by: Mapping[str, str]) -> Levels:
+def fit_levels(score: Float[np.ndarray, " n"], choice: LevelChoice, made_by: Mapping[str, str],
+               share: Float[np.ndarray, " n"] | None = None) -> Levels:  # fmt: skip
     """Bins of the scores of the training pairs.
 
     Args:
         score: Higher = better aligned; NaN where unknown.
         choice: How many bins of which kind.
         made_by: What the scores are of; kept with the edges.
+        share: How often each pair teaches in an epoch, in [0, 1]; None = each once. Bins are merged by what teaches.
 
     Raises:
-        UsageError: If fewer than two scores differ.
+        UsageError: If fewer than two scores differ, or quantiles make a single bin of them.
 
     Source: NoC: uniform bins between the lowest and the highest score.
     Differs: `clipped` and `quantile` bins; bins with too few pairs are merged with a neighbour.
     """
-    known = np.asarray(score, np.float64)
-    known = known[np.isfinite(known)]
+    score = np.asarray(score, np.float64)
+    known = score[np.isfinite(score)]
     if not len(known) or known.min() == known.max():
         raise UsageError(
             f"--level_by {choice.level_by}: its {len(known):,} known values do not differ, so there are no levels; "
             "choose another column, or none."
         )
     edges = _edges(known, choice)
-    levels = Levels(edges=edges, counts=(0,) * len(edges), made_by=dict(made_by))
-    counts = np.bincount(levels.of(known), minlength=levels.count)
-    while len(counts) > 1 and counts.min() < choice.level_least:
-        small = int(np.argmin(counts))
-        beside = [place for place in (small - 1, small + 1) if 0 <= place < len(counts)]
-        other = min(beside, key=lambda place: (counts[place], place))
-        low = min(small, other)
+    weight = np.ones(len(score)) if share is None else np.asarray(share, np.float64)
+    level = Levels(edges=edges, counts=(0,) * len(edges), made_by=dict(made_by)).of(score)
+    pairs, taught = np.bincount(level, minlength=len(edges)), np.bincount(level, weight, minlength=len(edges))
+    while len(taught) > 2 and taught[:-1].min() < choice.level_least:
+        small = int(np.argmin(taught[:-1]))
+        beside = [place for place in (small - 1, small + 1) if 0 <= place < len(taught) - 1]
+        low = min(small, min(beside, key=lambda place: (taught[place], place)))
         edges = edges[: low + 1] + edges[low + 2 :]
-        counts = np.concatenate([counts[:low], [counts[low] + counts[low + 1]], counts[low + 2 :]])
-    unscored = len(np.asarray(score)) - len(known)
-    return Levels(edges=edges, counts=(*map(int, counts), unscored), made_by=dict(made_by),
-                  hidden=choice.level_dropout > 0, gated=choice.level_gate)  # fmt: skip
+        pairs, taught = (np.concatenate([x[:low], [x[low] + x[low + 1]], x[low + 2 :]]) for x in (pairs, taught))
+    return Levels(edges=edges, counts=tuple(map(int, pairs)), made_by=dict(made_by),
+                  taught=None if share is None else tuple(map(float, taught)), hidden=choice.level_dropout > 0,
+                  gated=choice.level_gate)  # fmt: skip
 
 
 def _edges(known: np.ndarray, choice: LevelChoice) -> tuple[float, ...]:
     if choice.bins == "quantile":
-        cuts = np.quantile(known, np.linspace(0, 1, choice.levels + 1))
-        return tuple(np.unique(cuts).tolist())
+        cuts = np.unique(np.quantile(known, np.linspace(0, 1, choice.levels + 1)))
+        if len(cuts) < 3:
+            raise UsageError(
+                f"--level_by {choice.level_by}: so many of its {len(known):,} values are equal that --bins quantile "
+                f"makes one level for --levels {choice.levels}; take clipped bins, more levels, or another column."
+            )
+        return tuple(cuts.tolist())
     low, high = known.min(), known.max()
     if choice.bins == "clipped":
         inner = np.quantile(known, CLIP)

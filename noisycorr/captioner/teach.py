@@ -126,13 +126,22 @@ def column_of(columns: Mapping[str, np.ndarray], name: str, flag: str) -> Float[
 
 
 def kept_rows(columns: Mapping[str, np.ndarray], n: int, choice: Teach) -> Int[np.ndarray, " k"]:
-    """Pairs of the kept fraction, in order; of equal ones the first."""
-    if choice.fraction == 1 or choice.keep_by == NONE:
+    """Pairs of the kept fraction, in order; of equal ones the first.
+
+    Raises:
+        UsageError: If the column is not there, or tells nothing.
+    """
+    if choice.fraction == 1:
         return np.arange(n)
+    if choice.keep_by == NONE:
+        raise UsageError(f"--keep_fraction {choice.keep_fraction} needs a column to keep by, but --keep_by is none.")
     score = column_of(columns, choice.keep_by, "keep_by")
     fraction = choice.fraction
     if choice.keep_fraction == "auto":
-        fraction = float(np.nanmean(column_of(columns, "p_clean", "keep_fraction")))
+        p_clean = column_of(columns, "p_clean", "keep_fraction")
+        if not np.isfinite(p_clean).any():
+            raise UsageError("--keep_fraction auto is the mean of p_clean, which is known of no pair: give a number.")
+        fraction = float(np.nanmean(p_clean))
     best = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")
     return np.sort(best[: max(2, round(fraction * n))])
 
@@ -185,14 +194,16 @@ def open_class(material: Material, recipe: Recipe) -> Class:
 
         decoder, words = load_language(design)
     tokens, length = token_table([material.texts[row] for row in rows], words, design.longest)
-    cut = int(((length == design.longest + 1) & (tokens[:, design.longest + 1] == words.pad)).sum())
-    facts = {"pairs": len(material.texts), "not_kept": len(material.texts) - len(rows),
-             "without_text": int((length == 0).sum()), "cut": cut}  # fmt: skip
     full = length > 0
+    cut = full & (tokens[np.arange(len(rows)), length - 1] != words.end)
+    facts = {"pairs": len(material.texts), "not_kept": len(material.texts) - len(rows),
+             "without_text": int((~full).sum()), "cut": int(cut.sum())}  # fmt: skip
     rows, tokens, length = rows[full], tokens[full], length[full]
     if len(rows) < 2:
         raise UsageError(f"{len(rows)} training pairs have image and text, expected at least 2.")
-    levels, level = _levels(material, rows, recipe)
+    weight = pair_weights(material.columns, rows, recipe.teach)
+    share = pair_shares(material.columns, rows, recipe.teach)
+    levels, level = _levels(material, rows, recipe, weight, share)
     torch.manual_seed(stream_seed(recipe.train.seed, "captioner"))
     image = Some(material.image, rows)
     cells, width = 1 if image.ndim == 2 else image.shape[1], image.shape[-1]
@@ -206,8 +217,7 @@ def open_class(material: Material, recipe: Recipe) -> Class:
         network.dim(purity(np.asarray(material.columns["p_clean"], np.float64)[rows], level, levels))
     lesson = Lesson(
         image=image, tokens=tokens, length=length, level=level,
-        weight=pair_weights(material.columns, rows, recipe.teach),
-        share=pair_shares(material.columns, rows, recipe.teach), unscored=0 if levels is None else levels.unscored,
+        weight=weight, share=share, unscored=0 if levels is None else levels.unscored,
         hide_level=0.0 if levels is None else recipe.levels.level_dropout, hide_image=design.image_dropout,
     )  # fmt: skip
     trained = Trained(network=network, words=words, design=design, levels=levels, encoder=material.encoder,
@@ -225,12 +235,15 @@ def top_level(levels: Levels) -> int:
     return max((z for z in levels.fed() if z != levels.unscored), default=levels.unscored)
 
 
-def _levels(material: Material, rows: np.ndarray, recipe: Recipe) -> tuple[Levels | None, np.ndarray | None]:
+def _levels(material: Material, rows: np.ndarray, recipe: Recipe, weight: np.ndarray,
+            share: np.ndarray | None) -> tuple[Levels | None, np.ndarray | None]:  # fmt: skip
     choice = recipe.levels
     if choice.level_by == NONE:
         return None, None
     score = column_of(material.columns, choice.level_by, "level_by")[rows]
-    levels = fit_levels(score, choice, {"column": choice.level_by, **material.made_by})
+    if (weight <= 0).any():  # what weighs nothing does not teach
+        share = np.where(weight > 0, 1.0 if share is None else share, 0.0)
+    levels = fit_levels(score, choice, {"column": choice.level_by, **material.made_by}, share)
     return levels, levels.of(score)
 
 
@@ -263,7 +276,7 @@ def train_class(group: Class, *, checkpoints: Path | None = None, told: Callable
     Args:
         group: From `open_class`.
         checkpoints: Folder for them, or None for none.
-        told: Called with the record of each epoch and its seconds.
+        told: Called with the record of each epoch, its seconds and how many pairs it took in them.
         moved: Called with the number of pairs of each step.
     """
     trainer = group.trainer
@@ -276,7 +289,7 @@ def train_class(group: Class, *, checkpoints: Path | None = None, told: Callable
 
     fit(trainer, Hooks(
         validate=lambda network: word_loss(network, group.valid, trainer.choice.precision), save=save,
-        told=told or (lambda record, seconds: None), moved=moved or (lambda count: None),
+        told=told or (lambda record, seconds, pairs: None), moved=moved or (lambda count: None),
     ))  # fmt: skip
 
 

@@ -65,6 +65,11 @@ class Lesson:
     hide_level: float = 0.0
     hide_image: float = 0.0
 
+    @property
+    def per_epoch(self) -> int:
+        """How many pairs an epoch draws."""
+        return len(self.length) if self.share is None else max(2, round(float(self.share.sum())))
+
 
 @dataclass
 class Progress:
@@ -122,13 +127,13 @@ class Hooks:
 
     Attributes:
         validate: Loss on validation pairs, by which the best epoch is selected (lower is better); None = the last.
-        told: Called with the record of each epoch and its seconds.
+        told: Called with the record of each epoch, its seconds and how many pairs it took in them.
         save: Called when a checkpoint is due.
         moved: Called with the number of pairs of each step.
     """
 
     validate: Callable[[CaptionNetwork], float] | None = None
-    told: Callable[[Mapping[str, Any], float], Any] = lambda record, seconds: None
+    told: Callable[[Mapping[str, Any], float, int], Any] = lambda record, seconds, pairs: None
     save: Callable[[Trainer], Any] = lambda trainer: None
     moved: Callable[[int], Any] = lambda count: None
 
@@ -142,11 +147,13 @@ def fit(trainer: Trainer, hooks: Hooks | None = None) -> None:
     hooks, at, choice = hooks or Hooks(), trainer.at, trainer.choice
     with torch.random.fork_rng(devices=[]):
         while at.epoch < choice.epochs:
-            started = saved = time.perf_counter()
+            started, pairs = time.perf_counter(), 0
+            saved = started
             order = draw_rows(trainer.lesson, seed=choice.seed, epoch=at.epoch)
             batches = split_batches(order, choice.batch_size)
             while at.step < len(batches):
                 take_step(trainer, batches[at.step], len(batches))
+                pairs += len(batches[at.step - 1])
                 hooks.moved(len(batches[at.step - 1]))
                 if choice.save_every and at.step < len(batches) and time.perf_counter() - saved > choice.save_every:
                     hooks.save(trainer)
@@ -154,14 +161,14 @@ def fit(trainer: Trainer, hooks: Hooks | None = None) -> None:
             seconds = time.perf_counter() - started
             record = _finish(trainer, hooks)
             hooks.save(trainer)
-            hooks.told(record, seconds)
+            hooks.told(record, seconds, pairs)
     trainer.last = trainer.snapshot()
     trainer.load(trainer.best)
     trainer.network.eval()
 
 
 def draw_rows(lesson: Lesson, *, seed: int, epoch: int) -> Int[np.ndarray, " m"]:
-    """Pairs that teach in an epoch, in order: all, or m = round(sum of shares), each as often as its share says.
+    """Pairs that teach in an epoch, in order: all, or m = `per_epoch` of them, each as often as its share says.
 
     Points u, u + 1, ... (u uniform in [0, 1)) are put on the shares laid end to end in a random order: the count of a
     pair is its share rounded down or up, and m is the same in each epoch.
@@ -170,7 +177,7 @@ def draw_rows(lesson: Lesson, *, seed: int, epoch: int) -> Int[np.ndarray, " m"]
     if lesson.share is None:
         return order
     ends = np.cumsum(lesson.share[order])
-    m = max(2, round(float(ends[-1])))
+    m = lesson.per_epoch
     points = np.random.default_rng(stream_seed(seed, "draw", epoch)).random() + np.arange(m)
     place = np.searchsorted(ends * (m / ends[-1]), points, side="right")
     return order[np.minimum(place, len(order) - 1)]
