@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from caption_data import open_small, world
 from pictures import write_pictures
 from tiny_checkpoints import pictures, write_clip, write_open_clip, write_siglip
 
@@ -17,6 +19,8 @@ from noisycorr.caption_bench import _Scored, teaching
 from noisycorr.caption_noise import JUNK, put_noise
 from noisycorr.captioner.align import Aligner
 from noisycorr.captioner.choice import Design
+from noisycorr.captioner.decoder import CrossDecoder
+from noisycorr.captioner.network import CaptionNetwork
 from noisycorr.captioner.stored import load_captioner
 from noisycorr.captioner.tower import Some, make_tower
 from noisycorr.cli import main
@@ -63,6 +67,10 @@ def test_tokens_are_those_of_the_library(tmp_path: Path, name: str):
             torch.testing.assert_close(large[:, 1:], vision.post_layernorm(found.last_hidden_state[:, 1:]))
         else:
             torch.testing.assert_close(small[:, 0], small[:, 1])  # the mean stands for a class token
+        if name == "siglip":
+            vision = encoder.model.vision_model  # type: ignore[attr-defined]
+            assert vision.post_layernorm.weight.std() > 0.1, "a norm that does nothing would not be missed"
+            torch.testing.assert_close(large[:, 1:], vision(pixel_values=pixels).last_hidden_state)
 
 
 def test_a_tuned_tower_is_a_copy_with_gradients():
@@ -73,6 +81,64 @@ def test_a_tuned_tower_is_a_copy_with_gradients():
     tower(pixels).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tower.parameters())
     assert not any(p.requires_grad for p in encoder.convolution.parameters())  # type: ignore[attr-defined]
+
+
+class Elsewhere(torch.nn.Module):
+    """A tower on a device that shows where pixels come from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(f"pixels on {pixels.device}")
+
+
+def test_pixels_go_where_the_tower_is():
+    material = world(20)
+    pixels = np.zeros((20, 3, 4, 4), np.float32)
+    with pytest.raises(RuntimeError, match="pixels on meta"):
+        open_small(dataclasses.replace(material, image=pixels, tower=Elsewhere()))
+
+
+@pytest.mark.parametrize("cells", [1, 5])
+def test_a_process_without_rows_goes_on(cells: int):
+    network = CaptionNetwork(CrossDecoder(20, width=8, layers=1, heads=2, longest=6, dropout=0.0, norm_first=True),
+                             image_dim=6, cells=cells, prefix_tokens=2, levels=3)  # fmt: skip
+    none = torch.zeros((0, 6) if cells == 1 else (0, 5, 6))
+    memory = network.memory(none, torch.zeros(0, dtype=torch.int64))
+    assert memory.shape == (0, (2 if cells == 1 else 5) + 1, 8)
+    network.losses(memory, torch.zeros((0, 6), dtype=torch.int64), torch.zeros(0, dtype=torch.int64)).sum().backward()
+
+
+class Counted:
+    """Pixels that remember how many were asked for at once."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels, self.shape, self.most = pixels, pixels.shape, 0
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        self.most = max(self.most, len(rows))
+        return self.pixels[rows]
+
+
+def test_mean_and_spread_of_pixels_are_taken_in_blocks():
+    encoder = load_encoder("tiny", device=CPU)
+    tower = make_tower(encoder, 2, tuned=True)
+    size = encoder.preprocess(pictures(1)[0]).shape
+    pixels = Counted(np.random.default_rng(0).integers(0, 256, (150, *size)).astype(np.float32))
+    with torch.no_grad():
+        tokens = tower(torch.from_numpy(pixels.pixels)).double().flatten(0, 1)
+    network = CaptionNetwork(CrossDecoder(20, width=8, layers=1, heads=2, longest=6, dropout=0.0, norm_first=True),
+                             image_dim=tokens.shape[1], cells=5, prefix_tokens=2, levels=0, tower=tower)  # fmt: skip
+    network.standardise(pixels)
+    assert pixels.most <= 32
+    torch.testing.assert_close(network.image_mean.double(), tokens.mean(0), rtol=1e-6, atol=1e-6)
+    std = tokens.std(0, correction=0)
+    torch.testing.assert_close(network.image_std.double(), torch.where(std < 1e-6 * std.max(), 1.0, std))
 
 
 def test_encoders_without_a_grid_and_wrong_sizes_are_refused():
@@ -258,6 +324,6 @@ def test_the_default_does_not_learn_from_stock_phrases():
                     kept=np.ones(60, bool), shown=row, image_group=row, text_group=row)  # fmt: skip
     stock = row % 3 == 0
     texts: list[str | None] = ["best price online" if bad else f"a thing of kind {i}" for i, bad in enumerate(stock)]
-    given = _Scored(corpus=corpus, texts=texts, wrong=stock, columns={}, aligner=Aligner())
+    given = _Scored(corpus=corpus, texts=texts, wrong=stock, columns={}, aligner=Aligner(), taught={})
     np.testing.assert_array_equal(teaching(given, "default"), ~stock)
     assert teaching(given, "vanilla").all() and not (teaching(given, "oracle") & stock).any()

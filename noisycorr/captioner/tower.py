@@ -73,9 +73,9 @@ def _open_clip(visual: Any, pixels: Tensor) -> Seen:
 
 def _transformers(vision: Any, pixels: Tensor) -> Seen:
     states = vision(pixel_values=pixels.to(next(vision.parameters()).dtype)).last_hidden_state
-    states = vision.post_layernorm(states)
     whole = None
-    if hasattr(vision.embeddings, "class_embedding"):
+    if hasattr(vision.embeddings, "class_embedding"):  # CLIP, which normalises the class token alone
+        states = vision.post_layernorm(states)
         whole, states = states[:, 0], states[:, 1:]
     side = round(states.shape[1] ** 0.5)
     return whole, states.transpose(1, 2).unflatten(2, (side, -1))
