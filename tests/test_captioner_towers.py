@@ -15,6 +15,7 @@ from caption_data import open_small, world
 from pictures import write_pictures
 from tiny_checkpoints import pictures, write_clip, write_open_clip, write_siglip
 
+from noisycorr import dist
 from noisycorr.caption_bench import _Scored, teaching
 from noisycorr.caption_noise import JUNK, put_noise
 from noisycorr.captioner.align import Aligner
@@ -22,7 +23,7 @@ from noisycorr.captioner.choice import Design
 from noisycorr.captioner.decoder import CrossDecoder
 from noisycorr.captioner.network import CaptionNetwork
 from noisycorr.captioner.stored import load_captioner
-from noisycorr.captioner.tower import Some, make_tower
+from noisycorr.captioner.tower import Some, grid_file, make_tower
 from noisycorr.cli import main
 from noisycorr.encoders import load_encoder
 from noisycorr.learn.bench import BenchSet
@@ -112,16 +113,16 @@ def test_a_process_without_rows_goes_on(cells: int):
 
 
 class Counted:
-    """Pixels that remember how many were asked for at once."""
+    """Pixels that remember how many were asked for, in all and at once."""
 
     def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels, self.shape, self.most = pixels, pixels.shape, 0
+        self.pixels, self.shape, self.most, self.rows = pixels, pixels.shape, 0, 0
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        self.most = max(self.most, len(rows))
+        self.most, self.rows = max(self.most, len(rows)), self.rows + len(rows)
         return self.pixels[rows]
 
 
@@ -139,6 +140,69 @@ def test_mean_and_spread_of_pixels_are_taken_in_blocks():
     torch.testing.assert_close(network.image_mean.double(), tokens.mean(0), rtol=1e-6, atol=1e-6)
     std = tokens.std(0, correction=0)
     torch.testing.assert_close(network.image_std.double(), torch.where(std < 1e-6 * std.max(), 1.0, std))
+
+
+def test_tokens_are_not_made_again_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("noisycorr.captioner.tower.BATCH", 2)
+    monkeypatch.setattr("noisycorr.captioner.tower.PART", 4, raising=False)
+    encoder = load_encoder("tiny", device=CPU)
+    tower = make_tower(encoder, 2)
+    rng, size = np.random.default_rng(0), encoder.preprocess(pictures(1)[0]).shape
+    shown = rng.integers(0, 256, (21, *size)).astype(np.float32)
+    shown[5] = 0
+    asked: list[int] = []
+
+    class Dying(Counted):
+        left = 15
+
+        def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+            self.left -= len(rows)
+            if self.left < 0:
+                raise KeyboardInterrupt
+            asked.extend(rows.tolist())
+            return super().__getitem__(rows)
+
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        grid_file(tmp_path, Dying(shown), tower, "a", told.append)  # type: ignore[arg-type]
+    assert asked == list(range(14)) and not (tmp_path / "tokens.npy").exists()
+    found = grid_file(tmp_path, (whole := Dying(shown)), tower, "a", told.append)  # type: ignore[arg-type]
+    assert asked[14:] == list(range(12, 21)), "three parts of four were kept"
+    with torch.no_grad():
+        right = tower(torch.from_numpy(shown)).numpy().astype(np.float16)
+    right[5] = 0
+    np.testing.assert_allclose(found, right, rtol=1e-3)
+    assert found.dtype == np.float16 and "5 tokens of width" in told[0] and "for 21 pictures" in told[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokens.json", "tokens.npy"]
+    whole.left = 0
+    np.testing.assert_array_equal(grid_file(tmp_path, whole, tower, "a", told.append), found)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        grid_file(tmp_path, whole, tower, "b", told.append)  # type: ignore[arg-type]
+
+
+def test_processes_share_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("noisycorr.captioner.tower.PART", 32, raising=False)
+    tower = make_tower(load_encoder("tiny", device=CPU), 1)
+    shown = np.random.default_rng(1).integers(0, 256, (100, 3, 32, 32)).astype(np.float32)
+    alone = np.array(grid_file(tmp_path / "alone", Counted(shown), tower, "a", print))  # type: ignore[arg-type]
+    second: list[int] = []
+
+    def other() -> None:  # what the other process does until the main one comes to its first wait
+        if not second:
+            second.append(1)
+            monkeypatch.setattr(dist, "my_share", lambda items: list(items)[1::2])
+            monkeypatch.setattr(dist, "is_main", lambda: False)
+            monkeypatch.setattr(dist, "wait", lambda: None)
+            with pytest.raises(FileNotFoundError):  # it would wait for the main one
+                grid_file(tmp_path / "both", theirs, tower, "a", print)  # type: ignore[arg-type]
+            monkeypatch.setattr(dist, "is_main", lambda: True)
+
+    mine, theirs = Counted(shown), Counted(shown)
+    monkeypatch.setattr(dist, "my_share", lambda items: list(items)[::2])
+    monkeypatch.setattr(dist, "wait", other)
+    both = grid_file(tmp_path / "both", mine, tower, "a", print)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(both, alone)
+    assert (mine.rows, theirs.rows) == (64, 36)
 
 
 def test_encoders_without_a_grid_and_wrong_sizes_are_refused():
