@@ -78,7 +78,9 @@ def test_the_overlay_keeps_what_was_there_and_is_taken_back(run: Run, capsys: py
     for row, old in zip(rows, before.to_pylist()):
         if row["recaption"] in (None, "keep", "none"):
             assert all(row[name] == old[name] for name in MAY_CHANGE) and row["text_rectified"] is None
+    times = [path.stat().st_mtime_ns for path in sorted((run.folder / "ledger").iterdir())]
     assert recaption(run) == 0 and parts(run) == once  # nothing changed
+    assert [path.stat().st_mtime_ns for path in sorted((run.folder / "ledger").iterdir())] == times, "nothing was done"
     assert recaption(run, "--gain", "0.9", "--least", "0.99") == 0 and parts(run) != once
     assert recaption(run) == 0 and parts(run) == once
     assert main(["decide", "--output_folder", str(run.folder), "-q"]) == 0
