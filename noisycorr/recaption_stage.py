@@ -120,7 +120,7 @@ class Captioner:
         """Texts for the pictures with noise on their features, or on their pixels; one each, the likeliest words."""
         image = self._images(rows)
         flat = disturb(image.reshape(len(image), -1), noise=self.choice.disturbance, seed=self.choice.recaption_seed,
-                       turn=turn)  # fmt: skip
+                       turn=turn, names=rows.tolist())  # fmt: skip
         return self._plain(flat.reshape(image.shape))
 
     def undisturbed(self, rows: np.ndarray) -> list[str]:

@@ -207,6 +207,12 @@ def test_guards_equal_slow_loops() -> None:
     shaken = disturb(np.array([[3.0, 4, 0, 0]]), noise=0.2, seed=0, turn=1)
     assert np.linalg.norm(shaken - [[3, 4, 0, 0]]) == pytest.approx(1.0, rel=1e-4)
     assert not np.array_equal(shaken, disturb(np.array([[3.0, 4, 0, 0]]), noise=0.2, seed=0, turn=2))
+    image = RNG.normal(size=(5, 4)).astype(np.float32)
+    many = disturb(image, noise=0.2, seed=0, turn=1, names=[9, 3, 7, 1, 0])
+    np.testing.assert_array_equal(disturb(image[2:4], noise=0.2, seed=0, turn=1, names=[7, 1]), many[2:4])
+    np.testing.assert_allclose(np.linalg.norm(many - image, axis=1), 0.2 * np.linalg.norm(image, axis=1), rtol=1e-5)
+    assert len(np.unique(np.round(many - image, 6), axis=0)) == 5
+    assert disturb(image[:0], noise=0.2, seed=0, turn=1, names=[]).shape == (0, 4)
 
 
 def test_the_rule_in_worked_cases() -> None:

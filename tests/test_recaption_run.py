@@ -254,6 +254,54 @@ def test_a_captioner_is_asked_once_and_its_texts_are_kept(run: Run) -> None:
         recaption_run(Recaption(), run, found, joint=None, write=lambda rows: [], encode=encode)
 
 
+class Shaken(Writer):
+    """One that also writes for disturbed pictures, and may be killed."""
+
+    def __init__(self, most: int = 10**9) -> None:
+        super().__init__()
+        self.disturbances: list[tuple[str, int]] = []
+        self.most = most
+
+    def disturbed(self, rows: np.ndarray, turn: int) -> list[str]:
+        return self._said(f"turn {turn}", rows)
+
+    def undisturbed(self, rows: np.ndarray) -> list[str]:
+        return self._said("plain", rows)
+
+    def _said(self, what: str, rows: np.ndarray) -> list[str]:
+        if len(self.disturbances) == self.most:
+            raise KeyboardInterrupt
+        self.disturbances.append((what, len(rows)))
+        return [f"a red dog {row % 3}" for row in rows.tolist()]
+
+
+def test_texts_for_disturbed_pictures_are_kept_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlay, "CHUNK", 100)
+    found, before = load_pairs(stored_plan(run), run), parts(run)
+    vectors = dict(zip(found.texts, np.concatenate(found.view.text)))
+    first = next(iter(vectors.values()))
+
+    def write(writer: Shaken, choice: Recaption) -> list[tuple[str, int]]:
+        for name, data in before.items():
+            (run.folder / "ledger" / name).write_bytes(data)
+        recaption_run(choice, run, found, joint=None, write=writer,
+                      encode=lambda texts: np.stack([vectors.get(text, first) for text in texts]))  # fmt: skip
+        return writer.disturbances
+
+    with pytest.raises(KeyboardInterrupt):
+        write(killed := Shaken(5), Recaption())
+    assert len(killed.disturbances) == 5
+    asked = killed.disturbances + write(Shaken(), Recaption())
+    whats = ("plain", "turn 0", "turn 1", "turn 2")
+    rows = {what: sum(count for name, count in asked if name == what) for what in whats}
+    assert len(set(rows.values())) == 1 and rows["plain"] > 100, "each once, also after a kill"
+    assert max(count for _, count in asked) == 100
+    assert write(Shaken(), Recaption(gain=0.9)) == [], "a gain changes no text"
+    again = write(Shaken(), Recaption(disturbance=0.7))
+    assert {name for name, _ in again} == set(whats[1:])
+    assert {name for name, _ in write(Shaken(), Recaption(recaption_seed=5))} == set(whats[1:])
+
+
 class Trained:
     """Stands for a captioner of `noisycorr caption train`: says how long the picture's vector is."""
 
