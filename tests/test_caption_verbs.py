@@ -322,7 +322,7 @@ def test_wrong_benchmarks(choice: dict[str, object], said: str):
 
 def test_a_training_is_shared_by_ways_of_writing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     words = np.random.default_rng(3).normal(size=(256, 12)).astype(np.float32)
-    monkeypatch.setattr(caption_bench, "_encode", lambda clip_model: (
+    monkeypatch.setattr(caption_bench, "_encode", lambda name, runs: (
         lambda texts: np.stack([sum(words[ord(c) % 256] for c in text) for text in texts])))  # fmt: skip
     trainings = []
     monkeypatch.setattr(caption_bench, "train_class", lambda group: (trainings.append(1), train_class(group)))

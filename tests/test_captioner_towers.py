@@ -16,7 +16,8 @@ from pictures import write_pictures
 from tiny_checkpoints import pictures, write_clip, write_open_clip, write_siglip
 
 from noisycorr import dist
-from noisycorr.caption_bench import _Scored, teaching
+from noisycorr.caption_bench import _Scored, make_noisy, teaching
+from noisycorr.caption_images import encoder_identity
 from noisycorr.caption_noise import JUNK, put_noise
 from noisycorr.captioner.align import Aligner
 from noisycorr.captioner.choice import Design
@@ -30,7 +31,7 @@ from noisycorr.learn.bench import BenchSet
 from noisycorr.learn.corpus import Corpus
 from noisycorr.pairs import UsageError
 from noisycorr.recaption.ledger import read_ledger
-from noisycorr.run import Run
+from noisycorr.run import Run, read_json, write_json
 
 CPU = torch.device("cpu")
 SIZE = ["--width", "24", "--layers", "1", "--attention_heads", "2", "--vocabulary", "360", "--prefix_tokens", "2",
@@ -328,6 +329,53 @@ def test_the_benchmark_goes_on_where_it_was(place: Path, tmp_path: Path, capsys:
     assert main(words) == 0
     row = json.loads((tmp_path / "bench.json").read_text())["rows"][0]
     assert row["poor"] > 0 and 0 <= row["poor F1"] <= 100 and "**poor CIDEr-D**" in capsys.readouterr().out
+
+
+def test_the_benchmark_encodes_texts_as_the_set_was_embedded(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def asked(sets: str) -> int:
+        small = [*SIZE[: SIZE.index("--levels")], "--epochs", "1", "--val_limit", "4", "--test_limit", "4"]
+        return main(["bench", "caption", "--output_folder", str(tmp_path / "out"), "--sets", f"made={sets}",
+                     "--ratios", "0.3", "--seeds", "0", "--methods", "vanilla", *small])  # fmt: skip
+
+    loaded: list[str] = []
+    real = load_encoder
+    monkeypatch.setattr(
+        "noisycorr.encoders.load_encoder", lambda spec, **more: (loaded.append(spec), real(spec, **more))[1]
+    )
+    assert asked(str(place / "run")) == 0 and set(loaded) == {"tiny"}, "not --clip_model, which is for other sources"
+    shutil.copytree(place / "run", tmp_path / "other")
+    stage = tmp_path / "other" / "stages" / "embed.json"
+    body = read_json(stage)
+    body["facts"]["encoder"] = "else@1"
+    write_json(stage, body)
+    name = encoder_identity(Run(place / "run"))
+    assert asked("|".join([str(place / "run"), str(place / "run"), str(tmp_path / "other")])) == 2
+    assert f"were embedded by else@1 and by {name}: use one encoder" in capsys.readouterr().err
+    body["facts"]["encoder"] = "precomputed"
+    write_json(stage, body)
+    assert asked(str(tmp_path / "other")) == 2
+    assert "was made of embeddings without a model" in capsys.readouterr().err
+
+
+def test_scores_of_concepts_depend_on_the_validation_pairs(tmp_path: Path):
+    rng = np.random.default_rng(0)
+
+    def corpus(seed: int) -> Corpus:
+        own, row = np.random.default_rng(seed), np.arange(120)
+        text = (6 * np.eye(4, 12)[row % 4] + own.normal(size=(120, 12))).astype(np.float32)
+        image = (text + 0.1 * own.normal(size=(120, 12))).astype(np.float32)
+        return Corpus(keys=[str(i) for i in row], image=image, text=text, usable=np.ones(120, bool),
+                      kept=np.ones(120, bool), shown=row, image_group=row, text_group=row,
+                      identity={"embed": seed})  # fmt: skip
+
+    texts: list[str | None] = [f"number {i}" for i in range(120)]
+    for noise, files in (("concept", 2), ("random", 3)):
+        for valid in (1, 2, 2):
+            data = BenchSet(name="made", train=corpus(0), texts=texts, valid=corpus(valid), test=corpus(3))
+            make_noisy(data, noise, 0.3, 0, lambda some: rng.normal(size=(len(some), 12)), tmp_path, 40)
+        assert len(list((tmp_path / "scores").iterdir())) == files
 
 
 def test_noise_in_whole_concepts_swaps_texts_within_them():

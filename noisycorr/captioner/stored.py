@@ -213,7 +213,7 @@ def captioner_identity(folder: Path) -> str:
     Large files are read piece by piece. A folder without a captioner has an identity, too.
     """
     found = hashlib.sha256()
-    paths = [folder / name for name in FILES] + [path for path in (folder / "language").rglob("*")]
+    paths = [*(folder / name for name in FILES), *(folder / "language").rglob("*")]
     for path in sorted(path for path in paths if path.is_file()):
         own = hashlib.sha256()
         with path.open("rb") as file:

@@ -126,9 +126,9 @@ def disturb(image: Float[np.ndarray, "m d"], *, noise: float, seed: int, turn: i
     """
     rows = np.asarray(image, np.float32)
     if names is None:
-        drawn = np.random.default_rng([seed, 47, turn]).normal(size=rows.shape)
+        drawn = np.random.default_rng([seed, 47, turn]).normal(size=rows.shape).astype(np.float32)
     else:
         own = (np.random.default_rng([seed, 47, turn, name]).normal(size=rows.shape[1:]) for name in names)
         drawn = np.asarray([row.astype(np.float32) for row in own], np.float32).reshape(rows.shape)
-    step = unit(np.asarray(drawn, np.float32))
+    step = unit(drawn)
     return rows + noise * np.linalg.norm(rows, axis=1, keepdims=True) * step

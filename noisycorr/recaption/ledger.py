@@ -29,6 +29,7 @@ COLUMNS = {
     "score_text_given": pa.float32(), "score_text_new": pa.float32(),
 }  # fmt: skip
 CHUNK = 256  # pictures that a captioner gets at once
+Told = tuple[list[str], list[int | None]]  # texts, and the level of each
 
 
 def marked_rows(ledger: pa.Table, choice: Recaption, has_image: np.ndarray, has_text: np.ndarray) -> np.ndarray:
@@ -116,8 +117,7 @@ class _Written:
         self.levels.update(zip(rows.tolist(), levels))
         return texts
 
-    def _kept(self, rows: np.ndarray, what: list[Any],
-              ask: Callable[[np.ndarray], tuple[list[str], list[int | None]]]) -> tuple[list[str], list[int | None]]:  # fmt: skip
+    def _kept(self, rows: np.ndarray, what: list[Any], ask: Callable[[np.ndarray], Told]) -> Told:
         """Texts and levels of all rows, of which a captioner is asked for those that no file has.
 
         Args:
@@ -142,7 +142,7 @@ class _Written:
             texts, levels = texts + found["texts"], levels + found["levels"]
         return texts, levels
 
-    def _ask(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
+    def _ask(self, rows: np.ndarray) -> Told:
         """Texts and their levels; a captioner that tells no level of each text has one for all, or none."""
         if (at_levels := getattr(self.write, "at_levels", None)) is not None:
             texts, levels = at_levels(rows)
@@ -151,7 +151,7 @@ class _Written:
         return [str(text or "") for text in texts], levels
 
 
-def _without_levels(write: Write, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
+def _without_levels(write: Write, rows: np.ndarray) -> Told:
     return [str(text or "") for text in write(rows)], [None] * len(rows)
 
 
