@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -276,30 +277,34 @@ class Shaken(Writer):
 
 
 def test_texts_for_disturbed_pictures_are_kept_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlay, "CHUNK", 100)
-    found, before = load_pairs(stored_plan(run), run), parts(run)
-    vectors = dict(zip(found.texts, np.concatenate(found.view.text)))
-    first = next(iter(vectors.values()))
+    monkeypatch.setattr(overlay, "CHUNK", 10)
+    ledger, rows = read_ledger(run), np.arange(25)
+    before = {"plain": 25, "turn 0": 25, "turn 1": 25}
 
-    def write(writer: Shaken, choice: Recaption) -> list[tuple[str, int]]:
-        for name, data in before.items():
-            (run.folder / "ledger" / name).write_bytes(data)
-        recaption_run(choice, run, found, joint=None, write=writer,
-                      encode=lambda texts: np.stack([vectors.get(text, first) for text in texts]))  # fmt: skip
-        return writer.disturbances
+    def write(writer: Shaken, choice: Recaption) -> dict[str, int]:
+        kept: Any = overlay._Written(run, writer, ledger, choice)
+        assert kept.undisturbed(rows) == kept.disturbed(rows, 0) == kept.disturbed(rows, 1)
+        assert all(count <= 10 for _, count in writer.disturbances)
+        return dict(sum((Counter({name: count}) for name, count in writer.disturbances), Counter()))
 
     with pytest.raises(KeyboardInterrupt):
         write(killed := Shaken(5), Recaption())
-    assert len(killed.disturbances) == 5
-    asked = killed.disturbances + write(Shaken(), Recaption())
-    whats = ("plain", "turn 0", "turn 1", "turn 2")
-    rows = {what: sum(count for name, count in asked if name == what) for what in whats}
-    assert len(set(rows.values())) == 1 and rows["plain"] > 100, "each once, also after a kill"
-    assert max(count for _, count in asked) == 100
-    assert write(Shaken(), Recaption(gain=0.9)) == [], "a gain changes no text"
-    again = write(Shaken(), Recaption(disturbance=0.7))
-    assert {name for name, _ in again} == set(whats[1:])
-    assert {name for name, _ in write(Shaken(), Recaption(recaption_seed=5))} == set(whats[1:])
+    assert killed.disturbances == [("plain", 10), ("plain", 10), ("plain", 5), ("turn 0", 10), ("turn 0", 10)]
+    assert write(Shaken(), Recaption()) == {"turn 0": 5, "turn 1": 25}, "it goes on"
+    assert write(Shaken(), Recaption(gain=0.9)) == {}, "a gain changes no text"
+    for other in (Recaption(disturbance=0.7), Recaption(recaption_seed=5)):
+        assert write(Shaken(), other) == {name: count for name, count in before.items() if name != "plain"}
+
+
+def test_the_stage_asks_for_disturbed_pictures_through_the_files(run: Run) -> None:
+    found = load_pairs(stored_plan(run), run)
+    vectors = dict(zip(found.texts, np.concatenate(found.view.text)))
+    first = next(iter(vectors.values()))
+    recaption_run(Recaption(), run, found, joint=None, write=(writer := Shaken()),
+                  encode=lambda texts: np.stack([vectors.get(text, first) for text in texts]))  # fmt: skip
+    files = [json.loads(path.read_text()) for path in (run.folder / "recaption").iterdir()]
+    assert {name for name, _ in writer.disturbances} == {"plain", "turn 0", "turn 1", "turn 2"}
+    assert sum(len(body["texts"]) for body in files) == writer.asked + sum(count for _, count in writer.disturbances)
 
 
 class Trained:
