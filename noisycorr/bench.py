@@ -109,9 +109,19 @@ def bench(choice: Bench, train: Train, run: Run, *, caption_col: str | None, cli
 
 def load_set(text: str, run: Run, limit: int, caption_col: str | None, clip_model: str) -> BenchSet:
     """A set from `NAME=SOURCE` or `NAME=TRAIN|VALID|TEST`, embedded into the folder if it is not a run already."""
+    return read_set(*runs_of_set(text, run, caption_col, clip_model), limit)
+
+
+def runs_of_set(text: str, run: Run, caption_col: str | None, clip_model: str) -> tuple[str, list[Run]]:
+    """Name of a set, and its run, or those of its three parts."""
     name, _, places = text.partition("=")
     parts = places.split("|")
-    runs = [_embedded(place, run, f"{name}-{number}", caption_col, clip_model) for number, place in enumerate(parts)]
+    return name, [_embedded(place, run, f"{name}-{number}", caption_col, clip_model)
+                  for number, place in enumerate(parts)]  # fmt: skip
+
+
+def read_set(name: str, runs: list[Run], limit: int) -> BenchSet:
+    """A set from its runs, with so many training pairs; 0 = all."""
     corpora = [read_corpus(one) for one in runs]
     texts = [read_facts(one, ["text"]).column("text").to_pylist() for one in runs]
     if len(corpora) == 1:

@@ -28,10 +28,12 @@ import numpy as np
 from safetensors.numpy import load_file, save
 from scipy import stats
 
-from noisycorr import __version__, console, dist
-from noisycorr.bench import load_set
+from noisycorr import __version__, console
+from noisycorr.bench import read_set, runs_of_set
+from noisycorr.caption_images import encoder_identity
 from noisycorr.caption_metrics import cider_d, tokenize
 from noisycorr.caption_noise import NOISES, Noisy, put_noise
+from noisycorr.caption_stage import encoder_of
 from noisycorr.caption_tables import tables
 from noisycorr.captioner.align import NAMES, Aligner, Encode, align_with, fit_aligner, remember
 from noisycorr.captioner.best import write_best
@@ -47,7 +49,6 @@ from noisycorr.captioner.teach import (
     top_level,
     train_class,
 )
-from noisycorr.encoders import encode_texts, load_encoder
 from noisycorr.learn.bench import BenchSet
 from noisycorr.learn.bench_words import listed, read_spec, read_value
 from noisycorr.learn.corpus import Corpus
@@ -191,7 +192,7 @@ def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Enco
     found = put_noise(data, noise, ratio, seed, encode)
     parts = [noise, ratio, seed, len(data.texts), data.train.identity, __version__]
     elsewhere = _elsewhere(data, val_limit) if noise == "concept" else None
-    identity = fingerprint(parts if elsewhere is None else [*parts, "siblings", val_limit])
+    identity = fingerprint(parts if elsewhere is None else [*parts, "siblings", val_limit, data.valid.identity])
     path = folder / "scores" / f"{data.name}-{identity}.safetensors"
     if not path.exists():
         columns, aligner = _score(found.corpus, seed, elsewhere)
@@ -344,14 +345,15 @@ def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, capti
         design: The network of each.
         run: The folder.
         caption_col: Column of the texts of sources that are not embedded yet.
-        clip_model: Their encoder.
+        clip_model: Their encoder. Texts that are written for a set are encoded by the encoder of its own runs.
     """
     cells = choice.cells()
     recipes = {method: recipe_of(method, train, design) for method in listed(choice.methods)}
     write_json(run.path("provenance.json"), provenance())
-    encode, rows = _encode(clip_model), []
-    for text in listed(choice.sets):
-        data = load_set(text, run, choice.limit, caption_col, clip_model)
+    sets = [runs_of_set(text, run, caption_col, clip_model) for text in listed(choice.sets)]
+    encoders, rows = [_encode(name, runs) for name, runs in sets], []
+    for (name, runs), encode in zip(sets, encoders):
+        data = read_set(name, runs, choice.limit)
         evaluator = _once(partial(_evaluator, data))
         made: dict[str, Callable[[], _Scored]] = {}
         for cell in cells:
@@ -361,7 +363,7 @@ def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, capti
                                            run.folder, choice.val_limit))}  # fmt: skip
             row = run_cell(data, made[key], cell, recipes[cell["method"]], run, choice, evaluator, encode)
             rows.append(row)
-            console.say(f"{len(rows)}/{len(cells) * len(listed(choice.sets))} {row['set']} {row['ratio']:.0%} "
+            console.say(f"{len(rows)}/{len(cells) * len(sets)} {row['set']} {row['ratio']:.0%} "
                         f"{row['noise']}, {row['method']}, seed {row['seed']}: CIDEr-D {row['CIDEr-D']:.1f}, F1 "
                         f"{row['F1']:.1f}, alignment {row['alignment']:.3f}, "
                         f"R@1 {row['R@1']:.1f}, {row['seconds']:.0f} s")  # fmt: skip
@@ -370,10 +372,19 @@ def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, capti
     return rows
 
 
-def _encode(clip_model: str) -> Encode:
-    """Texts to features; the encoder is loaded when it is first needed."""
-    encoder = _once(partial(load_encoder, clip_model, device=dist.device()))
-    return lambda texts: encode_texts(encoder(), texts)
+def _encode(name: str, runs: Sequence[Run]) -> Encode:
+    """Texts to features by the encoder of the runs of a set, loaded when it is first needed.
+
+    Raises:
+        UsageError: If they have more than one, or none.
+    """
+    found, encode = sorted({encoder_identity(one) for one in runs}), encoder_of(runs[0])
+    if encode is None or any(one.startswith("precomputed") for one in found):
+        raise UsageError(f"the set {name} was made of embeddings without a model, so texts cannot be compared with its "
+                         "pictures: embed the pictures by `noisycorr embed`.")  # fmt: skip
+    if len(found) > 1:
+        raise UsageError(f"the parts of the set {name} were embedded by {found[0]} and by {found[1]}: use one encoder.")
+    return encode
 
 
 def _evaluator(data: BenchSet) -> Aligner:

@@ -17,11 +17,13 @@ from noisycorr.caption_metrics import (
     java_metric,
     rouge_l,
     self_retrieval,
+    tokenize,
 )
 from noisycorr.embed import open_features, read_facts
 from noisycorr.encoders import encode_texts, load_encoder
 from noisycorr.formats.given import load_rows
 from noisycorr.pairs import UsageError
+from noisycorr.recall import KS
 from noisycorr.run import Run
 from noisycorr.score.view import take
 
@@ -64,9 +66,11 @@ def score_captions(captions: Path, references: Path | None, run: Run | None, ext
 
 
 def _referenced(mine: dict[str, str], known: dict[str, list[str]], path: Path, extra: list[str]) -> dict[str, Any]:
-    keys = [key for key in mine if any(text.strip() for text in known.get(key, []))]
-    if not keys:
+    if not any(key in known for key in mine):
         raise UsageError(f"{path} has no key of the captions; keys of the captions look like {list(mine)[:2]}.")
+    keys = [key for key in mine if any(tokenize(text) for text in known.get(key, []))]
+    if not keys:
+        raise UsageError(f"{path} has no reference with a word in it for any of the captions.")
     texts, refs = [mine[key] for key in keys], [known[key] for key in keys]
     scores = {f"bleu_{order + 1}": value for order, value in enumerate(bleu(texts, refs))}
     scores |= {"rouge_l": rouge_l(texts, refs), "cider_d": float(cider_d(texts, refs).mean())}
@@ -91,12 +95,11 @@ def _pictured(mine: dict[str, str], run: Run) -> dict[str, Any]:
     if not encoder.joint or "embedded" in encoder.name:
         image, text = encoder.joint_space(image, text)
     shown = image.any(1)
-    scores: dict[str, Any] = {
-        "clip_score": float(clip_score(image[shown], text[shown]).mean()) if shown.any() else None
-    }
-    return scores | self_retrieval(image[shown], text[shown]) | {
-        "without_picture": len(mine) - int(shown.sum()), "scorer": encoder.name,
-    }  # fmt: skip
+    told = {"without_picture": len(mine) - int(shown.sum()), "scorer": encoder.name}
+    if not shown.any():
+        return told | {"clip_score": None} | {f"self_retrieval_recall@{k}": None for k in KS}
+    scores = {"clip_score": float(clip_score(image[shown], text[shown]).mean())}
+    return told | scores | self_retrieval(image[shown], text[shown])
 
 
 def _read(path: Path, what: str) -> dict[str, list[str]]:

@@ -19,15 +19,16 @@ from noisycorr.caption_images import clip_model_of, encoder_identity, images_of
 from noisycorr.captioner.align import Aligner, Encode, align_with, fit_aligner, remember
 from noisycorr.captioner.best import best_of_levels, write_best
 from noisycorr.captioner.choice import Decode, Held
-from noisycorr.captioner.stored import Trained, load_captioner
+from noisycorr.captioner.stored import Trained, captioner_identity, load_captioner
 from noisycorr.captioner.teach import Class, Material, Recipe, open_class, settle, train_class
 from noisycorr.captioner.tower import Some
 from noisycorr.embed import part_sizes, parts, read_facts, read_features
 from noisycorr.formats import Source
+from noisycorr.learn.batches import stream_seed
 from noisycorr.learn.checkpoint import checkpoints, sweep
 from noisycorr.learn.corpus import TRAIN, UNUSED, VALID, read_corpus, rectified_columns, rectify_texts, split_corpus
 from noisycorr.pairs import UsageError
-from noisycorr.run import Run, atomic_path, fingerprint, provenance, write_json
+from noisycorr.run import Run, atomic_path, provenance, write_json
 from noisycorr.train_pairs import clear_training, run_of_pairs, same_encoder, text_encoder
 
 SHOWN = 5  # examples at the end
@@ -124,18 +125,21 @@ def read_material(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> 
         same_encoder(source_run, other, "--val_data")
         held, valid_run = read_corpus(other), other
         valid, valid_texts = np.flatnonzero(held.usable), read_facts(other, ["text"]).column("text").to_pylist()
+    # a source may be sorted by class, and only the first of these are written for to choose a level
+    valid = np.random.default_rng(stream_seed(plan.recipe.train.seed, "validation")).permutation(valid)
     words = {"train": len(rows), "valid": len(valid), "unused": int((split == UNUSED).sum())}
     say("caption: pairs: " + ", ".join(f"{count:,} {word}" for word, count in words.items()))
     design = plan.recipe.design
     shown, tower = images_of(source_run, design, run.folder / "pictures" / "train")
     valid_shown = shown if valid_run is source_run else images_of(valid_run, design, run.folder / "pictures/valid")[0]
+    vectors, valid_vectors = corpus.image[rows], held.image[valid]
     return _Full(
-        image=corpus.image[rows] if shown is None else Some(shown, rows), tower=tower,
+        image=vectors if shown is None else Some(shown, rows), tower=tower,
         texts=[texts[row] for row in rows], encoder=encoder_identity(source_run), clip_model=clip_model_of(source_run),
         columns={name: values[rows] for name, values in corpus.columns.items()}, made_by=made_by(source_run),
-        valid_image=held.image[valid] if valid_shown is None else Some(valid_shown, valid),
-        valid_texts=[valid_texts[row] for row in valid], vectors=corpus.image[rows], text=corpus.text[rows],
-        valid_vectors=held.image[valid],
+        valid_image=valid_vectors if valid_shown is None else Some(valid_shown, valid),
+        valid_texts=[valid_texts[row] for row in valid], vectors=vectors, text=corpus.text[rows],
+        valid_vectors=valid_vectors,
     ), {"train": dict(corpus.identity), "valid": dict(held.identity)}  # fmt: skip
 
 
@@ -209,9 +213,9 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
     given = _given_levels(trained, source_run) if level == "given" else None
     number = None if level in ("best", "given", "each") else _number(level)
     trained.check(number, decode)
-    inputs = {"model": fingerprint((model / "captioner.json").read_text()), "level": level, "seed": seed,
-              "weights": fingerprint((model / "captioner.safetensors").stat().st_mtime_ns), "decode": vars(decode),
-              "pairs": (source_run.stage("embed") or {})["fingerprint"]}  # fmt: skip
+    inputs = {"model": captioner_identity(model), "level": level, "seed": seed, "decode": vars(decode),
+              "pairs": (source_run.stage("embed") or {})["fingerprint"],
+              "ledger": None if given is None else _ledger_identity(source_run)}  # fmt: skip
     if differences := run.differences("generate", inputs):
         raise UsageError(f"{run.folder} holds texts of another kind ({differences[0]}): choose another "
                          "--output_folder.")  # fmt: skip
@@ -266,6 +270,11 @@ def _given_levels(trained: Trained, source_run: Run) -> np.ndarray:
     levels = trained.levels.of(np.concatenate([pq.read_table(p, columns=[column]).column(0).to_numpy() for p in paths]))
     known = np.isin(levels, trained.levels.trained())
     return np.where(known, levels, trained.levels.unscored if trained.level is None else trained.level)
+
+
+def _ledger_identity(source_run: Run) -> list[str | None]:
+    """Changes when a column of the ledger does."""
+    return [(source_run.stage(name) or {}).get("fingerprint") for name in ("decide", "recaption")]
 
 
 def _number(level: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from noisycorr import dist
+from noisycorr import __version__, dist
 from noisycorr.caption_images import encoder_identity, images_of
 from noisycorr.captioner import stored
 from noisycorr.captioner.align import align_with, remember
@@ -28,7 +28,7 @@ from noisycorr.recaption.guards import disturb
 from noisycorr.recaption.ledger import recaption_run, touched
 from noisycorr.recaption.repair import Encode, Joint, Write
 from noisycorr.recaption.rule import Recaption
-from noisycorr.run import Run, fingerprint, fingerprint_file
+from noisycorr.run import Run, fingerprint
 from noisycorr.score.view import View, take
 from noisycorr.scoring import joint_features, load_pairs
 from noisycorr.stages import Plan, decide_stage, each_part, need, tell, timed, write_config
@@ -65,7 +65,8 @@ def recaption_stage(plan: Plan, run: Run) -> None:
     if touched(run) and run.stage("recaption") is None:  # interrupted: start from the ledger as it was decided
         decide_stage(dataclasses.replace(plan, recaption=NONE), run)
     decided = need(run, "decide")["fingerprint"]
-    inputs = {"decide": decided, "recaption": dataclasses.asdict(choice), "model": _identity(plan.recaption)}
+    inputs = {"decide": decided, "recaption": dataclasses.asdict(choice), "model": _identity(plan.recaption),
+              "noisycorr": __version__}  # as `timed` adds it  # fmt: skip
     if touched(run) and not run.is_done("recaption", inputs):
         decide_stage(dataclasses.replace(plan, recaption=NONE), run)
     timed(run, "recaption", inputs, lambda: _work(plan, run, choice), each_part(run, "ledger"))
@@ -119,7 +120,7 @@ class Captioner:
         """Texts for the pictures with noise on their features, or on their pixels; one each, the likeliest words."""
         image = self._images(rows)
         flat = disturb(image.reshape(len(image), -1), noise=self.choice.disturbance, seed=self.choice.recaption_seed,
-                       turn=turn)  # fmt: skip
+                       turn=turn, names=rows.tolist())  # fmt: skip
         return self._plain(flat.reshape(image.shape))
 
     def undisturbed(self, rows: np.ndarray) -> list[str]:
@@ -174,19 +175,10 @@ def stored_options(choice: Recaption) -> str | None:
     return json.dumps(values) if values else None
 
 
-def _identity(model: str) -> Any:
+def _identity(model: str) -> str:
     """What a captioner is, for the fingerprint of the stage."""
     folder = Path(model)
-    if model == RETRIEVAL or not folder.is_dir():
-        return model
-    return [
-        model,
-        *(
-            fingerprint_file(path)
-            for path in sorted(folder.iterdir())
-            if path.is_file() and path.suffix in (".json", ".safetensors")
-        ),
-    ]
+    return model if model == RETRIEVAL or not folder.is_dir() else stored.captioner_identity(folder)
 
 
 def _joint(plan: Plan, embedded: dict[str, Any], view: View, encoder: DualEncoder | None) -> Joint | None:

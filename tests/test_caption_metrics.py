@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import caption_reference as slow
@@ -179,6 +180,45 @@ def test_the_verb_scores_captions_of_any_system(tmp_path: Path, capsys: pytest.C
         "key,caption\n" + "\n".join(f'k{i},"{ref}"' for i, some in enumerate(REFERENCES) for ref in some)
     )
     assert score_captions(captions, tmp_path / "refs.csv", None, []) == found
+
+
+def test_references_without_a_word_are_none(tmp_path: Path) -> None:
+    captions, refs = write(tmp_path)
+    whole = score_captions(captions, refs, None, [])
+    table = pq.read_table(refs).to_pydict()
+    pq.write_table(pa.table({"key": [*table["key"], "alone"], "captions": [*table["captions"], ["...", "!"]]}), refs)
+    assert score_captions(captions, refs, None, []) == whole
+    pq.write_table(pa.table({"key": ["alone"], "captions": [["..."]]}), refs)
+    with pytest.raises(UsageError, match="no reference with a word"):
+        score_captions(captions, refs, None, [])
+
+
+class Joint:
+    """An encoder with a joint space of the width of `tiny`."""
+
+    joint, name = True, "made up"
+
+    def tokenize(self, texts: list[str]) -> list[str]:
+        return texts
+
+    def text(self, tokens: list[str]) -> torch.Tensor:
+        return torch.ones(len(tokens), 64)
+
+
+def test_pictures_that_are_all_missing_are_told_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "pairs.csv").write_text("key,image,caption\nk0,a.png,a red ball\nk1,b.png,a blue house\n")
+    run = tmp_path / "run"
+    assert main(["embed", str(tmp_path / "source" / "pairs.csv"), "--output_folder", str(run), "--clip_model", "tiny",
+                 "-q"]) == 0  # fmt: skip
+    capsys.readouterr()
+    captions, _ = write(tmp_path)
+    monkeypatch.setattr("noisycorr.caption_score.load_encoder", lambda *given, **more: Joint())
+    assert main(["caption", "score", str(captions), "--output_folder", str(run)]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["self_retrieval_recall@1"] is None and found["clip_score"] is None and found["without_picture"] == 6
 
 
 @pytest.mark.parametrize(

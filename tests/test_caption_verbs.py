@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,15 +20,16 @@ from caption_data import JUNK, world
 from noisycorr import caption_bench
 from noisycorr.caption_bench import METHODS, METRICS, Bench, cider, recipe_of, unigram_f1
 from noisycorr.caption_metrics import cider_d
-from noisycorr.caption_stage import dropped_for_issues
+from noisycorr.caption_stage import Plan, dropped_for_issues, read_material
 from noisycorr.caption_tables import tables
-from noisycorr.captioner.choice import CaptionTrain, Design, Teach
-from noisycorr.captioner.teach import train_class
+from noisycorr.captioner.choice import CaptionTrain, Design, Held, Teach
+from noisycorr.captioner.teach import Recipe, train_class
 from noisycorr.cli import main
 from noisycorr.embed import parts
+from noisycorr.formats import Source
 from noisycorr.learn.corpus import read_corpus
 from noisycorr.pairs import UsageError
-from noisycorr.run import Run
+from noisycorr.run import Run, write_json
 
 SIZE = ["--width", "24", "--layers", "1", "--attention_heads", "2", "--vocabulary", "360", "--prefix_tokens", "2",
         "--longest", "16", "--batch_size", "16", "--lr", "0.01"]  # fmt: skip
@@ -156,6 +158,49 @@ def test_killed_by_the_system_and_continued(place: Path, tmp_path: Path):
         assert left == alone.replace(str(place).encode(), str(tmp_path).encode()), name
 
 
+def test_texts_depend_on_what_the_captioner_is_not_on_its_times(place: Path, tmp_path: Path):
+    for name in ("run", "model", "texts"):
+        shutil.copytree(place / name, tmp_path / name)
+    part = tmp_path / "texts" / "captions" / "00000.parquet"
+    before = part.stat().st_mtime_ns
+    for name in ("captioner.safetensors", "captioner.json", "levels.json"):
+        os.utime(tmp_path / "model" / name, (1, 1))
+    assert main(generate(tmp_path, "texts")) == 0 and part.stat().st_mtime_ns == before
+    body = json.loads((tmp_path / "model" / "levels.json").read_text())
+    write_json(tmp_path / "model" / "levels.json", body | {"hidden": not body["hidden"]})
+    assert main(generate(tmp_path, "texts")) == 2
+
+
+def test_given_levels_depend_on_the_ledger(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copytree(place / "run", tmp_path / "run")
+    assert main(train(tmp_path, "--epochs", "1", "--level_by", "p_clean")) == 0
+    assert main(generate(tmp_path, "given", "--level", "given")) == 0
+    assert main(generate(tmp_path, "best")) == 0
+    p_clean = read_corpus(Run(tmp_path / "run")).columns["p_clean"]
+    labels = "\n".join(f"k{row},{int(row % 3 > 0)}" for row in range(160))
+    (tmp_path / "labels.csv").write_text(f"key,label\n{labels}\n")
+    assert main(["decide", "--output_folder", str(tmp_path / "run"), "--labels", str(tmp_path / "labels.csv"),
+                 "-q"]) == 0  # fmt: skip
+    assert not np.array_equal(read_corpus(Run(tmp_path / "run")).columns["p_clean"], p_clean)
+    assert main(generate(tmp_path, "best")) == 0, "which no column has a say in"
+    capsys.readouterr()
+    assert main(generate(tmp_path, "given", "--level", "given")) == 2
+    assert "holds texts of another kind (ledger" in capsys.readouterr().err
+
+
+def test_validation_pairs_come_in_an_order_that_says_nothing(place: Path, tmp_path: Path):
+    plan = Plan(source=Source(path=str(place / "run")), clip_model="embedded", recipe=Recipe(),
+                held=Held(val_fraction=0.3))  # fmt: skip
+    found, again = (read_material(plan, Run(tmp_path), Run(place / "run"), overwrite=False)[0] for _ in range(2))
+    assert found.valid_texts == again.valid_texts
+    corpus = read_corpus(Run(place / "run"))
+    rows = [int(np.flatnonzero((corpus.image == image).all(1))[0]) for image in found.valid_image]
+    assert rows != sorted(rows) and len(set(rows)) == len(rows) > 4
+    texts = [row["text"] for row in pq.read_table(place / "run" / "ledger" / "00000.parquet").to_pylist()]
+    assert found.valid_texts == [texts[row] for row in rows]
+    assert found.image is found.vectors and found.valid_image is found.valid_vectors, "features are held once"
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -279,7 +324,7 @@ def test_wrong_benchmarks(choice: dict[str, object], said: str):
 
 def test_a_training_is_shared_by_ways_of_writing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     words = np.random.default_rng(3).normal(size=(256, 12)).astype(np.float32)
-    monkeypatch.setattr(caption_bench, "_encode", lambda clip_model: (
+    monkeypatch.setattr(caption_bench, "_encode", lambda name, runs: (
         lambda texts: np.stack([sum(words[ord(c) % 256] for c in text) for text in texts])))  # fmt: skip
     trainings = []
     monkeypatch.setattr(caption_bench, "train_class", lambda group: (trainings.append(1), train_class(group)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from noisycorr.captioner.choice import CaptionTrain, Decode, Design, Held, Level
 from noisycorr.captioner.decode import Next, forbid, write
 from noisycorr.captioner.levels import Levels, fit_levels
 from noisycorr.captioner.select import Fluency, candidates, choose, prefer, told_apart
-from noisycorr.captioner.stored import Texts, load_captioner
+from noisycorr.captioner.stored import Texts, captioner_identity, load_captioner
 from noisycorr.captioner.teach import Class, kept_rows, open_class, pair_shares, pair_weights, settle, train_class
 from noisycorr.captioner.train import backward, continue_training, draw_rows, save_training, take_step, text_losses
 from noisycorr.captioner.words import END, PAD, START, Pieces, token_table
@@ -655,6 +657,29 @@ def test_the_scorer_knows_what_fits(tmp_path: Path):
 
 
 # Folders
+
+
+def test_a_captioner_is_what_its_files_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "one"
+    (folder / "language").mkdir(parents=True)
+    for name in ("captioner.json", "captioner.safetensors", "language/config.json"):
+        (folder / name).write_bytes(name.encode() * 100)
+    (folder / "report.json").write_text("no part of it")
+    first = captioner_identity(folder)
+    monkeypatch.setattr("noisycorr.captioner.stored.PIECE", 7)
+    assert captioner_identity(folder) == first, "in pieces of any size"
+    os.utime(folder / "captioner.safetensors", (1, 1))
+    (folder / "report.json").write_text("still none")
+    shutil.copytree(folder, tmp_path / "two")
+    assert {captioner_identity(folder), captioner_identity(tmp_path / "two")} == {first}
+    seen = {first}
+    for name in ("captioner.json", "captioner.safetensors", "language/config.json"):
+        body = (folder / name).read_bytes()
+        (folder / name).write_bytes(body[:-1] + b"x")
+        os.utime(folder / name, (1, 1))
+        seen.add(captioner_identity(folder))
+    (folder / "language" / "config.json").rename(folder / "language" / "tokenizer.json")
+    assert len(seen | {captioner_identity(folder)}) == 5
 
 
 def test_saved_and_loaded(taught: Class, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,22 +11,27 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from caption_data import open_small, world
 from pictures import write_pictures
 from tiny_checkpoints import pictures, write_clip, write_open_clip, write_siglip
 
-from noisycorr.caption_bench import _Scored, teaching
+from noisycorr import dist
+from noisycorr.caption_bench import _Scored, make_noisy, teaching
+from noisycorr.caption_images import encoder_identity
 from noisycorr.caption_noise import JUNK, put_noise
 from noisycorr.captioner.align import Aligner
 from noisycorr.captioner.choice import Design
+from noisycorr.captioner.decoder import CrossDecoder
+from noisycorr.captioner.network import CaptionNetwork
 from noisycorr.captioner.stored import load_captioner
-from noisycorr.captioner.tower import Some, make_tower
+from noisycorr.captioner.tower import Some, grid_file, make_tower
 from noisycorr.cli import main
 from noisycorr.encoders import load_encoder
 from noisycorr.learn.bench import BenchSet
 from noisycorr.learn.corpus import Corpus
 from noisycorr.pairs import UsageError
 from noisycorr.recaption.ledger import read_ledger
-from noisycorr.run import Run
+from noisycorr.run import Run, read_json, write_json
 
 CPU = torch.device("cpu")
 SIZE = ["--width", "24", "--layers", "1", "--attention_heads", "2", "--vocabulary", "360", "--prefix_tokens", "2",
@@ -63,6 +69,10 @@ def test_tokens_are_those_of_the_library(tmp_path: Path, name: str):
             torch.testing.assert_close(large[:, 1:], vision.post_layernorm(found.last_hidden_state[:, 1:]))
         else:
             torch.testing.assert_close(small[:, 0], small[:, 1])  # the mean stands for a class token
+        if name == "siglip":
+            vision = encoder.model.vision_model  # type: ignore[attr-defined]
+            assert vision.post_layernorm.weight.std() > 0.1, "a norm that does nothing would not be missed"
+            torch.testing.assert_close(large[:, 1:], vision(pixel_values=pixels).last_hidden_state)
 
 
 def test_a_tuned_tower_is_a_copy_with_gradients():
@@ -73,6 +83,127 @@ def test_a_tuned_tower_is_a_copy_with_gradients():
     tower(pixels).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tower.parameters())
     assert not any(p.requires_grad for p in encoder.convolution.parameters())  # type: ignore[attr-defined]
+
+
+class Elsewhere(torch.nn.Module):
+    """A tower on a device that shows where pixels come from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(f"pixels on {pixels.device}")
+
+
+def test_pixels_go_where_the_tower_is():
+    material = world(20)
+    pixels = np.zeros((20, 3, 4, 4), np.float32)
+    with pytest.raises(RuntimeError, match="pixels on meta"):
+        open_small(dataclasses.replace(material, image=pixels, tower=Elsewhere()))
+
+
+@pytest.mark.parametrize("cells", [1, 5])
+def test_a_process_without_rows_goes_on(cells: int):
+    network = CaptionNetwork(CrossDecoder(20, width=8, layers=1, heads=2, longest=6, dropout=0.0, norm_first=True),
+                             image_dim=6, cells=cells, prefix_tokens=2, levels=3)  # fmt: skip
+    none = torch.zeros((0, 6) if cells == 1 else (0, 5, 6))
+    memory = network.memory(none, torch.zeros(0, dtype=torch.int64))
+    assert memory.shape == (0, (2 if cells == 1 else 5) + 1, 8)
+    network.losses(memory, torch.zeros((0, 6), dtype=torch.int64), torch.zeros(0, dtype=torch.int64)).sum().backward()
+
+
+class Counted:
+    """Pixels that remember how many were asked for, in all and at once."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels, self.shape, self.most, self.rows = pixels, pixels.shape, 0, 0
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        self.most, self.rows = max(self.most, len(rows)), self.rows + len(rows)
+        return self.pixels[rows]
+
+
+def test_mean_and_spread_of_pixels_are_taken_in_blocks():
+    encoder = load_encoder("tiny", device=CPU)
+    tower = make_tower(encoder, 2, tuned=True)
+    size = encoder.preprocess(pictures(1)[0]).shape
+    pixels = Counted(np.random.default_rng(0).integers(0, 256, (150, *size)).astype(np.float32))
+    with torch.no_grad():
+        tokens = tower(torch.from_numpy(pixels.pixels)).double().flatten(0, 1)
+    network = CaptionNetwork(CrossDecoder(20, width=8, layers=1, heads=2, longest=6, dropout=0.0, norm_first=True),
+                             image_dim=tokens.shape[1], cells=5, prefix_tokens=2, levels=0, tower=tower)  # fmt: skip
+    network.standardise(pixels)
+    assert pixels.most <= 32
+    torch.testing.assert_close(network.image_mean.double(), tokens.mean(0), rtol=1e-6, atol=1e-6)
+    std = tokens.std(0, correction=0)
+    torch.testing.assert_close(network.image_std.double(), torch.where(std < 1e-6 * std.max(), 1.0, std))
+
+
+def test_tokens_are_not_made_again_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("noisycorr.captioner.tower.BATCH", 2)
+    monkeypatch.setattr("noisycorr.captioner.tower.PART", 4, raising=False)
+    encoder = load_encoder("tiny", device=CPU)
+    tower = make_tower(encoder, 2)
+    rng, size = np.random.default_rng(0), encoder.preprocess(pictures(1)[0]).shape
+    shown = rng.integers(0, 256, (21, *size)).astype(np.float32)
+    shown[5] = 0
+    asked: list[int] = []
+
+    class Dying(Counted):
+        left = 15
+
+        def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+            self.left -= len(rows)
+            if self.left < 0:
+                raise KeyboardInterrupt
+            asked.extend(rows.tolist())
+            return super().__getitem__(rows)
+
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        grid_file(tmp_path, Dying(shown), tower, "a", told.append)  # type: ignore[arg-type]
+    assert asked == list(range(14)) and not (tmp_path / "tokens.npy").exists()
+    found = grid_file(tmp_path, (whole := Dying(shown)), tower, "a", told.append)  # type: ignore[arg-type]
+    assert asked[14:] == list(range(12, 21)), "three parts of four were kept"
+    with torch.no_grad():
+        right = tower(torch.from_numpy(shown)).numpy().astype(np.float16)
+    right[5] = 0
+    np.testing.assert_allclose(found, right, rtol=1e-3)
+    assert found.dtype == np.float16 and "5 tokens of width" in told[0] and "for 21 pictures" in told[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokens.json", "tokens.npy"]
+    whole.left = 0
+    np.testing.assert_array_equal(grid_file(tmp_path, whole, tower, "a", told.append), found)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        grid_file(tmp_path, whole, tower, "b", told.append)  # type: ignore[arg-type]
+
+
+def test_processes_share_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("noisycorr.captioner.tower.PART", 32, raising=False)
+    tower = make_tower(load_encoder("tiny", device=CPU), 1)
+    shown = np.random.default_rng(1).integers(0, 256, (100, 3, 32, 32)).astype(np.float32)
+    alone = np.array(grid_file(tmp_path / "alone", Counted(shown), tower, "a", print))  # type: ignore[arg-type]
+    second: list[int] = []
+
+    def other() -> None:  # what the other process does until the main one comes to its first wait
+        if not second:
+            second.append(1)
+            monkeypatch.setattr(dist, "my_share", lambda items: list(items)[1::2])
+            monkeypatch.setattr(dist, "is_main", lambda: False)
+            monkeypatch.setattr(dist, "wait", lambda: None)
+            with pytest.raises(FileNotFoundError):  # it would wait for the main one
+                grid_file(tmp_path / "both", theirs, tower, "a", print)  # type: ignore[arg-type]
+            monkeypatch.setattr(dist, "is_main", lambda: True)
+
+    mine, theirs = Counted(shown), Counted(shown)
+    monkeypatch.setattr(dist, "my_share", lambda items: list(items)[::2])
+    monkeypatch.setattr(dist, "wait", other)
+    both = grid_file(tmp_path / "both", mine, tower, "a", print)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(both, alone)
+    assert (mine.rows, theirs.rows) == (64, 36)
 
 
 def test_encoders_without_a_grid_and_wrong_sizes_are_refused():
@@ -200,6 +331,53 @@ def test_the_benchmark_goes_on_where_it_was(place: Path, tmp_path: Path, capsys:
     assert row["poor"] > 0 and 0 <= row["poor F1"] <= 100 and "**poor CIDEr-D**" in capsys.readouterr().out
 
 
+def test_the_benchmark_encodes_texts_as_the_set_was_embedded(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def asked(sets: str) -> int:
+        small = [*SIZE[: SIZE.index("--levels")], "--epochs", "1", "--val_limit", "4", "--test_limit", "4"]
+        return main(["bench", "caption", "--output_folder", str(tmp_path / "out"), "--sets", f"made={sets}",
+                     "--ratios", "0.3", "--seeds", "0", "--methods", "vanilla", *small])  # fmt: skip
+
+    loaded: list[str] = []
+    real = load_encoder
+    monkeypatch.setattr(
+        "noisycorr.encoders.load_encoder", lambda spec, **more: (loaded.append(spec), real(spec, **more))[1]
+    )
+    assert asked(str(place / "run")) == 0 and set(loaded) == {"tiny"}, "not --clip_model, which is for other sources"
+    shutil.copytree(place / "run", tmp_path / "other")
+    stage = tmp_path / "other" / "stages" / "embed.json"
+    body = read_json(stage)
+    body["facts"]["encoder"] = "else@1"
+    write_json(stage, body)
+    name = encoder_identity(Run(place / "run"))
+    assert asked("|".join([str(place / "run"), str(place / "run"), str(tmp_path / "other")])) == 2
+    assert f"were embedded by else@1 and by {name}: use one encoder" in capsys.readouterr().err
+    body["facts"]["encoder"] = "precomputed"
+    write_json(stage, body)
+    assert asked(str(tmp_path / "other")) == 2
+    assert "was made of embeddings without a model" in capsys.readouterr().err
+
+
+def test_scores_of_concepts_depend_on_the_validation_pairs(tmp_path: Path):
+    rng = np.random.default_rng(0)
+
+    def corpus(seed: int) -> Corpus:
+        own, row = np.random.default_rng(seed), np.arange(120)
+        text = (6 * np.eye(4, 12)[row % 4] + own.normal(size=(120, 12))).astype(np.float32)
+        image = (text + 0.1 * own.normal(size=(120, 12))).astype(np.float32)
+        return Corpus(keys=[str(i) for i in row], image=image, text=text, usable=np.ones(120, bool),
+                      kept=np.ones(120, bool), shown=row, image_group=row, text_group=row,
+                      identity={"embed": seed})  # fmt: skip
+
+    texts: list[str | None] = [f"number {i}" for i in range(120)]
+    for noise, files in (("concept", 2), ("random", 3)):
+        for valid in (1, 2, 2):
+            data = BenchSet(name="made", train=corpus(0), texts=texts, valid=corpus(valid), test=corpus(3))
+            make_noisy(data, noise, 0.3, 0, lambda some: rng.normal(size=(len(some), 12)), tmp_path, 40)
+        assert len(list((tmp_path / "scores").iterdir())) == files
+
+
 def test_noise_in_whole_concepts_swaps_texts_within_them():
     rng = np.random.default_rng(0)
     kinds = np.repeat(np.arange(6), 30)
@@ -258,6 +436,6 @@ def test_the_default_does_not_learn_from_stock_phrases():
                     kept=np.ones(60, bool), shown=row, image_group=row, text_group=row)  # fmt: skip
     stock = row % 3 == 0
     texts: list[str | None] = ["best price online" if bad else f"a thing of kind {i}" for i, bad in enumerate(stock)]
-    given = _Scored(corpus=corpus, texts=texts, wrong=stock, columns={}, aligner=Aligner())
+    given = _Scored(corpus=corpus, texts=texts, wrong=stock, columns={}, aligner=Aligner(), taught={})
     np.testing.assert_array_equal(teaching(given, "default"), ~stock)
     assert teaching(given, "vanilla").all() and not (teaching(given, "oracle") & stock).any()

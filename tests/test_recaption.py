@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -13,6 +14,7 @@ from recaption_run import concept_pairs
 from reference import caption_reference as slow
 
 from noisycorr.pairs import UsageError
+from noisycorr.recaption import propose
 from noisycorr.recaption.guards import (
     WordRates,
     content_words,
@@ -96,6 +98,59 @@ def test_the_class_lender_takes_the_nearest_image_of_the_same_class() -> None:
     never = class_lender(own, theirs, trusted, view.text, view.image, rows, view.image_id, classes=12,
                          same_image=False, threshold=1.1, seed=0)  # fmt: skip
     assert (never == -1).all()
+
+
+def test_the_class_lender_holds_a_few_of_many_trusted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, m, t = np.random.default_rng(4), 300, 40_000
+    n = m + t
+    rows, trusted = np.arange(m), np.arange(m, n)
+    kind = rng.integers(4, size=n)
+    text = (4 * np.eye(4)[kind] + rng.normal(size=(n, 4))).astype(np.float32)
+    image, group = rng.normal(size=(n, 4)).astype(np.float32), np.arange(n)
+    group[:50] = np.arange(m, m + 50)
+    own, theirs = (Lenders(m + rng.integers(t, size=(k, 3)), rng.random((k, 3)).astype(np.float32)) for k in (m, t))
+
+    def found() -> np.ndarray:
+        return class_lender(own, theirs, trusted, [text], [image], rows, group, classes=4, same_image=False,
+                            threshold=0.5, seed=0)  # fmt: skip
+
+    tracemalloc.start()
+    blocks = found()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 150e6, f"{most / 1e6:.0f} MB"
+    for size in (n, 1000):
+        monkeypatch.setattr(propose, "TRUSTED", size)
+        np.testing.assert_array_equal(found(), blocks)
+    assert (blocks >= m).all() and (group[blocks] != group[:m]).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_class_lender_of_few(count: int) -> None:
+    view, texts, _, wrong = concept_pairs(120, 0.3)
+    trust = np.zeros(120, np.float32)
+    trust[np.flatnonzero(~wrong)[:count]] = 1
+    found = repair(view, texts, np.flatnonzero(wrong), trust, np.where(wrong, 0.1, 0.9), Recaption(propose="class"))
+    assert set(found.lender.tolist()) <= {-1, *np.flatnonzero(trust).tolist()}
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_copies_of_a_picture_leave_room_for_others(k: int) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(140, 6)).astype(np.float32)
+    image[1:100] = image[0] + 1e-4 * rng.normal(size=(99, 6))  # more than are looked at beyond k
+    image[101] = image[0] + 0.01
+    group = np.arange(140)
+    group[:100] = 0
+    trust = np.where(np.arange(140) > 0, 0.9, 0.0)
+    rows = np.array([0, 0, 120])
+    trust[rows] = 0
+    found = find_lenders([image], rows, trust, group, k=k, same_image=False, seed=0)
+    assert found.ids.tolist() == slow.lenders(image, rows.tolist(), trust, group, k, False)
+    assert nearest_lender(found)[0] == 101
+    trust[100:] = 0
+    none = find_lenders([image], rows[:2], trust, group, k=k, same_image=False, seed=0)
+    assert (none.ids == -1).all() and (none.weight == 0).all()
 
 
 @settings(max_examples=80, deadline=None)
@@ -210,6 +265,12 @@ def test_guards_equal_slow_loops() -> None:
     shaken = disturb(np.array([[3.0, 4, 0, 0]]), noise=0.2, seed=0, turn=1)
     assert np.linalg.norm(shaken - [[3, 4, 0, 0]]) == pytest.approx(1.0, rel=1e-4)
     assert not np.array_equal(shaken, disturb(np.array([[3.0, 4, 0, 0]]), noise=0.2, seed=0, turn=2))
+    image = RNG.normal(size=(5, 4)).astype(np.float32)
+    many = disturb(image, noise=0.2, seed=0, turn=1, names=[9, 3, 7, 1, 0])
+    np.testing.assert_array_equal(disturb(image[2:4], noise=0.2, seed=0, turn=1, names=[7, 1]), many[2:4])
+    np.testing.assert_allclose(np.linalg.norm(many - image, axis=1), 0.2 * np.linalg.norm(image, axis=1), rtol=1e-5)
+    assert len(np.unique(np.round(many - image, 6), axis=0)) == 5
+    assert disturb(image[:0], noise=0.2, seed=0, turn=1, names=[]).shape == (0, 4)
 
 
 def test_the_rule_in_worked_cases() -> None:

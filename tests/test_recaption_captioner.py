@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -130,6 +131,21 @@ def test_other_seeds_write_other_texts(made: Made, run: Run, tmp_path: Path):
     for name in ("text_proposed", "text_level"):
         assert again.column(name).to_pylist() == fresh.column(name).to_pylist()
     np.testing.assert_array_equal(again.column("score_text_new"), fresh.column("score_text_new"))
+
+
+def test_only_what_a_captioner_holds_makes_it_another(made: Made, run: Run, tmp_path: Path):
+    shutil.copytree(made.folder / "model", tmp_path / "model")
+    words = ["recaption", "--output_folder", str(run.folder), "-q", "--guard_steady", "-1", "--model",
+             str(tmp_path / "model")]  # fmt: skip
+    assert main(words) == 0
+    ledger = {path: path.stat().st_mtime_ns for path in (run.folder / "ledger").iterdir()}
+    texts = {path.name for path in (run.folder / "recaption").iterdir()}
+    for path in (tmp_path / "model").glob("*.safetensors"):
+        os.utime(path, (1, 1))
+    assert main(words) == 0 and all(path.stat().st_mtime_ns == time for path, time in ledger.items())
+    words[-1] = str(made.folder / "model")
+    assert main([*words, "--gain", "0.4"]) == 0, "the same captioner in another folder"
+    assert {path.name for path in (run.folder / "recaption").iterdir()} == texts
 
 
 def test_a_captioner_of_another_encoder_or_unfinished_is_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def test_the_overlay_keeps_what_was_there_and_is_taken_back(run: Run, capsys: py
     for row, old in zip(rows, before.to_pylist()):
         if row["recaption"] in (None, "keep", "none"):
             assert all(row[name] == old[name] for name in MAY_CHANGE) and row["text_rectified"] is None
+    times = [path.stat().st_mtime_ns for path in sorted((run.folder / "ledger").iterdir())]
     assert recaption(run) == 0 and parts(run) == once  # nothing changed
+    assert [path.stat().st_mtime_ns for path in sorted((run.folder / "ledger").iterdir())] == times, "nothing was done"
     assert recaption(run, "--gain", "0.9", "--least", "0.99") == 0 and parts(run) != once
     assert recaption(run) == 0 and parts(run) == once
     assert main(["decide", "--output_folder", str(run.folder), "-q"]) == 0
@@ -254,6 +257,58 @@ def test_a_captioner_is_asked_once_and_its_texts_are_kept(run: Run) -> None:
     assert writer.asked == facts["marked"] and parts(run) == after
     with pytest.raises(UsageError, match="wrote 0 texts"):
         recaption_run(Recaption(), run, found, joint=None, write=lambda rows: [], encode=encode)
+
+
+class Shaken(Writer):
+    """One that also writes for disturbed pictures, and may be killed."""
+
+    def __init__(self, most: int = 10**9) -> None:
+        super().__init__()
+        self.disturbances: list[tuple[str, int]] = []
+        self.most = most
+
+    def disturbed(self, rows: np.ndarray, turn: int) -> list[str]:
+        return self._said(f"turn {turn}", rows)
+
+    def undisturbed(self, rows: np.ndarray) -> list[str]:
+        return self._said("plain", rows)
+
+    def _said(self, what: str, rows: np.ndarray) -> list[str]:
+        if len(self.disturbances) == self.most:
+            raise KeyboardInterrupt
+        self.disturbances.append((what, len(rows)))
+        return [f"a red dog {row % 3}" for row in rows.tolist()]
+
+
+def test_texts_for_disturbed_pictures_are_kept_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlay, "CHUNK", 10)
+    ledger, rows = read_ledger(run), np.arange(25)
+    before = {"plain": 25, "turn 0": 25, "turn 1": 25}
+
+    def write(writer: Shaken, choice: Recaption) -> dict[str, int]:
+        kept: Any = overlay._Written(run, writer, ledger, choice)
+        assert kept.undisturbed(rows) == kept.disturbed(rows, 0) == kept.disturbed(rows, 1)
+        assert all(count <= 10 for _, count in writer.disturbances)
+        return dict(sum((Counter({name: count}) for name, count in writer.disturbances), Counter()))
+
+    with pytest.raises(KeyboardInterrupt):
+        write(killed := Shaken(5), Recaption())
+    assert killed.disturbances == [("plain", 10), ("plain", 10), ("plain", 5), ("turn 0", 10), ("turn 0", 10)]
+    assert write(Shaken(), Recaption()) == {"turn 0": 5, "turn 1": 25}, "it goes on"
+    assert write(Shaken(), Recaption(gain=0.9)) == {}, "a gain changes no text"
+    for other in (Recaption(disturbance=0.7), Recaption(recaption_seed=5)):
+        assert write(Shaken(), other) == {name: count for name, count in before.items() if name != "plain"}
+
+
+def test_the_stage_asks_for_disturbed_pictures_through_the_files(run: Run) -> None:
+    found = load_pairs(stored_plan(run), run)
+    vectors = dict(zip(found.texts, np.concatenate(found.view.text)))
+    first = next(iter(vectors.values()))
+    recaption_run(Recaption(), run, found, joint=None, write=(writer := Shaken()),
+                  encode=lambda texts: np.stack([vectors.get(text, first) for text in texts]))  # fmt: skip
+    files = [json.loads(path.read_text()) for path in (run.folder / "recaption").iterdir()]
+    assert {name for name, _ in writer.disturbances} == {"plain", "turn 0", "turn 1", "turn 2"}
+    assert sum(len(body["texts"]) for body in files) == writer.asked + sum(count for _, count in writer.disturbances)
 
 
 class Trained:

@@ -22,6 +22,7 @@ from torch.nn import functional
 from noisycorr.learn.heads import RowDropout
 
 SEEN = 4000  # pictures that mean and spread of the features are taken from
+READ = 32  # of them whose pixels are held at once
 
 
 class CaptionNetwork(nn.Module):
@@ -58,17 +59,32 @@ class CaptionNetwork(nn.Module):
 
     def standardise(self, image: Any) -> None:
         """Take mean and standard deviation of the training features, (n, f) or more, of about `SEEN` of them."""
-        some = np.asarray(image[np.arange(0, len(image), max(1, len(image) // SEEN))])
+        rows = np.arange(0, len(image), max(1, len(image) // SEEN))
         if self.tower is not None:
-            with torch.no_grad():
-                parts = [self.tower(torch.from_numpy(np.array(some[i : i + 32])).to(self.image_mean.device))
-                         for i in range(0, len(some), 32)]  # fmt: skip
-            some = torch.cat(parts).double().cpu().numpy()
-        wide = np.asarray(some, np.float64).reshape(-1, some.shape[-1])
-        std = wide.std(0)
+            mean, std = self._seen(image, rows)
+        else:
+            some = np.asarray(image[rows])
+            wide = np.asarray(some, np.float64).reshape(-1, some.shape[-1])
+            mean, std = wide.mean(0), wide.std(0)
         std[std < 1e-6 * max(std.max(), 1e-12)] = 1.0  # a feature that never changes says nothing
-        self.image_mean.copy_(torch.from_numpy(wide.mean(0)))
+        self.image_mean.copy_(torch.from_numpy(mean))
         self.image_std.copy_(torch.from_numpy(std))
+
+    def _seen(self, image: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of what the tower makes of pixels, of which few are held at once.
+
+        Source: the pairwise update of Chan, Golub and LeVeque (1983), block by block.
+        """
+        count, mean, square = 0, np.zeros(len(self.image_mean)), np.zeros(len(self.image_mean))
+        for start in range(0, len(rows), READ):
+            pixels = torch.from_numpy(np.array(image[rows[start : start + READ]])).to(self.image_mean.device)
+            with torch.no_grad():
+                wide = self.tower(pixels).flatten(0, 1).cpu().double().numpy()  # type: ignore[misc]
+            total, gap = count + len(wide), wide.mean(0) - mean
+            square += ((wide - wide.mean(0)) ** 2).sum(0) + gap**2 * count * len(wide) / total
+            mean += gap * len(wide) / total
+            count = total
+        return mean, np.sqrt(square / count)
 
     @torch.no_grad()
     def dim(self, purity: Float[np.ndarray, " levels"]) -> None:
@@ -88,7 +104,7 @@ class CaptionNetwork(nn.Module):
         if self.tower is not None:
             image = self.tower(image)
         x = self.prefix((image - self.image_mean) / self.image_std)
-        x = self.norm(x.view(len(x), self.tokens, -1))
+        x = self.norm(x.view(len(x), self.tokens, len(self.norm.weight)))  # -1 could not be told of no rows
         if self.gate is not None:
             x = x * self.gate[level][:, None].to(x.dtype)
         if hidden is not None:

@@ -10,6 +10,7 @@ aligner.safetensors     scorer of written texts; not where it has none
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ from noisycorr.pairs import UsageError
 from noisycorr.run import atomic_path, read_json, write_json
 
 ROWS = 256  # pictures that are written for at once
+PIECE = 1 << 24  # bytes of a file that are read at once
+FILES = ("captioner.json", "captioner.safetensors", "levels.json", "pieces.json", "aligner.safetensors")
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
@@ -202,6 +205,22 @@ class Trained:
             UsageError: If it holds no finished captioner.
         """
         return load_captioner(folder, device)
+
+
+def captioner_identity(folder: Path) -> str:
+    """SHA-256 (first 16 hex digits) of what the files of a captioner hold, whatever their times and wherever they are.
+
+    Large files are read piece by piece. A folder without a captioner has an identity, too.
+    """
+    found = hashlib.sha256()
+    paths = [*(folder / name for name in FILES), *(folder / "language").rglob("*")]
+    for path in sorted(path for path in paths if path.is_file()):
+        own = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(PIECE):
+                own.update(piece)
+        found.update(f"{path.relative_to(folder).as_posix()} {own.hexdigest()}\n".encode())
+    return found.hexdigest()[:16]
 
 
 def own_weights(network: CaptionNetwork) -> dict[str, torch.Tensor]:

@@ -209,7 +209,8 @@ def open_class(material: Material, recipe: Recipe) -> Class:
     cells, width = 1 if image.ndim == 2 else image.shape[1], image.shape[-1]
     if material.tower is not None:
         with torch.no_grad():
-            cells, width = material.tower(torch.from_numpy(image[np.arange(1)])).shape[1:]
+            one = torch.from_numpy(image[np.arange(1)]).to(next(material.tower.parameters()).device)
+            cells, width = material.tower(one).shape[1:]
     network = build(design, words, decoder, image_dim=width, cells=cells, levels=levels,
                     precision=recipe.train.precision, tower=material.tower).to(dist.device())  # fmt: skip
     network.standardise(image)

@@ -10,7 +10,8 @@ towers without a class token put the mean of their map in its place.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from torch.nn import functional
 from noisycorr import dist
 from noisycorr.learn.pictures import Pictures, Shelf
 from noisycorr.pairs import UsageError
-from noisycorr.run import atomic_path, fingerprint, read_json, write_json
+from noisycorr.run import atomic_path, fingerprint, read_json, write_array, write_json
 
 BATCH = 32  # pictures that are decoded and encoded at once
+PART = 4 * BATCH  # of tokens that are kept when a command is killed
+MADE = 2  # goes up when tokens of the same pictures change
 Seen = tuple[Tensor | None, Tensor]  # class token (b, f) or None, and map (b, f, h, w)
 
 
@@ -73,9 +76,9 @@ def _open_clip(visual: Any, pixels: Tensor) -> Seen:
 
 def _transformers(vision: Any, pixels: Tensor) -> Seen:
     states = vision(pixel_values=pixels.to(next(vision.parameters()).dtype)).last_hidden_state
-    states = vision.post_layernorm(states)
     whole = None
-    if hasattr(vision.embeddings, "class_embedding"):
+    if hasattr(vision.embeddings, "class_embedding"):  # CLIP, which normalises the class token alone
+        states = vision.post_layernorm(states)
         whole, states = states[:, 0], states[:, 1:]
     side = round(states.shape[1] ** 0.5)
     return whole, states.transpose(1, 2).unflatten(2, (side, -1))
@@ -166,6 +169,8 @@ class Some:
 def grid_file(folder: Path, pixels: Pixels, tower: Tower, name: str, say: Callable[[str], Any]) -> np.ndarray:
     """Tokens of all pictures as a memory map float16 (n, m, f), computed once.
 
+    They are made in parts that processes share, and a killed command goes on with the parts that are missing.
+
     Args:
         folder: For `tokens.npy`.
         pixels: Of n pictures.
@@ -174,24 +179,45 @@ def grid_file(folder: Path, pixels: Pixels, tower: Tower, name: str, say: Callab
         say: Told the size.
     """
     path, marker = folder / "tokens.npy", folder / "tokens.json"
-    identity = fingerprint([name, tower.side, len(pixels)])
-    if dist.is_main() and not (marker.is_file() and read_json(marker)["identity"] == identity):
-        device = next(tower.parameters()).device
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as place, torch.inference_mode():
-            out: Any = None
-            for start in range(0, len(pixels), BATCH):
-                some = pixels[np.arange(start, min(start + BATCH, len(pixels)))]
-                found = tower(torch.from_numpy(some).to(device)).float().cpu().numpy()
-                found[~some.any((1, 2, 3))] = 0
-                if out is None:
-                    shape = (len(pixels), *found.shape[1:])
-                    size = 2 * int(np.prod(shape))
-                    say(f"{shape[1]} tokens of width {shape[2]} for {len(pixels):,} pictures: {size / 1e6:,.1f} MB in "
-                        f"half precision in {path}")  # fmt: skip
-                    out = np.lib.format.open_memmap(place, mode="w+", dtype=np.float16, shape=shape)
-                out[start : start + len(found)] = np.nan_to_num(found, posinf=0, neginf=0)
-            out.flush()
-        write_json(marker, {"identity": identity, "shape": list(out.shape), "bytes": path.stat().st_size})
+    identity = fingerprint([name, tower.side, len(pixels), MADE])
+    done = marker.is_file() and read_json(marker)["identity"] == identity
+    parts, starts = folder / f"tokens-{identity}", range(0, len(pixels), PART)
+    if not done:
+        shape = (len(pixels), *_tokens(tower, np.zeros((1, *pixels.shape[1:]), np.float32)).shape[1:])
+        if dist.is_main():
+            say(f"{shape[1]} tokens of width {shape[2]} for {len(pixels):,} pictures: {2 * np.prod(shape) / 1e6:,.1f} "
+                f"MB in half precision in {path}")  # fmt: skip
+        for start in dist.my_share(starts):
+            if not (part := parts / f"{start:09d}.npy").exists():
+                rows = np.arange(start, min(start + PART, len(pixels)))
+                found = [_tokens(tower, pixels[rows[i : i + BATCH]]) for i in range(0, len(rows), BATCH)]
+                write_array(part, np.concatenate(found))
+    dist.wait()
+    if dist.is_main() and not done:
+        _join(path, [parts / f"{start:09d}.npy" for start in starts], shape)
+        write_json(marker, {"identity": identity, "shape": list(shape), "bytes": path.stat().st_size})
+        for left in folder.glob("tokens-*"):
+            shutil.rmtree(left)
     dist.wait()
     return np.load(path, mmap_mode="r")
+
+
+@torch.inference_mode()
+def _tokens(tower: Tower, pixels: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b m f"]:
+    """float16, zeros where there is no picture."""
+    found = tower(torch.from_numpy(pixels).to(next(tower.parameters()).device)).float().cpu().numpy()
+    found[~pixels.any((1, 2, 3))] = 0
+    with np.errstate(over="ignore"):
+        return np.asarray(np.nan_to_num(found.astype(np.float16), posinf=0, neginf=0))
+
+
+def _join(path: Path, parts: Sequence[Path], shape: tuple[int, ...]) -> None:
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process, and large
+        left.unlink()
+    with atomic_path(path) as place:
+        out, start = np.lib.format.open_memmap(place, mode="w+", dtype=np.float16, shape=shape), 0
+        for part in parts:
+            found = np.load(part, allow_pickle=False)
+            out[start : start + len(found)] = found
+            start += len(found)
+        out.flush()

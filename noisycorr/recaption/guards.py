@@ -118,9 +118,17 @@ def steadiness(text: Float[np.ndarray, "m e"], disturbed: Sequence[Float[np.ndar
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def disturb(image: Float[np.ndarray, "m d"], *, noise: float, seed: int, turn: int) -> Float[np.ndarray, "m d"]:
-    """Image features with Gaussian noise of ``noise`` times their length, in float32."""
+def disturb(image: Float[np.ndarray, "m d"], *, noise: float, seed: int, turn: int,
+            names: Sequence[int] | None = None) -> Float[np.ndarray, "m d"]:  # fmt: skip
+    """Image features with Gaussian noise of ``noise`` times their length, in float32.
+
+    With names of the rows, such as their numbers in a set, the noise of each is its own, whoever else is there.
+    """
     rows = np.asarray(image, np.float32)
-    rng = np.random.default_rng([seed, 47, turn])
-    step = unit(rng.normal(size=rows.shape).astype(np.float32))
+    if names is None:
+        drawn = np.random.default_rng([seed, 47, turn]).normal(size=rows.shape).astype(np.float32)
+    else:
+        own = (np.random.default_rng([seed, 47, turn, name]).normal(size=rows.shape[1:]) for name in names)
+        drawn = np.asarray([row.astype(np.float32) for row in own], np.float32).reshape(rows.shape)
+    step = unit(drawn)
     return rows + noise * np.linalg.norm(rows, axis=1, keepdims=True) * step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from noisycorr.run import Run, atomic_path, fingerprint
 from noisycorr.scoring import Loaded, part_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 COLUMNS = {
     "recaption": pa.string(), "text_proposed": pa.string(), "text_rectified": pa.string(), "text_source": pa.string(),
@@ -28,6 +29,7 @@ COLUMNS = {
     "score_text_given": pa.float32(), "score_text_new": pa.float32(),
 }  # fmt: skip
 CHUNK = 256  # pictures that a captioner gets at once
+Told = tuple[list[str], list[int | None]]  # texts, and the level of each
 
 
 def marked_rows(ledger: pa.Table, choice: Recaption, has_image: np.ndarray, has_text: np.ndarray) -> np.ndarray:
@@ -70,7 +72,7 @@ def recaption_run(choice: Recaption, run: Run, found: Loaded, *, joint: Joint | 
     p_clean = ledger.column("p_clean").to_numpy()
     rows = marked_rows(ledger, choice, found.has_image, found.has_text)
     trust = trusted_rows(p_clean, (verdict == "keep") & found.view.present, least=choice.trust)
-    kept = _Written(run, write, ledger) if write is not None else None
+    kept = _Written(run, write, ledger, choice) if write is not None else None
     repairs = None
     if len(rows):
         repairs = repair(found.view, found.texts, rows, trust, p_clean, choice, joint=joint, write=kept, encode=encode)
@@ -97,40 +99,60 @@ def read_ledger(run: Run) -> pa.Table:
 class _Written:
     """A captioner that is asked once for each picture: its texts are kept in files of a few hundred rows."""
 
-    def __init__(self, run: Run, write: Write, ledger: pa.Table) -> None:
+    def __init__(self, run: Run, write: Write, ledger: pa.Table, choice: Recaption) -> None:
         self.run, self.write = run, write
         self.levels: dict[int, int | None] = {}  # of each row that was asked for
         self.name = str(getattr(write, "name", "captioner"))
         self.keys = ledger.column("uid").to_pylist()
-        for name in ("disturbed", "undisturbed"):
-            if hasattr(write, name):
-                setattr(self, name, getattr(write, name))
+        if (plain := getattr(write, "undisturbed", None)) is not None:
+            self.undisturbed = lambda rows: self._kept(rows, ["undisturbed"], partial(_without_levels, plain))[0]
+        if (shaken := getattr(write, "disturbed", None)) is not None:
+            self.disturbed = lambda rows, turn: self._kept(
+                rows, ["disturbed", turn, choice.disturbance, choice.recaption_seed],
+                partial(_without_levels, lambda some: shaken(some, turn)),
+            )[0]  # fmt: skip
 
     def __call__(self, rows: np.ndarray) -> list[str]:
-        out: list[str] = []
+        texts, levels = self._kept(rows, ["levels"], self._ask)
+        self.levels.update(zip(rows.tolist(), levels))
+        return texts
+
+    def _kept(self, rows: np.ndarray, what: list[Any], ask: Callable[[np.ndarray], Told]) -> Told:
+        """Texts and levels of all rows, of which a captioner is asked for those that no file has.
+
+        Args:
+            rows: Of the set.
+            what: Is wanted, and what it depends on beside the captioner and the pairs.
+            ask: For some rows.
+        """
+        texts: list[str] = []
+        levels: list[int | None] = []
         for start in range(0, len(rows), CHUNK):
             some = rows[start : start + CHUNK]
-            said = fingerprint([self.name, "levels", [self.keys[row] for row in some.tolist()], some.tolist()])
+            said = fingerprint([self.name, *what, [self.keys[row] for row in some.tolist()], some.tolist()])
             path = self.run.path("recaption", f"{said}.json")
             if not path.exists():
-                new, levels = self._ask(some)
+                new, of = ask(some)
                 if len(new) != len(some):
                     raise UsageError(f"the captioner wrote {len(new)} texts for {len(some)} pictures.")
-                body = json.dumps({"texts": new, "levels": levels}, ensure_ascii=False)
+                body = json.dumps({"texts": new, "levels": of}, ensure_ascii=False)
                 with atomic_path(path) as temporary:
                     temporary.write_text(body, encoding="utf-8")
-            body = json.loads(path.read_text(encoding="utf-8"))
-            out += body["texts"]
-            self.levels.update(zip(some.tolist(), body["levels"]))
-        return out
+            found = json.loads(path.read_text(encoding="utf-8"))
+            texts, levels = texts + found["texts"], levels + found["levels"]
+        return texts, levels
 
-    def _ask(self, rows: np.ndarray) -> tuple[list[str], list[int | None]]:
+    def _ask(self, rows: np.ndarray) -> Told:
         """Texts and their levels; a captioner that tells no level of each text has one for all, or none."""
         if (at_levels := getattr(self.write, "at_levels", None)) is not None:
             texts, levels = at_levels(rows)
         else:
             texts, levels = self.write(rows), [getattr(self.write, "level", None)] * len(rows)
         return [str(text or "") for text in texts], levels
+
+
+def _without_levels(write: Write, rows: np.ndarray) -> Told:
+    return [str(text or "") for text in write(rows)], [None] * len(rows)
 
 
 def _apply(run: Run, repairs: Repairs | None, keys: Sequence[str], choice: Recaption,

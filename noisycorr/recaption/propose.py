@@ -19,6 +19,7 @@ from noisycorr.score.view import take, unit
 
 Parts = Sequence[np.ndarray]
 SPARE = 32  # neighbours that are asked for beyond k, in case some show the same picture
+ROWS, TRUSTED = 512, 16384  # that are compared at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,32 @@ def find_lenders(image: Parts, rows: Int[np.ndarray, " m"], trust: Float[np.ndar
     asked = take(image, rows).astype(np.float32) if queries is None else queries
     found = neighbors(list(image), k + (0 if same_image else SPARE), seed=seed, queries=asked, skip=~(trust > 0))
     ids, sims = found.ids, np.maximum(np.nan_to_num(found.similarity), 0)
-    own = np.zeros_like(ids, bool) if same_image else group[np.maximum(ids, 0)] == group[rows][:, None]
-    bad = (ids < 0) | own | (ids == rows[:, None])
+    bad = _bad(ids, rows, group, same_image)
+    left = np.flatnonzero(bad.all(1) & (ids >= 0).any(1))
+    if len(left):  # copies crowd out all others: few of each picture leave room
+        few = _first_copies(group, np.flatnonzero(trust > 0))
+        found = neighbors(list(image), ids.shape[1], seed=seed, queries=asked[left], skip=~few)
+        ids[left], sims[left] = found.ids, np.maximum(np.nan_to_num(found.similarity), 0)
+        bad[left] = _bad(found.ids, rows[left], group, same_image)
     order = np.argsort(bad, axis=1, kind="stable")[:, :k]
     ids, sims, bad = (np.take_along_axis(x, order, 1) for x in (ids, sims, bad))
     weight = np.where(bad, 0.0, np.maximum(sims, 1e-6) ** POWER * trust[np.maximum(ids, 0)])
     return Lenders(np.where(bad, -1, ids), weight.astype(np.float32))
+
+
+def _bad(ids: np.ndarray, rows: np.ndarray, group: np.ndarray, same_image: bool) -> np.ndarray:
+    """bool (m, k): who lends nothing to a row: nobody, itself, and its own picture if that is so."""
+    own = np.zeros_like(ids, bool) if same_image else group[np.maximum(ids, 0)] == group[rows][:, None]
+    return np.asarray((ids < 0) | own | (ids == rows[:, None]))
+
+
+def _first_copies(group: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """bool (n,): the first `SPARE` of these rows of each picture."""
+    order = rows[np.argsort(group[rows], kind="stable")]
+    _, start, count = np.unique(group[order], return_index=True, return_counts=True)
+    out = np.zeros(len(group), bool)
+    out[order[np.arange(len(order)) - np.repeat(start, count) < SPARE]] = True
+    return out
 
 
 def nearest_lender(lenders: Lenders) -> Int[np.ndarray, " m"]:
@@ -115,26 +136,31 @@ def class_lender(lenders: Lenders, of_trusted: Lenders, trusted: Int[np.ndarray,
     Differs: classes are clusters of trusted texts and an image's come from its neighbours; PC2 trains a classifier on
     both sides. Ties in class go to the nearer image; PC2 takes the first of the batch.
     """
-    classes = min(classes, max(2, len(trusted) // 8))
+    classes = min(classes, max(2, len(trusted) // 8), len(trusted))
     said = unit(take(text, trusted))
     means = faiss.Kmeans(said.shape[1], classes, niter=15, seed=seed, spherical=True, min_points_per_centroid=1)
     means.train(said)
     label = np.full(len(group), -1)
     label[trusted] = means.index.search(said, 1)[1][:, 0]
     mine, theirs = (unit(_shares(one, label, classes)) for one in (lenders, of_trusted))
-    pictures, shown = unit(take(image, rows)), unit(take(image, trusted))
-    out = np.full(len(rows), -1, np.int64)
-    for start in range(0, len(rows), 512):
-        some = slice(start, start + 512)
-        near = mine[some] @ theirs.T
-        value = np.round(near, 3) + 1e-4 * (pictures[some] @ shown.T)
-        if not same_image:
-            value[group[rows[some]][:, None] == group[trusted][None]] = -np.inf
-        best = value.argmax(1)
-        place = np.arange(len(best))
-        fits = (near[place, best] >= threshold) & np.isfinite(value[place, best])
-        out[some] = np.where(fits, trusted[best], -1)
-    return out
+    pictures = unit(take(image, rows))
+    out, most, share = np.full(len(rows), -1, np.int64), np.full(len(rows), -np.inf), np.zeros(len(rows))
+    for first in range(0, len(trusted), TRUSTED):
+        lending = slice(first, first + TRUSTED)
+        shown = unit(take(image, trusted[lending]))
+        for start in range(0, len(rows), ROWS):
+            some = np.arange(start, min(start + ROWS, len(rows)))
+            near = mine[some] @ theirs[lending].T
+            value = np.round(near, 3) + 1e-4 * (pictures[some] @ shown.T)
+            if not same_image:
+                value[group[rows[some]][:, None] == group[trusted[lending]][None]] = -np.inf
+            best = value.argmax(1)
+            place = np.arange(len(best))
+            higher = value[place, best] > most[some]  # of equal ones the first
+            now = some[higher]
+            out[now], most[now] = trusted[lending][best[higher]], value[place, best][higher]
+            share[now] = near[place, best][higher]
+    return np.where(share >= threshold, out, -1)
 
 
 def _shares(lenders: Lenders, label: np.ndarray, classes: int) -> np.ndarray:

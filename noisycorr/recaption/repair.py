@@ -203,6 +203,8 @@ def _judge(view: View, texts: Sequence[str | None], rows: np.ndarray, new: list[
     given = take(view.text, rows).astype(np.float32)
     p_old = jury(Asked(rows, given, view.text_id[rows], taught))
     p_old = np.fmax(p_old, np.where(np.isfinite(p_old), p_clean[rows], np.nan))  # it gets the benefit of the doubt
+    if not known.any():
+        return p_old, p_new, facts
     asked = Asked(rows[known], feature[known], new_id[known], taught[known])
     p_new[known], own = judge_new(jury, asked, choice.recaption_seed)
     told = {"separation": own.separation, "share_wrong": own.noise_rate}
