@@ -27,6 +27,7 @@ from noisycorr.formats import Source
 from noisycorr.learn.batches import stream_seed
 from noisycorr.learn.checkpoint import checkpoints, sweep
 from noisycorr.learn.corpus import TRAIN, UNUSED, VALID, read_corpus, rectified_columns, rectify_texts, split_corpus
+from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, provenance, write_json
 from noisycorr.train_pairs import clear_training, run_of_pairs, same_encoder, text_encoder
@@ -65,6 +66,7 @@ def train_captioner(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[st
     Raises:
         UsageError: If the folder holds another training, or the pairs do not suffice.
     """
+    refuse_other_kind(run.folder, "caption_started")
     source_run = run_of_pairs(plan.source, plan.clip_model, run, "data", score=True, overwrite=overwrite)
     material, told = read_material(plan, run, source_run, overwrite=overwrite)
     if overwrite:
@@ -193,6 +195,7 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
     Raises:
         UsageError: If model, level and pictures do not go together.
     """
+    refuse_other_kind(run.folder, "generate")
     trained = load_captioner(model)
     stored = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
     decode = dataclasses.replace(trained.decode, **asked)

@@ -9,10 +9,9 @@ that was killed is continued by the same command, one that is complete is left a
 from __future__ import annotations
 
 import collections
-import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +65,8 @@ FORMATS: dict[str, Format] = {
     "issues": issues.FORMAT,
 }
 VERDICTS = ("keep", "recaption", "drop", "review")
-_LAYOUT = 1  # raise it when a writer changes what it writes
+GIVEN = "text_given"  # column of the texts as they came, where new ones stand in `text`
+_LAYOUT = 2  # raise it when a writer changes what it writes
 _FACTS = ["key", "text", "columns", "image_hash", "image_format", "width", "height"]
 _CHANGED = "the source changed since it was embedded: run clean again, then export"
 
@@ -78,9 +78,10 @@ class Export:
     Attributes:
         output_format: webdataset, parquet, hf (a saved dataset), csv (open_clip's, with tabs), jsonl, coco (captions),
             uids (DataComp's sorted npy), clip-retrieval (embeddings and metadata) or issues (cleanlab's table).
-        only: Verdicts to write: keep, recaption (kept with a new text), drop, review, joined by commas; or all.
+        only: Verdicts to write: keep, recaption (kept with a new text), drop, review, joined by commas; or all; auto is
+            keep,recaption, or keep alone where a new text has no place: uids and clip-retrieval.
         texts: Captions that are written: rectified takes text_rectified of the ledger where there is one, given leaves
-            them as they came. The columns text and text_rectified hold both, whatever this says.
+            them as they came. With rectified, the column text_given holds these, too.
         output_path: Folder to write to; by default export/FORMAT in the run folder.
         number_sample_per_shard: Pairs in one output shard, >= 1.
         json_fields: Fields of KEY.json and of JSON lines besides key and text, joined by commas; all if None.
@@ -90,7 +91,7 @@ class Export:
     """
 
     output_format: str = "webdataset"
-    only: str = "keep,recaption"
+    only: str = "auto"
     texts: Literal["rectified", "given"] = "rectified"
     output_path: str | None = None
     number_sample_per_shard: int = 10000
@@ -113,19 +114,17 @@ class Export:
         Raises:
             UsageError: If one is unknown.
         """
-        named = [part.strip() for part in self.only.split(",")]
-        for name in named:
-            if name not in (*VERDICTS, "all"):
-                raise UsageError(
-                    f"only is {self.only!r}, but {name!r} is no verdict: give {', '.join(VERDICTS)} or all."
-                )
-        return frozenset(VERDICTS) if "all" in named else frozenset(named)
+        if self.only == "auto":
+            return frozenset(("keep", "recaption") if FORMATS[self.output_format].new_texts else ("keep",))
+        named = frozenset(part.strip() for part in self.only.split(","))
+        if unknown := sorted(named - {*VERDICTS, "all"}):
+            raise UsageError(f"only: {unknown[0]!r} is no verdict; give {', '.join(VERDICTS)}, all or auto.")
+        return frozenset(VERDICTS) if "all" in named else named
 
     def fields(self) -> frozenset[str] | None:
         """The names in `json_fields`, or None."""
-        if self.json_fields is None:
-            return None
-        return frozenset(name for part in self.json_fields.split(",") if (name := part.strip()))
+        named = self.json_fields
+        return None if named is None else frozenset(filter(None, map(str.strip, named.split(","))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,11 +218,12 @@ def _plan(run: Run, reader: Reader, choice: Export, folder: Path) -> _Plan:
                 if format_.same_picture:
                     pictures += picture_key(facts, columns, len(pictures))
     schema = pa.unify_schemas([pq.read_schema(_ledger_path(run, index)) for index in counts]).remove_metadata()
-    renamed = _renamed(types, {*schema.names, *format_.takes})
+    renamed = _renamed(types, {*schema.names, GIVEN, *format_.takes})
+    given = [pa.field(GIVEN, pa.string())] if _renews(choice, schema.names) else []
     inputs = [pa.field(new, final_type(types[old])) for old, new in renamed.items() if new is not None]
     settings = _settings(reader, choice, folder) | {"content": digest.hexdigest()}
     layout = Layout(
-        schema=pa.schema([*schema, *inputs]),
+        schema=pa.schema([*schema, *given, *inputs]),
         ledger=tuple(schema.names),
         fields=choice.fields(),
         shards=max(1, -(-sum(counts.values()) // choice.number_sample_per_shard)),
@@ -270,14 +270,15 @@ def _rows(run: Run, reader: Reader, choice: Export, plan: _Plan, todo: frozenset
                 continue
             if position // size in todo:
                 image = _image(pair, facts, format_) if pair is not None else None
+                text, known = _texts(facts, ledger, choice)
                 named = pair.image if pair is not None and image is not None else None  # a path tells its extension
                 yield Row(
                     position=position,
                     key=facts["key"],
-                    text=_caption(facts, ledger, choice, format_),
+                    text=text,
                     image=image,
                     suffix=image_suffix(named, facts["image_format"], kept),
-                    values={**ledger, **_inputs(facts, plan.renamed)},
+                    values={**known, **_inputs(facts, plan.renamed)},
                     size=(facts["width"], facts["height"]) if facts["width"] is not None else None,
                     embedding=(features[0][number], features[1][number]) if features is not None else None,
                     first=int(plan.first[position]) if plan.first is not None else position,
@@ -285,11 +286,17 @@ def _rows(run: Run, reader: Reader, choice: Export, plan: _Plan, todo: frozenset
             position += 1
 
 
-def _caption(facts: Mapping[str, Any], ledger: Mapping[str, Any], choice: Export, format_: Format) -> str | None:
-    """The new text of a pair where it has one and is wanted. Stored embeddings are those of the given one."""
-    new = ledger.get("text_rectified") if choice.texts == "rectified" and not format_.embeddings else None
-    text: str | None = new or facts["text"]
-    return text
+def _texts(facts: Mapping[str, Any], ledger: Mapping[str, Any], choice: Export) -> tuple[str | None, Mapping[str, Any]]:
+    """The caption of a pair, and its columns of the ledger with that in `text` and the given one beside it."""
+    if not _renews(choice, ledger):
+        return facts["text"], ledger
+    text: str | None = ledger["text_rectified"] or facts["text"]
+    return text, {**ledger, "text": text, GIVEN: ledger["text"]}
+
+
+def _renews(choice: Export, columns: Collection[str]) -> bool:
+    """True if the column `text` is to hold new texts, and `text_given` those that came."""
+    return choice.texts == "rectified" and FORMATS[choice.output_format].new_texts and "text_rectified" in columns
 
 
 def _joined(
@@ -325,14 +332,12 @@ def _image(pair: Pair, facts: Mapping[str, Any], format_: Format) -> bytes | Pat
     """The image of a pair as the format wants it; refuses one whose bytes are not those that were embedded."""
     image, expected = pair.image, facts["image_hash"]
     if isinstance(image, Path) and format_.images == "bytes":
-        with contextlib.suppress(BadImage):
+        try:
             image = read_image(image)
-        if isinstance(image, Path):
+        except BadImage:
             image = None
-    changed = expected is not None and image is None
-    if isinstance(image, bytes) and expected is not None:
-        changed = content_hash(image) != expected
-    if changed:
+    found = content_hash(image) if isinstance(image, bytes) else None if image is None else expected
+    if expected is not None and found != expected:
         raise UsageError(f"The image of {pair.key!r} is not the one that was there: {_CHANGED}.")
     return image
 
@@ -391,7 +396,5 @@ def _hash_file(digest: xxhash.xxh3_128, path: Path) -> None:
 
 
 def _totals(shards: list[dict[str, Any]]) -> dict[str, int]:
-    totals: collections.Counter[str] = collections.Counter()
-    for shard in shards:
-        totals.update({name: value for name, value in shard.items() if isinstance(value, int)})
-    return dict(totals)
+    names = dict.fromkeys(name for shard in shards for name, value in shard.items() if isinstance(value, int))
+    return {name: sum(shard.get(name, 0) for shard in shards) for name in names}

@@ -22,6 +22,12 @@ from noisycorr.pairs import UsageError
 NAME = "run.lock"
 BEAT = 10.0  # seconds between heartbeats
 SILENT = 600.0  # seconds without one after which an owner on another host counts as dead
+KINDS = {  # what a folder holds, by the marker that its work writes first
+    "embed_started": "pairs of `noisycorr clean`", "embed": "pairs of `noisycorr clean`",
+    "train_started": "a model of `noisycorr train`", "caption_started": "a captioner of `noisycorr caption train`",
+    "generate": "texts of `noisycorr caption generate`", "classify_started": "a model of `noisycorr classify train`",
+    "tune_started": "a model of `noisycorr tune`", "prompt_started": "prompts of `noisycorr prompt`",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,3 +177,18 @@ def _start(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def refuse_other_kind(folder: Path, *kinds: str) -> None:
+    """Refuse a folder that holds work of another kind, finished or begun: its config and reports would be lost.
+
+    Args:
+        folder: Where something is to be written.
+        kinds: Keys of `KINDS` that may be there.
+
+    Raises:
+        UsageError: If it holds anything else of `KINDS`.
+    """
+    for name, told in KINDS.items():
+        if name not in kinds and (folder / "stages" / f"{name}.json").exists():
+            raise UsageError(f"{folder} holds {told}: choose another --output_folder.")

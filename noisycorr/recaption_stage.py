@@ -62,6 +62,8 @@ def recaption_stage(plan: Plan, run: Run) -> None:
     choice = check_recaption(plan)
     if plan.recaption == NONE:
         return
+    if plan.recaption != RETRIEVAL:  # before anything is taken back
+        _trained(Path(plan.recaption), run)
     if touched(run) and run.stage("recaption") is None:  # interrupted: start from the ledger as it was decided
         decide_stage(dataclasses.replace(plan, recaption=NONE), run)
     decided = need(run, "decide")["fingerprint"]
@@ -141,12 +143,17 @@ def load_captioner(folder: Path, run: Run, choice: Recaption, encode: Encode | N
     Raises:
         UsageError: If there is none, it reads pictures by another encoder, or it cannot be loaded.
     """
+    trained = _trained(folder, run)
+    identity = fingerprint([_identity(str(folder)), choice.recaption_seed])
+    return Captioner(trained, run, identity, choice, encode)
+
+
+def _trained(folder: Path, run: Run) -> stored.Trained:
     _check_folder(folder)
     trained, encoder = stored.load_captioner(folder), encoder_identity(run)
     if trained.encoder != encoder:
         raise UsageError(f"{folder} reads pictures by {trained.encoder}, but {run.folder} was embedded by {encoder}.")
-    identity = fingerprint([_identity(str(folder)), choice.recaption_seed])
-    return Captioner(trained, run, identity, choice, encode)
+    return trained
 
 
 def named_recaption(name: str, options: str | None) -> Recaption:

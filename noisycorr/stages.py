@@ -24,6 +24,7 @@ from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.encoders.precomputed import PrecomputedEncoder
 from noisycorr.formats import Piece, Reader, Source, open_source
+from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import SHARED
 from noisycorr.run import RUN_CONTENT, Run, atomic_path, fingerprint, fingerprint_file, provenance, write_json
@@ -90,6 +91,7 @@ def clean(plan: Plan, run: Run, *, stages: Sequence[str] = STAGES, overwrite: bo
         from noisycorr.recaption_stage import check_recaption
 
         check_recaption(plan)
+    refuse_other_kind(run.folder, "embed_started", "embed")
     if overwrite and "embed" not in stages:
         raise UsageError("--overwrite starts anew, but --stages leaves out embed: leave out one of the two.")
     if "embed" in stages:

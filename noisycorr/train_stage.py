@@ -34,6 +34,7 @@ from noisycorr.learn.retrieval import (
     train_run,
     training_inputs,
 )
+from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
 from noisycorr.report.training import write_training_report
 from noisycorr.run import Run, atomic_path, provenance, write_json
@@ -85,6 +86,7 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     if plan.regions.region != "none":
         return _train_regions(plan, run, overwrite)
     trainable = find_trainable(plan.clip_model, plan.tune)
+    refuse_other_kind(run.folder, "train_started")
     source_run = run_of_pairs(plan.source, plan.clip_model, run, "data", score=True, overwrite=overwrite)
     corpus = read_corpus(source_run)
     if plan.split.texts == "rectified" and corpus.rectified:

@@ -273,6 +273,22 @@ def test_embeddings_of_equal_width_may_be_of_different_encoders(
     assert written(tmp_path, "texts").num_rows == 160
 
 
+def test_folders_hold_one_kind_of_work(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = str(place / "source")
+    begun = {"run": ["caption", "train", source, *FAST], "model": ["clean", source, "-q"],
+             "texts": ["train", source, "-q"]}  # fmt: skip
+    for name, words in begun.items():
+        before = {path: path.read_bytes() for path in (place / name).rglob("*") if path.is_file()}
+        assert main([*words, "--output_folder", str(place / name)]) == 2
+        assert "choose another --output_folder" in (said := capsys.readouterr().err) and " holds " in said
+        assert {path: path.read_bytes() for path in (place / name).rglob("*") if path.is_file()} == before
+    for name in ("run", "model"):
+        assert main(generate(place, name)) == 2
+        assert "choose another --output_folder" in capsys.readouterr().err
+    assert main(["train", source, "--output_folder", str(place / "run"), "-q"]) == 2
+    assert "holds pairs of `noisycorr clean`" in capsys.readouterr().err
+
+
 # The benchmark
 
 

@@ -95,6 +95,9 @@ def test_wrong_texts_give_way_to_better_ones(made: Made, run: Run, capsys: pytes
     assert "New texts" in page and rows[taken[0]]["text_rectified"] in page
     once = [path.read_bytes() for path in sorted((run.folder / "ledger").iterdir())]
     assert main(words) == 0 and [path.read_bytes() for path in sorted((run.folder / "ledger").iterdir())] == once
+    wrong = [*words[:-2], str(made.folder / "run"), "-q"]  # a folder, but of no captioner
+    assert main(wrong) == 2 and "holds no finished captioner" in capsys.readouterr().err
+    assert [path.read_bytes() for path in sorted((run.folder / "ledger").iterdir())] == once, "nothing is taken back"
 
 
 def test_the_captioner_writes_for_rows_in_any_company(made: Made, run: Run):

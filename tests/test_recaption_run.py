@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tarfile
@@ -157,7 +158,13 @@ def test_exports_training_report_and_explain_read_it(run: Run, capsys: pytest.Ca
         lines = [json.loads(line) for line in (run.folder / texts / "pairs.jsonl").read_text().splitlines()]
         assert facts["rows"] == len(lines) == len(usable)
         assert [line["text_rectified"] for line in lines] == [row["text_rectified"] for row in usable]
-        assert [line["text"] for line in lines] == [row["text"] for row in usable]
+        new = [row["text_rectified"] or row["text"] for row in usable]
+        assert [line["text"] for line in lines] == (new if texts == "rectified" else [row["text"] for row in usable])
+        told = [row["text"] for row in usable] if texts == "rectified" else [None] * len(usable)
+        assert [line.get("text_given") for line in lines] == told
+    export(run, reader, Export(output_format="parquet", output_path=str(run.folder / "parquet")))
+    back = pq.read_table(run.folder / "parquet" / "00000.parquet").to_pylist()
+    assert [row["text"] for row in back] == new and [row["text_given"] for row in back] == [r["text"] for r in usable]
     for texts in ("rectified", "given"):
         folder = run.folder / f"tar-{texts}"
         export(run, reader, Export(output_format="webdataset", texts=texts, output_path=str(folder)))
@@ -167,7 +174,11 @@ def test_exports_training_report_and_explain_read_it(run: Run, capsys: pytest.Ca
         assert said == (new if texts == "rectified" else [row["text"] for row in usable])
     export(run, reader, Export(output_format="clip-retrieval", output_path=str(run.folder / "clip")))
     captions = pq.read_table(run.folder / "clip" / "metadata" / "metadata_0.parquet").column("caption").to_pylist()
-    assert captions == [row["text"] for row in usable]  # beside embeddings of these texts
+    kept = [row for row in ledger if row["verdict"] == "keep"]
+    assert captions == [row["text"] for row in kept]  # beside embeddings of given texts there is no place for new ones
+    assert export(run, reader, Export(output_format="uids", output_path=str(run.folder / "uids")))["rows"] == len(kept)
+    every = Export(output_format="uids", only="keep,recaption", output_path=str(run.folder / "more"))
+    assert export(run, reader, every)["rows"] == len(usable)
     with pytest.raises(UsageError, match="rectified or given"):
         Export(texts="old")  # type: ignore[arg-type]
     corpus = read_corpus(run)
@@ -181,6 +192,9 @@ def test_exports_training_report_and_explain_read_it(run: Run, capsys: pytest.Ca
     assert np.isnan(same[changed]).all() and np.isfinite(corpus.columns["score_pair"][changed]).all()
     assert np.array_equal(same[~changed], corpus.columns["score_pair"][~changed], equal_nan=True)
     assert np.isfinite(mended.columns["score_text_new"][changed]).all()
+    looked = dataclasses.replace(corpus, review=np.arange(len(ledger)) % 3 == 0)
+    held = split_corpus(looked, val_fraction=0.3, test_fraction=0.3, seed=0) > 0
+    assert held.any() and not held[looked.review].any(), "whom a person should look at tests nothing"
     split = split_corpus(corpus, val_fraction=0.3, test_fraction=0.3, seed=0)
     assert not (set(np.flatnonzero((split == VALID) | (split == TEST))) & set(corpus.rectified))
     old = without_new_texts(corpus)

@@ -36,6 +36,7 @@ class Corpus:
         text: (n, e) features.
         usable: bool (n,): there are an image and a text.
         kept: bool (n,): the ledger does not drop the pair; True without a ledger.
+        review: bool (n,): the ledger says that a person should look at the pair first; None = none of them.
         shown: int64 (n,): equal for the same bytes of an image.
         image_group: int64 (n,): equal for the same image and for near-duplicates.
         text_group: int64 (n,): equal for equal and nearly equal texts.
@@ -55,6 +56,7 @@ class Corpus:
     text_group: np.ndarray
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     given_split: np.ndarray | None = None
+    review: np.ndarray | None = None
     rectified: Mapping[int, str] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,6 +88,7 @@ def read_corpus(run: Run, duplicates: Duplicates | None = None) -> Corpus:
         text=text,
         usable=np.asarray(image.any(1) & text.any(1)),
         kept=verdict != "drop",
+        review=verdict == "review",
         shown=_codes(hashes),
         image_group=_joined(alike.image, _codes(hashes)),
         text_group=_joined(alike.text, text_ids(texts)),
@@ -139,7 +142,7 @@ def split_corpus(corpus: Corpus, *, val_fraction: float, test_fraction: float, s
     kind[order[ends <= test_fraction]] = TEST
     split = np.full(len(corpus.keys), UNUSED, np.int8)
     split[usable] = kind[inverse]
-    doubted = ~corpus.kept
+    doubted = ~corpus.kept if corpus.review is None else ~corpus.kept | corpus.review
     doubted[list(corpus.rectified)] = True
     split[(split != TRAIN) & doubted] = UNUSED
     return split

@@ -77,6 +77,8 @@ class Format:
         images: "bytes" if it needs them, "paths" if the path of a file will do, "" if it needs no image.
         embeddings: True if it needs them.
         same_picture: True if it needs to know which rows show the same picture.
+        new_texts: False if a new text has no place in it: pairs are named alone, or stand beside embeddings of the
+            given text.
     """
 
     write: Callable[[Path, int, Iterator[Row], Layout], dict[str, Any]]
@@ -86,6 +88,7 @@ class Format:
     images: str = "bytes"
     embeddings: bool = False
     same_picture: bool = False
+    new_texts: bool = True
 
 
 def shard_files(folder: Path, layout: Layout, shards: list[dict[str, Any]]) -> list[str]:

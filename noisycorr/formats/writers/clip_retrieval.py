@@ -50,4 +50,7 @@ def _schema(layout: Layout) -> pa.Schema:
     return pa.schema([*(pa.field(name, pa.string()) for name in missing), *layout.schema])
 
 
-FORMAT = Format(write=write, finish=shard_files, owns=("img_emb", "text_emb", "metadata"), images="", embeddings=True)
+FORMAT = Format(
+    write=write, finish=shard_files, owns=("img_emb", "text_emb", "metadata"), images="", embeddings=True,
+    new_texts=False,
+)  # fmt: skip

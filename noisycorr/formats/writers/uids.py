@@ -38,4 +38,4 @@ def finish(folder: Path, layout: Layout, shards: list[dict[str, Any]]) -> list[s
     return [NAME]
 
 
-FORMAT = Format(write=write, finish=finish, owns=(r"uids\.npy", "parts"), images="")
+FORMAT = Format(write=write, finish=finish, owns=(r"uids\.npy", "parts"), images="", new_texts=False)
