@@ -101,7 +101,7 @@ def clean(plan: Plan, run: Run, *, stages: Sequence[str] = STAGES, overwrite: bo
     if "score" in stages:
         score_stage(plan, run)
     if "decide" in stages:
-        decide_stage(plan, run)
+        decide_stage(plan, run, keep_new_texts=True)
         if plan.recaption != "none":
             from noisycorr.recaption_stage import recaption_stage
 
@@ -210,8 +210,14 @@ def score_stage(plan: Plan, run: Run) -> None:
         timed(run, "score", inputs, lambda: score_run(plan, run), files)
 
 
-def decide_stage(plan: Plan, run: Run) -> None:
-    """Verdicts into the ledger, from stored scores."""
+def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
+    """Verdicts into the ledger, from stored scores.
+
+    Args:
+        plan: All choices.
+        run: The folder.
+        keep_new_texts: Leave a finished `recaption` as it is if nothing changed that it lies on; else take it back.
+    """
     from noisycorr.ledger import decide_run
     from noisycorr.recaption.ledger import touched
 
@@ -226,11 +232,15 @@ def decide_stage(plan: Plan, run: Run) -> None:
         "labels": fingerprint_file(labels) if labels else None,
     }
     if plan.recaption == "none" and touched(run):
+        if keep_new_texts and run.stage("recaption") and run.is_done("decide", {**inputs, "noisycorr": __version__}):
+            say("decide: nothing changed, so the new texts of `recaption` stay (`noisycorr decide` takes them back)")
+            return
         say("decide: new texts of an earlier `recaption` are taken back")
         forget(run, "decide")
 
     def work() -> dict[str, Any]:
         forget(run, "recaption")
+        write_config(run, plan)  # it no longer names the recaption
         found = decide_run(plan.decide, run, labels)
         forget(run, "recaption_started")
         return found
@@ -306,8 +316,11 @@ def decided_with(run: Run, name: str, before: str) -> dict[str, Any]:
 
 def write_config(run: Run, plan: Plan) -> None:
     """config.yaml: the flags of `noisycorr clean` that make this run, so that `noisycorr run` on it makes it again."""
-    text = yaml.safe_dump({"output_folder": str(run.folder), **_flat(plan)}, sort_keys=True, allow_unicode=True)
-    path = run.path("config.yaml")
+    path, values = run.path("config.yaml"), {"output_folder": str(run.folder), **_flat(plan)}
+    if plan.recaption == "none" and run.stage("recaption") and path.exists():  # its texts lie over the ledger as yet
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values |= {name: stored.get(name, values[name]) for name in ("recaption", "recaption_options")}
+    text = yaml.safe_dump(values, sort_keys=True, allow_unicode=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
