@@ -24,6 +24,7 @@ from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.encoders.precomputed import PrecomputedEncoder
 from noisycorr.formats import Piece, Reader, Source, open_source
+from noisycorr.formats.locate import settled
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import SHARED
 from noisycorr.run import RUN_CONTENT, Run, atomic_path, fingerprint, fingerprint_file, provenance, write_json
@@ -213,10 +214,7 @@ def score_stage(plan: Plan, run: Run) -> None:
 def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
     """Verdicts into the ledger, from stored scores.
 
-    Args:
-        plan: All choices.
-        run: The folder.
-        keep_new_texts: Leave a finished `recaption` as it is if nothing changed that it lies on; else take it back.
+    New texts of `recaption` are taken back, but not with `keep_new_texts` if nothing changed that they lie on.
     """
     from noisycorr.ledger import decide_run
     from noisycorr.recaption.ledger import touched
@@ -340,6 +338,7 @@ def _refuse_other(plan: Plan, run: Run) -> None:
     """A plan that does not embed must be about the pairs that were embedded."""
     need(run, "embed")
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    stored |= {name: settled(stored[name]) for name in ("path", "image_root") if stored.get(name)}  # once as typed
     for name, value in (dataclasses.asdict(plan.source) | dataclasses.asdict(plan.embed)).items():
         if name not in HOW and stored.get(name) != value:
             raise UsageError(
