@@ -20,7 +20,7 @@ import yaml
 
 from noisycorr import __version__, console, dist
 from noisycorr.decide import Decide
-from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts
+from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts, warn_of_keys
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.encoders.precomputed import PrecomputedEncoder
 from noisycorr.formats import Piece, Reader, Source, open_source
@@ -192,6 +192,7 @@ def _finish_embed(run: Run, inputs: dict[str, Any], encoder: DualEncoder, pieces
     if problems:
         listed = ", ".join(f"{count:,} {code}" for code, count in problems.most_common())
         say(f"embed: {problems.total():,} pairs with a problem: {listed}")
+    tell(warn_of_keys(run))
 
 
 def score_stage(plan: Plan, run: Run) -> None:

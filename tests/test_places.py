@@ -45,3 +45,13 @@ def test_a_source_is_settled_only_where_it_stays_the_same(tmp_path: Path, monkey
     (tmp_path / "{a,b}").mkdir()
     monkeypatch.chdir(tmp_path / "{a,b}")
     assert settled("s/{00..02}.tar") == "s/{00..02}.tar" and settled("../a.csv") == f"{tmp_path}/{{a,b}}/../a.csv"
+
+
+def test_keys_of_several_pairs_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write_source(tmp_path / "source", 40) / "pairs.csv"
+    words = ["clean", str(table.parent), "--stages", "embed", "-q", "--number_sample_per_shard", "16"]
+    words.append("--output_folder")
+    assert main([*words, str(tmp_path / "one")]) == 0 and "share their key" not in capsys.readouterr().err
+    table.write_text(table.read_text().replace("k39,", "k0,").replace("k38,", "k0,"))
+    assert main([*words, str(tmp_path / "two")]) == 0
+    assert "3 pairs share their key with another one" in capsys.readouterr().err
