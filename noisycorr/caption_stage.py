@@ -20,7 +20,7 @@ from noisycorr.captioner.align import Aligner, Encode, align_with, fit_aligner, 
 from noisycorr.captioner.best import best_of_levels, write_best
 from noisycorr.captioner.choice import Decode, Held
 from noisycorr.captioner.stored import Trained, captioner_identity, load_captioner
-from noisycorr.captioner.teach import Class, Material, Recipe, open_class, settle, train_class
+from noisycorr.captioner.teach import Class, Material, Recipe, check_columns, open_class, settle, train_class
 from noisycorr.captioner.tower import Some
 from noisycorr.embed import part_sizes, parts, read_facts, read_features
 from noisycorr.formats import Source
@@ -115,6 +115,7 @@ def read_material(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> 
         encode = encoder_of(source_run)
         columns = rectified_columns(corpus)
         corpus = dataclasses.replace(corpus, columns=columns) if encode is None else rectify_texts(corpus, encode)
+    check_columns(corpus.columns, plan.recipe)
     split = split_corpus(corpus, val_fraction=0.0 if plan.held.val_data else plan.held.val_fraction, test_fraction=0.0,
                          seed=plan.recipe.train.seed)  # fmt: skip
     if not plan.held.issues:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save
@@ -219,7 +220,7 @@ def prepare(pair: Pair, encoder: DualEncoder, choice: Embed, decode: bool) -> Pr
 def _row(pair: Pair, ready: Prepared, choice: Embed) -> dict[str, Any]:
     facts = dict(ready.facts)
     problem = pair.problem or facts.pop("problem", None)
-    detail = facts.pop("problem_detail", None)
+    detail = pair.detail or facts.pop("problem_detail", None)
     uid = pair.columns.get("uid")
     return facts | {
         "key": pair.key,
@@ -306,6 +307,20 @@ def read_facts(run: Run, columns: list[str]) -> pa.Table:
     """Chosen columns of the facts of all pairs, in row order."""
     tables = [pq.read_table(pairs_path(run, index), columns=columns) for index in parts(run)]
     return pa.concat_tables(tables) if tables else PAIRS.empty_table().select(columns)
+
+
+def warn_of_keys(run: Run) -> list[str]:
+    """One line if several pairs carry one key, else none. Keys are compared by 64-bit hashes: no name is held."""
+    hashes = [np.zeros(0, np.uint64)]
+    for index in parts(run):
+        for chunk in pq.read_table(pairs_path(run, index), columns=["key"]).column("key").chunks:
+            hashes.append(
+                np.array([xxhash.xxh3_64_intdigest((key or "").encode()) for key in chunk.to_pylist()], np.uint64)
+            )
+    counts = np.unique(np.concatenate(hashes), return_counts=True)[1]
+    shared = int(counts[counts > 1].sum())
+    more = "labels, `explain` and joins by key meet all of them; --id_col names another column"
+    return [f"warning: {shared:,} pairs share their key with another one: {more}"] if shared else []
 
 
 def open_facts(run: Run, name: str) -> Column:

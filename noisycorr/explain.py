@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from noisycorr.embed import open_features, pairs_path, read_facts
-from noisycorr.pairs import UsageError, is_truth
+from noisycorr.pairs import PROBLEMS, UsageError, is_truth
 from noisycorr.run import Run
 from noisycorr.score.view import blocks, take, unit
 from noisycorr.scoring import part_ranges
@@ -76,7 +76,9 @@ def _explain_row(run: Run, row: int, count: int) -> str:
     lines += _new_text(ledger)
     lines += _label(ledger) if "label_rectified" in ledger else []
     if facts["problem"]:
-        lines.append(f"problem  {facts['problem']}: {_short(facts['problem_detail'] or '')}")
+        lines.append(
+            f"problem  {facts['problem']}: {_short(facts['problem_detail'] or PROBLEMS.get(facts['problem'], ''))}"
+        )
     lines.append("scores (higher = better matched)")
     lines += [f"  {name:28s} {_number(ledger[name])}" for name in ledger if name.startswith("score_")]
     for name in ("image_issue", "text_issue", "near_duplicate_group"):
@@ -102,9 +104,10 @@ def _new_text(ledger: dict[str, Any]) -> list[str]:
     made = f"by {_short(ledger['text_source'])}"
     made += f", from {_short(ledger['text_lender'])}" if ledger["text_lender"] else ""
     made += f", level {ledger['text_level']}" if ledger["text_level"] is not None else ""
-    new, given = _number(ledger["score_text_new"]), _number(ledger["score_text_given"])
+    new, given = _number(ledger["score_text_new"]), f"the given with {_number(ledger['score_text_given'])}"
+    given = given if (ledger["text"] or "").strip() else "and there was no text"
     lines = [f"new text  {_short(ledger['text_proposed'])}", f"  {words.get(action, action)}; {made}",
-             f"  fits with {new}, the given with {given}"]  # fmt: skip
+             f"  fits with {new}, {given}"]  # fmt: skip
     return [*lines, f"  guard: {ledger['recaption_note']}"] if ledger["recaption_note"] else lines
 
 

@@ -58,6 +58,7 @@ class Pair:
         text: The caption exactly as it came in, or None where there is none.
         columns: Every other input column, as JSON values.
         problem: What the reader found wrong (`PROBLEMS`), or None. A pair with a problem is still a pair.
+        detail: More about the problem, such as the file that is not there, or None.
     """
 
     key: str
@@ -65,16 +66,17 @@ class Pair:
     text: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    detail: str | None = None
 
 
 PROBLEMS: dict[str, str] = {
-    "image_missing": "no image came with this text",
+    "image_missing": "no image came with this text, or its file is not there",
     "image_unreadable": "the image could not be decoded",
     "image_too_large": "the image has more pixels or bytes than the decoder accepts",
     "text_missing": "no text came with this image",
     "text_not_utf8": "the text is not valid UTF-8",
     "text_too_long": "the text is longer than the reader accepts",
-    "name_unsafe": "the name inside the archive points outside of its folder",
+    "name_unsafe": "the name or path of the image points outside of its folder",
     "archive_truncated": "the archive ends in the middle of this pair",
     "row_unreadable": "the row could not be parsed",
 }

@@ -5,6 +5,7 @@ Everything heavy is imported where it is used, so that the help comes at once.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +58,13 @@ def plan_flags(parser: Parser) -> None:
 
 
 def make_plan(given: Namespace) -> Plan:
-    """The plan that parsed flags describe."""
+    """The plan that parsed flags describe; its source is found from any working directory."""
+    from noisycorr.formats.locate import settled
     from noisycorr.stages import Plan
 
     parts = {part: make_choice(given, part, choice) for part, choice in plan_choices().items()}
+    source, root = parts["source"], parts["source"].image_root
+    parts["source"] = dataclasses.replace(source, path=settled(source.path), image_root=root and settled(root))
     return Plan(**parts, labels=given.labels, recaption=given.recaption, recaption_options=given.recaption_options)
 
 
@@ -69,6 +73,24 @@ def stored_plan(run: Run) -> Plan:
     parser = Parser("clean", "SOURCE --output_folder FOLDER", "")
     plan_flags(parser)
     return make_plan(read_words(parser, [], run.folder / "config.yaml"))
+
+
+def stored_reader(run: Run) -> Reader:
+    """The source that a run folder was made from.
+
+    Raises:
+        UsageError: If it cannot be opened, with the file that names it.
+    """
+    from noisycorr.formats import open_source
+
+    source = stored_plan(run).source
+    try:
+        return open_source(source)
+    except UsageError as error:
+        raise UsageError(
+            f"{error} The source {source.path!r} stands in {run.folder / 'config.yaml'}, and the working directory is "
+            f"{Path.cwd()}: if it starts there, go to where the run was made, or write the whole path into the file."
+        ) from error
 
 
 def picture_reader(run: Run, asked: str, instead: str) -> Reader:
@@ -82,9 +104,7 @@ def picture_reader(run: Run, asked: str, instead: str) -> Reader:
     Raises:
         UsageError: If the source brings embeddings.
     """
-    from noisycorr.formats import open_source
-
-    reader = open_source(stored_plan(run).source)
+    reader = stored_reader(run)
     if reader.format == "embeddings":
         raise UsageError(f"{asked} needs pictures, but this source brings embeddings: {instead}.")
     return reader

@@ -13,11 +13,11 @@ import torch
 
 from noisycorr import __version__, dist
 from noisycorr.embed import Embed, open_features, read_facts
-from noisycorr.formats import Source, open_source
+from noisycorr.formats import Source
 from noisycorr.learn.pictures import Pictures, stacked
 from noisycorr.learn.shelf import open_shelf
 from noisycorr.pairs import UsageError
-from noisycorr.plan_flags import stored_plan
+from noisycorr.plan_flags import stored_reader
 from noisycorr.prompt.choice import Context, Rounds, Steps
 from noisycorr.prompt.task import UNKNOWN, Task, check_leak, read_labels, read_seen, tidy
 from noisycorr.run import Run, fingerprint
@@ -150,7 +150,7 @@ def make_pixels(run: Run, images: Images, encoder: Any, device: torch.device) ->
     """Preprocessed pictures by row, decoded when they are asked for."""
     parts: list[Pictures] = []
     for number, one in enumerate(images.runs):
-        reader = open_source(stored_plan(one).source)
+        reader = stored_reader(one)
         shelf = open_shelf(one, reader, run.folder / "pictures" / str(number))
         parts.append(Pictures(shelf=shelf, preprocess=encoder.preprocess, size=(0, 0), aug_scale=1.0, seed=0))
     border = len(parts[0].shelf)

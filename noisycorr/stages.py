@@ -20,10 +20,11 @@ import yaml
 
 from noisycorr import __version__, console, dist
 from noisycorr.decide import Decide
-from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts
+from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts, warn_of_keys
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.encoders.precomputed import PrecomputedEncoder
 from noisycorr.formats import Piece, Reader, Source, open_source
+from noisycorr.formats.locate import settled
 from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import SHARED
@@ -103,7 +104,7 @@ def clean(plan: Plan, run: Run, *, stages: Sequence[str] = STAGES, overwrite: bo
     if "score" in stages:
         score_stage(plan, run)
     if "decide" in stages:
-        decide_stage(plan, run)
+        decide_stage(plan, run, keep_new_texts=True)
         if plan.recaption != "none":
             from noisycorr.recaption_stage import recaption_stage
 
@@ -193,6 +194,7 @@ def _finish_embed(run: Run, inputs: dict[str, Any], encoder: DualEncoder, pieces
     if problems:
         listed = ", ".join(f"{count:,} {code}" for code, count in problems.most_common())
         say(f"embed: {problems.total():,} pairs with a problem: {listed}")
+    tell(warn_of_keys(run))
 
 
 def score_stage(plan: Plan, run: Run) -> None:
@@ -212,8 +214,11 @@ def score_stage(plan: Plan, run: Run) -> None:
         timed(run, "score", inputs, lambda: score_run(plan, run), files)
 
 
-def decide_stage(plan: Plan, run: Run) -> None:
-    """Verdicts into the ledger, from stored scores."""
+def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
+    """Verdicts into the ledger, from stored scores.
+
+    New texts of `recaption` are taken back, but not with `keep_new_texts` if nothing changed that they lie on.
+    """
     from noisycorr.ledger import decide_run
     from noisycorr.recaption.ledger import touched
 
@@ -228,11 +233,15 @@ def decide_stage(plan: Plan, run: Run) -> None:
         "labels": fingerprint_file(labels) if labels else None,
     }
     if plan.recaption == "none" and touched(run):
+        if keep_new_texts and run.stage("recaption") and run.is_done("decide", {**inputs, "noisycorr": __version__}):
+            say("decide: nothing changed, so the new texts of `recaption` stay (`noisycorr decide` takes them back)")
+            return
         say("decide: new texts of an earlier `recaption` are taken back")
         forget(run, "decide")
 
     def work() -> dict[str, Any]:
         forget(run, "recaption")
+        write_config(run, plan)  # it no longer names the recaption
         found = decide_run(plan.decide, run, labels)
         forget(run, "recaption_started")
         return found
@@ -308,8 +317,11 @@ def decided_with(run: Run, name: str, before: str) -> dict[str, Any]:
 
 def write_config(run: Run, plan: Plan) -> None:
     """config.yaml: the flags of `noisycorr clean` that make this run, so that `noisycorr run` on it makes it again."""
-    text = yaml.safe_dump({"output_folder": str(run.folder), **_flat(plan)}, sort_keys=True, allow_unicode=True)
-    path = run.path("config.yaml")
+    path, values = run.path("config.yaml"), {"output_folder": str(run.folder), **_flat(plan)}
+    if plan.recaption == "none" and run.stage("recaption") and path.exists():  # its texts lie over the ledger as yet
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values |= {name: stored.get(name, values[name]) for name in ("recaption", "recaption_options")}
+    text = yaml.safe_dump(values, sort_keys=True, allow_unicode=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -329,6 +341,7 @@ def _refuse_other(plan: Plan, run: Run) -> None:
     """A plan that does not embed must be about the pairs that were embedded."""
     need(run, "embed")
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    stored |= {name: settled(stored[name]) for name in ("path", "image_root") if stored.get(name)}  # once as typed
     for name, value in (dataclasses.asdict(plan.source) | dataclasses.asdict(plan.embed)).items():
         if name not in HOW and stored.get(name) != value:
             raise UsageError(
@@ -359,8 +372,7 @@ def each_part(run: Run, folder: str) -> list[str]:
 
 def need(run: Run, name: str) -> dict[str, Any]:
     """The record of a finished stage; UsageError if it is not."""
-    record = run.stage(name)
-    if record is None:
+    if (record := run.stage(name)) is None:
         raise UsageError(f"{run.folder} holds no finished stage {name!r}: run `noisycorr clean` into it first.")
     return record
 
@@ -369,8 +381,7 @@ def _prepare(run: Run, *, overwrite: bool) -> None:
     """Clear or tidy the folder before any process writes to it."""
     if dist.is_main():
         if overwrite and not (run.folder / "stages" / "embed_started.json").exists():
-            taken = [name for name in RUN_CONTENT if _holds_something(run.folder / name)]
-            if taken:
+            if taken := [name for name in RUN_CONTENT if _holds_something(run.folder / name)]:
                 raise UsageError(f"{run.folder} holds {taken[0]!r}, but no run: --overwrite deletes runs only.")
         if overwrite:
             run.clear()

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from noisycorr.encoders.trainable import Trainable, load_trainable
-from noisycorr.formats import open_source
 from noisycorr.learn.batches import epoch_order, split_batches, stream_seed
 from noisycorr.learn.lora import add_lora, merged
 from noisycorr.learn.nmtune import Adapter, TuneData, new_head
@@ -26,7 +25,7 @@ from noisycorr.learn.rate import cosine_share
 from noisycorr.learn.shelf import open_shelf
 from noisycorr.learn.tuned import block_lists
 from noisycorr.pairs import UsageError
-from noisycorr.plan_flags import stored_plan
+from noisycorr.plan_flags import stored_reader
 from noisycorr.run import Run
 
 Pixels = Callable[[np.ndarray], Tensor]
@@ -53,7 +52,7 @@ def open_tower(place: str) -> Trainable:
 def open_pixels(place: str, trainable: Trainable, folder: Path) -> Pixels:
     """Preprocessed pictures of a run folder by row, decoded when they are asked for."""
     run = Run(place)
-    shelf = open_shelf(run, open_source(stored_plan(run).source), folder)
+    shelf = open_shelf(run, stored_reader(run), folder)
     pictures = Pictures(shelf=shelf, preprocess=trainable.encoder.preprocess, size=(0, 0), aug_scale=1.0, seed=0)
 
     def pixels(rows: np.ndarray) -> Tensor:

@@ -35,6 +35,7 @@ from noisycorr.plan_flags import (
     plan_choices,
     plan_flags,
     stored_plan,
+    stored_reader,
 )
 from noisycorr.prompt_verbs import BenchPrompt, Prompt
 from noisycorr.recaption_verbs import CaptionScore, Recaption
@@ -44,7 +45,7 @@ from noisycorr.tune_verbs import Annotate, Tune
 
 if TYPE_CHECKING:
     from noisycorr.export import Export as ExportChoice
-    from noisycorr.stages import Plan
+    from noisycorr.formats import Reader
 
 
 class Verb(Protocol):
@@ -96,7 +97,9 @@ class Clean:
         stages = [name.strip() for name in given.stages.split(",")]
         clean(plan, run, stages=stages, overwrite=given.overwrite)
         if choice is not None and dist.is_main():
-            _export(run, plan, choice)
+            from noisycorr.formats import open_source
+
+            _export(run, open_source(plan.source), choice)
 
 
 class RunConfig:
@@ -282,7 +285,7 @@ class Export:
 
         choice = Choice(**pick(given, Choice))
         run = open_run(given.output_folder)
-        _export(run, stored_plan(run), choice)
+        _export(run, stored_reader(run), choice)
 
 
 class Inject:
@@ -379,13 +382,12 @@ def _export_choice(given: Namespace) -> ExportChoice | None:
     return Choice(output_format=given.output_format, number_sample_per_shard=given.number_sample_per_shard)
 
 
-def _export(run: Run, plan: Plan, choice: ExportChoice) -> None:
+def _export(run: Run, reader: Reader, choice: ExportChoice) -> None:
     from noisycorr.export import export
-    from noisycorr.formats import open_source
     from noisycorr.stages import decided
 
     decided(run)
-    facts = export(run, open_source(plan.source), choice)
+    facts = export(run, reader, choice)
     others = {name: value for name, value in facts.items() if name.startswith(("without", "left_out", "keys"))}
     listed = "".join(f", {value:,} {name.replace('_', ' ')}" for name, value in others.items() if value)
     shards = "1 shard" if facts["shards"] == 1 else f"{facts['shards']:,} shards"

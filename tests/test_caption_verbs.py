@@ -250,7 +250,9 @@ def test_without_levels_and_without_a_ledger(place: Path, tmp_path: Path, capsys
     for name in ("decide", "score"):
         (tmp_path / "run" / "stages" / f"{name}.json").unlink()
     assert main(train(tmp_path)) == 2
-    assert "--draw_by p_clean: the ledger has no such column" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--draw_by p_clean: the ledger has no such column, for the run was not scored" in told
+    assert "--level_by none --draw_by none" in told and not (tmp_path / "model").exists()
     assert main(train(tmp_path, "--draw_by", "none")) == 2
     assert "--level_by score_pair: the ledger has no such column" in capsys.readouterr().err
     vanilla = ["--level_by", "none", "--draw_by", "none", "--keep_fraction", "1", "--epochs", "1"]

@@ -33,6 +33,13 @@ SOURCE = Source(path="x")
         ({"image": "bytes", "a_label": "integer", "b_label": "string"}, "image", "b_label", None),
         ({"image": "bytes", "truth_text": "string", "worse_label": "integer"}, "image", "worse_label", None),
         ({"image": "bytes", "text": "other", "captions": "strings"}, "image", "captions", None),
+        ({"image": "bytes", "text": "string", "key": "string", "uid": "string"}, "image", "text", "uid"),
+        (
+            {"image": "bytes", **dict.fromkeys(("text", "uid", "key", "p_clean", "verdict"), "string")},
+            "image",
+            "text",
+            "key",
+        ),
         ({"SAMPLE_ID": "integer", "uid": "string", "image": "bytes", "Text": "null"}, "image", "Text", "uid"),
         ({"image": "bytes", "text": "string", "image_id": "integer", "__key__": "string"}, "image", "text", "__key__"),
     ],

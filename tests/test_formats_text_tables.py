@@ -105,7 +105,9 @@ def test_class_numbers_are_the_last_resort(folder: Path) -> None:
 def test_paths_outside_of_the_folder_are_unsafe(folder: Path) -> None:
     (folder / "deep").mkdir()
     (folder / "deep" / "x.csv").write_text("image,text\n../a.jpg,x\n/etc/hostname,y\n../deep/none.jpg,z\n")
-    assert [p.problem for p in read(folder / "deep" / "x.csv")] == ["name_unsafe", "name_unsafe", "image_missing"]
+    found = read(folder / "deep" / "x.csv")
+    assert [p.problem for p in found] == ["name_unsafe", "name_unsafe", "image_missing"]
+    assert [p.detail for p in found] == ["../a.jpg", "/etc/hostname", "no such file: ../deep/none.jpg"]
     inside = read(folder / "deep" / "x.csv", image_root=str(folder))
     assert inside[0].problem == "name_unsafe"  # relative paths start from the root
     (folder / "deep" / "x.csv").write_text(f"image,text\n{folder}/a.jpg,x\n")

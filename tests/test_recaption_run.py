@@ -105,7 +105,9 @@ def test_most_replaced_texts_name_the_right_thing(run: Run, made: Path) -> None:
     assert right / len(taken) > 0.8 and sum(not truth[i] for i in taken) <= 0.02 * len(good)
 
 
-def test_clean_closes_the_loop_and_config_makes_it_again(made: Path, tmp_path: Path) -> None:
+def test_clean_closes_the_loop_and_config_makes_it_again(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["clean", str(made / "source"), "--output_folder", str(tmp_path / "a"), "--number_sample_per_shard", "200",
              "--no_near_duplicates", "-q"]  # fmt: skip
     assert main([*words, "--recaption", "retrieval", "--recaption.propose", "nearest"]) == 0
@@ -114,7 +116,12 @@ def test_clean_closes_the_loop_and_config_makes_it_again(made: Path, tmp_path: P
     assert sources == {None, "retrieval:nearest"}
     before = parts(found)
     assert main(["run", str(tmp_path / "a" / "config.yaml"), "-q"]) == 0 and parts(found) == before
-    assert main([*words]) == 0  # the same command without it
+    config = (tmp_path / "a" / "config.yaml").read_bytes()
+    for again in (words[:-1], [*words, "--stages", "score"], words):  # without it: nothing below the new texts changed
+        assert main(again) == 0 and parts(found) == before and found.stage("recaption") is not None
+        assert (tmp_path / "a" / "config.yaml").read_bytes() == config
+    assert "new texts of `recaption` stay (`noisycorr decide` takes them back)" in capsys.readouterr().err
+    assert main([*words, "--p_threshold", "0.6"]) == 0 and stored_plan(found).recaption == "none"
     assert not ADDED & set(read_ledger(found).column_names) and found.stage("recaption") is None
     for bad, message in (
         (["--recaption", "retrieval", "--recaption.gains", "1"], "gains"),

@@ -120,9 +120,25 @@ def column_of(columns: Mapping[str, np.ndarray], name: str, flag: str) -> Float[
         UsageError: If there is none of this name, or it is a truth column.
     """
     if name not in columns or name.startswith("truth_"):
-        known = ", ".join(sorted(columns)) or "nothing, for the run was not scored"
-        raise UsageError(f"--{flag} {name}: the ledger has no such column; it has {known}.")
+        if not columns:
+            cure = "run `noisycorr clean` first, or train without levels by --level_by none --draw_by none"
+            raise UsageError(f"--{flag} {name}: the ledger has no such column, for the run was not scored: {cure}.")
+        raise UsageError(f"--{flag} {name}: the ledger has no such column; it has {', '.join(sorted(columns))}.")
     return np.asarray(columns[name], np.float64)
+
+
+def check_columns(columns: Mapping[str, np.ndarray], recipe: Recipe) -> None:
+    """Refuse a training by columns that are not there, before anything is written.
+
+    Raises:
+        UsageError: As `column_of`.
+    """
+    wanted = {"draw_by": recipe.teach.draw_by, "weight_by": recipe.teach.weight_by, "level_by": recipe.levels.level_by}
+    if recipe.teach.fraction != 1:
+        wanted["keep_by"] = recipe.teach.keep_by
+    for flag, name in wanted.items():
+        if name != NONE:
+            column_of(columns, name, flag)
 
 
 def kept_rows(columns: Mapping[str, np.ndarray], n: int, choice: Teach) -> Int[np.ndarray, " k"]:

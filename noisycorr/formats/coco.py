@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from noisycorr.formats import Piece, Source
-from noisycorr.formats.rows import clean_text, image_root, json_value, key_text, resolve_image
+from noisycorr.formats.rows import clean_text, image_detail, image_root, json_value, key_text, resolve_image
 from noisycorr.formats.tables import with_path_note
 from noisycorr.pairs import Pair, UsageError
 from noisycorr.run import fingerprint_file
@@ -101,7 +101,8 @@ class CocoReader:
             text, text_problem = clean_text(sentence.get("raw" if file.karpathy else "caption"))
             columns = _karpathy_columns(image) if file.karpathy else _coco_columns(image, sentence)
             key = _key(file, item, image, sentence, row)
-            yield Pair(key=key, image=found, text=text, columns=columns, problem=problem or text_problem)
+            yield Pair(key=key, image=found, text=text, columns=columns, problem=problem or text_problem,
+                       detail=image_detail(name, problem))  # fmt: skip
 
     def embeddings(self, piece: Piece) -> tuple[np.ndarray, np.ndarray] | None:
         """None: there are none."""

@@ -90,7 +90,9 @@ def pick_columns(
             f"No text column was found in {source.path}: name it with --caption_col; the columns are: {_listed(kinds)}."
         )
     usable = {name: kind for name, kind in open_kinds.items() if name not in (image, text, url)}
-    key = source.id_col or _first(usable, KEY_NAMES, ("string", "integer"))
+    exported = {"key", "uid", "p_clean", "verdict"} <= kinds.keys()  # by us: their `uid` is not their key
+    key_names = ("key", *KEY_NAMES) if exported else KEY_NAMES
+    key = source.id_col or _first(usable, key_names, ("string", "integer"))
     notes = []
     if image is None and need_image:
         notes.append(f"there are only addresses (column {url}), which are never fetched: every image is missing")

@@ -24,7 +24,29 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 HUB = "hf://"
 BRACE_LIMIT = 1_000_000  # files of one pattern
+_ADDRESS = r"[a-z0-9+]+://|pipe:"
 _COCO_START = re.compile(r'\s*\{\s*"(info|images|annotations|licenses|categories|dataset|type)"\s*:')
+
+
+def settled(text: str) -> str:
+    """A source by absolute paths: the same files from any working directory.
+
+    What is no local path, does not exist or has patterns whose meaning could change stays as it is.
+    """
+    parts, here = text.split("::"), str(Path.cwd())
+    if text == "sample" or "::" in here or not all(part.strip() for part in parts):
+        return text
+    plain = not re.search(r"[{}*?\[\],\\]", here)  # else it would be read as a part of the pattern
+    out = []
+    for part in parts:
+        if re.match(_ADDRESS, part):
+            out.append(part)
+        elif (path := _local(part)).exists():
+            out.append(str(path.absolute()))
+        else:
+            pattern = part[0] not in "{~" and re.search(r"[{*?\[]", part)
+            out.append(str(Path(here) / part) if plain and pattern else part)
+    return "::".join(out)
 
 
 def expand_paths(text: str) -> list[Path]:
@@ -43,7 +65,7 @@ def expand_paths(text: str) -> list[Path]:
     for part in text.split("::"):
         if not part.strip():
             raise UsageError(f"The source {text!r} has an empty part beside '::': remove it or fill it in.")
-        if re.match(r"[a-z0-9+]+://|pipe:", part):
+        if re.match(_ADDRESS, part):
             raise UsageError(
                 f"{part!r} is not a local path: download it first (img2dataset makes shards from addresses)."
             )
@@ -146,7 +168,7 @@ def is_image_name(name: str) -> bool:
 
 
 def _expand_one(part: str) -> list[Path]:
-    literal = Path(part).expanduser().absolute()
+    literal = _local(part).absolute()
     if literal.exists() or not re.search(r"[{*?\[]", part):
         return [literal]
     if _brace_count(part) > BRACE_LIMIT:  # before they are made: the expansion is not lazy
@@ -159,7 +181,7 @@ def _expand_one(part: str) -> list[Path]:
         ) from None
     paths: list[Path] = []
     for name in names:
-        path = Path(name).expanduser().absolute()
+        path = _local(name).absolute()
         if re.search(r"[*?\[]", name) and not path.exists():
             below = Path(path.anchor)
             matches = sorted(below.glob(str(path.relative_to(below))))
@@ -169,6 +191,14 @@ def _expand_one(part: str) -> list[Path]:
         else:
             paths.append(path)
     return paths
+
+
+def _local(name: str) -> Path:
+    """A path with the home folder in the place of `~`; `~NAME` of a user that is not known is a name like others."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def _brace_count(part: str) -> int:

@@ -35,14 +35,20 @@ def row_pairs(values: Mapping[str, Any], columns: Columns, root: Path, row: int)
         Pairs with keys KEY, or KEY#0, KEY#1, ... with a column `image_key` for a list of texts.
     """
     key = key_text(values.get(columns.key) if columns.key else None, row)
-    image, image_problem = load_image(values.get(columns.image) if columns.image else None, root)
+    value = values.get(columns.image) if columns.image else None
+    image, image_problem = load_image(value, root)
     rest = other_columns(values, columns)
     text_value = values.get(columns.text) if columns.text else None
-    yield from text_pairs(key, image, image_problem, text_value, rest)
+    yield from text_pairs(key, image, image_problem, text_value, rest, image_detail(value, image_problem))
 
 
 def text_pairs(
-    key: str, image: bytes | Path | None, problem: str | None, text_value: Any, rest: Mapping[str, Any]
+    key: str,
+    image: bytes | Path | None,
+    problem: str | None,
+    text_value: Any,
+    rest: Mapping[str, Any],
+    detail: str | None = None,
 ) -> Iterator[Pair]:
     """One image with its text, or with each text of a list.
 
@@ -52,21 +58,22 @@ def text_pairs(
         problem: What is wrong with the image or the whole row; it goes before what is wrong with a text.
         text_value: A text, a list of texts, or None.
         rest: Other columns.
+        detail: More about that problem.
 
     Yields:
         One pair, or for a list one for each element: KEY#0, KEY#1, ... with `image_key`. An empty list is text_missing.
     """
     if not isinstance(text_value, (list, tuple)):
         text, text_problem = clean_text(text_value)
-        yield Pair(key=key, image=image, text=text, columns=rest, problem=problem or text_problem)
+        yield Pair(key=key, image=image, text=text, columns=rest, problem=problem or text_problem, detail=detail)
     elif not text_value:
-        yield Pair(key=key, image=image, columns=rest, problem=problem or "text_missing")
+        yield Pair(key=key, image=image, columns=rest, problem=problem or "text_missing", detail=detail)
     else:
         rest = {**rest, "image_key": key}
         for position, item in enumerate(text_value):
             text, text_problem = clean_text(item)
             name = f"{key}#{position}"
-            yield Pair(key=name, image=image, text=text, columns=rest, problem=problem or text_problem)
+            yield Pair(key=name, image=image, text=text, columns=rest, problem=problem or text_problem, detail=detail)
 
 
 def bad_row(row: int, raw: str) -> Pair:
@@ -166,6 +173,17 @@ def resolve_image(value: str, root: Path) -> tuple[Path | None, str | None]:
         return (path, None) if path.is_file() else (None, "image_missing")
     except (OSError, ValueError):
         return None, "image_missing"
+
+
+def image_detail(value: Any, problem: str | None) -> str | None:
+    """Which file it is that `load_image` found no way to; None if no path stands there."""
+    path = value.get("path") if isinstance(value, Mapping) else value
+    if problem is None or not isinstance(path, str) or not path:
+        return None
+    path = clean_string(path[:250])
+    if problem == "name_unsafe":
+        return path
+    return f"an address is never fetched: {path}" if _ADDRESS.match(path) else f"no such file: {path}"
 
 
 def arrow_rows(batch: pa.RecordBatch | pa.Table, class_names: Mapping[str, list[str]]) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ __all__ = ["IMAGE_ISSUES", "ImageLimits", "image_facts", "image_issues", "percep
 
 # Code -> what it says, worst first: a row with several issues carries the first.
 IMAGE_ISSUES: dict[str, str] = {
-    "missing": "no image came with this text",
+    "missing": "no image came with this text, or its file is not there",
     "unreadable": "the image could not be decoded",
     "blank": "the image shows one even colour",
     "tiny": "the image is too small to show anything",
