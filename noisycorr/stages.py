@@ -380,9 +380,9 @@ def need(run: Run, name: str) -> dict[str, Any]:
 def _prepare(run: Run, *, overwrite: bool) -> None:
     """Clear or tidy the folder before any process writes to it."""
     if dist.is_main():
-        if overwrite and not (run.folder / "stages" / "embed_started.json").exists():
-            if taken := [name for name in RUN_CONTENT if _holds_something(run.folder / name)]:
-                raise UsageError(f"{run.folder} holds {taken[0]!r}, but no run: --overwrite deletes runs only.")
+        taken = [name for name in RUN_CONTENT if _holds_something(run.folder / name)] if overwrite else []
+        if taken and not (run.folder / "stages" / "embed_started.json").exists():
+            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no run: --overwrite deletes runs only.")
         if overwrite:
             run.clear()
         run.sweep()
