@@ -5,7 +5,6 @@ Everything heavy is imported where it is used, so that the help comes at once.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +57,10 @@ def plan_flags(parser: Parser) -> None:
 
 
 def make_plan(given: Namespace) -> Plan:
-    """The plan that parsed flags describe; its source is found from any working directory."""
-    from noisycorr.formats.locate import settled
+    """The plan that parsed flags describe."""
     from noisycorr.stages import Plan
 
     parts = {part: make_choice(given, part, choice) for part, choice in plan_choices().items()}
-    source, root = parts["source"], parts["source"].image_root
-    parts["source"] = dataclasses.replace(source, path=settled(source.path), image_root=root and settled(root))
     return Plan(**parts, labels=given.labels, recaption=given.recaption, recaption_options=given.recaption_options)
 
 

@@ -24,7 +24,6 @@ from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts, warn_
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.encoders.precomputed import PrecomputedEncoder
 from noisycorr.formats import Piece, Reader, Source, open_source
-from noisycorr.formats.locate import settled
 from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import SHARED
@@ -341,7 +340,6 @@ def _refuse_other(plan: Plan, run: Run) -> None:
     """A plan that does not embed must be about the pairs that were embedded."""
     need(run, "embed")
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    stored |= {name: settled(stored[name]) for name in ("path", "image_root") if stored.get(name)}  # once as typed
     for name, value in (dataclasses.asdict(plan.source) | dataclasses.asdict(plan.embed)).items():
         if name not in HOW and stored.get(name) != value:
             raise UsageError(

@@ -67,14 +67,9 @@ def run_of_pairs(source: Source, clip_model: str, run: Run, name: str, *, score:
         name: Of the folder inside it.
         score: Score and decide, too.
         overwrite: Embed anew if the folder holds other pairs.
-
-    Raises:
-        UsageError: If the folder is that of the pairs themselves.
     """
     path = source.path
     if (Path(path) / "stages" / "embed.json").is_file():
-        if Path(path).resolve() == run.folder.resolve():
-            raise UsageError(f"{path} is the run of the pairs: choose another --output_folder for the model.")
         return Run(path)
     inner = Run(run.folder / name)
     cleaning = CleanPlan(source=source, embed=Embed(clip_model=embedding_model(clip_model)))

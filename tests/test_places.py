@@ -8,13 +8,12 @@ import pytest
 from recaption_run import write_source
 
 from noisycorr.cli import main
-from noisycorr.formats.locate import settled
 
 
-def test_the_source_is_found_from_another_folder(
+def test_a_source_that_is_not_found_is_told_with_its_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    source = write_source(tmp_path / "source", 40)
+    write_source(tmp_path / "source", 40)
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path)
     words = ["--output_folder", str(tmp_path / "out"), "--stages", "embed,score,decide", "-q"]
@@ -22,29 +21,11 @@ def test_the_source_is_found_from_another_folder(
     export = ["export", "--output_folder", str(tmp_path / "out"), "--output_format", "uids", "-q"]
     config = tmp_path / "out" / "config.yaml"
     monkeypatch.chdir(tmp_path / "else")
-    assert f"path: {source}\n" in config.read_text() and main(export) == 0
-    config.write_text(config.read_text().replace(f"path: {source}\n", "path: source\n"))  # a run of before
     assert main(export) == 2
     told = capsys.readouterr().err
     assert f"'source' stands in {config}" in told and f"working directory is {tmp_path / 'else'}" in told
     monkeypatch.chdir(tmp_path)
-    words[words.index("embed,score,decide")] = "score,decide"
-    assert main(["clean", "source", *words]) == 0 and main(export) == 0
-
-
-def test_a_source_is_settled_only_where_it_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.csv").touch()
-    (tmp_path / "[b].csv").touch()
-    monkeypatch.chdir(tmp_path)
-    for same in ("sample", "hf://a.csv", "pipe:a.csv", "none.csv", "a.csv::", "{a,/b}.csv", "~x/*.csv"):
-        assert settled(same) == same
-    assert settled("a.csv::[b].csv") == f"{tmp_path}/a.csv::{tmp_path}/[b].csv"
-    assert settled("s/{00..02}.tar") == f"{tmp_path}/s/{{00..02}}.tar"
-    assert settled("*.csv") == f"{tmp_path}/*.csv"
-    assert settled("/x/*.tar") == "/x/*.tar"
-    (tmp_path / "{a,b}").mkdir()
-    monkeypatch.chdir(tmp_path / "{a,b}")
-    assert settled("s/{00..02}.tar") == "s/{00..02}.tar" and settled("../a.csv") == f"{tmp_path}/{{a,b}}/../a.csv"
+    assert main(export) == 0
 
 
 def test_keys_of_several_pairs_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

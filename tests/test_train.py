@@ -312,7 +312,7 @@ def test_wrong_options_are_one_sentence(
 
 def test_the_folder_of_the_pairs_is_no_place_for_the_model(work: Path, capsys: pytest.CaptureFixture[str]):
     message = said(["train", str(work / "run"), "--output_folder", str(work / "run"), *FAST], capsys)
-    assert "choose another --output_folder for the model" in message
+    assert "holds pairs of `noisycorr clean`: choose another --output_folder" in message
 
 
 def test_a_loss_that_is_nan_fails_with_one_sentence(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

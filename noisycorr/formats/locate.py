@@ -28,27 +28,6 @@ _ADDRESS = r"[a-z0-9+]+://|pipe:"
 _COCO_START = re.compile(r'\s*\{\s*"(info|images|annotations|licenses|categories|dataset|type)"\s*:')
 
 
-def settled(text: str) -> str:
-    """A source by absolute paths: the same files from any working directory.
-
-    What is no local path, does not exist or has patterns whose meaning could change stays as it is.
-    """
-    parts, here = text.split("::"), str(Path.cwd())
-    if text == "sample" or "::" in here or not all(part.strip() for part in parts):
-        return text
-    plain = not re.search(r"[{}*?\[\],\\]", here)  # else it would be read as a part of the pattern
-    out = []
-    for part in parts:
-        if re.match(_ADDRESS, part):
-            out.append(part)
-        elif (path := _local(part)).exists():
-            out.append(str(path.absolute()))
-        else:
-            pattern = part[0] not in "{~" and re.search(r"[{*?\[]", part)
-            out.append(str(Path(here) / part) if plain and pattern else part)
-    return "::".join(out)
-
-
 def expand_paths(text: str) -> list[Path]:
     """All files and folders that a source names, in the order given.
 
