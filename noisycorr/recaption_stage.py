@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from noisycorr import __version__, dist
+from noisycorr import dist
 from noisycorr.caption_images import encoder_identity, images_of
 from noisycorr.captioner import stored
 from noisycorr.captioner.align import align_with, remember
@@ -62,16 +62,16 @@ def recaption_stage(plan: Plan, run: Run) -> None:
     choice = check_recaption(plan)
     if plan.recaption == NONE:
         return
-    if plan.recaption != RETRIEVAL:  # before anything is taken back
-        _trained(Path(plan.recaption), run)
     if touched(run) and run.stage("recaption") is None:  # interrupted: start from the ledger as it was decided
         decide_stage(dataclasses.replace(plan, recaption=NONE), run)
     decided = need(run, "decide")["fingerprint"]
-    inputs = {"decide": decided, "recaption": dataclasses.asdict(choice), "model": _identity(plan.recaption),
-              "noisycorr": __version__}  # as `timed` adds it  # fmt: skip
-    if touched(run) and not run.is_done("recaption", inputs):
+    inputs = {"decide": decided, "recaption": dataclasses.asdict(choice), "model": _identity(plan.recaption)}
+    done = run.is_current("recaption", inputs, files := each_part(run, "ledger"))
+    if not done and plan.recaption != RETRIEVAL:  # before anything is taken back
+        _trained(Path(plan.recaption), run)
+    if touched(run) and not done:
         decide_stage(dataclasses.replace(plan, recaption=NONE), run)
-    timed(run, "recaption", inputs, lambda: _work(plan, run, choice), each_part(run, "ledger"))
+    timed(run, "recaption", inputs, lambda: _work(plan, run, choice), files)
     write_config(run, plan)  # not before: what cannot be done is no part of the run
     (run.folder / "stages" / "recaption_started.json").unlink(missing_ok=True)
     tell((run.stage("recaption") or {})["facts"]["summary"])

@@ -36,6 +36,11 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def stamped(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of work that another version does anew."""
+    return {**inputs, "noisycorr": __version__}
+
+
 def fingerprint_file(path: Path) -> list[Any]:
     """Identity of an input file: name, size, modification time. Content changed behind all three goes unnoticed."""
     stat = path.stat()
@@ -115,6 +120,10 @@ class Run:
         """True if the stage finished with exactly these inputs."""
         record = self.stage(name)
         return record is not None and record["fingerprint"] == fingerprint(inputs)
+
+    def is_current(self, name: str, inputs: Mapping[str, Any], files: Iterable[str]) -> bool:
+        """True if the stage was finished with these inputs by this version, and left these files of the folder."""
+        return self.is_done(name, stamped(inputs)) and all((self.folder / file).exists() for file in files)
 
     def finish(self, name: str, inputs: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> None:
         """Mark a stage as finished. Call it after its last file is in place."""

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from noisycorr import __version__, console, dist
+from noisycorr import console, dist
 from noisycorr.decide import Decide
 from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts, warn_of_keys
 from noisycorr.encoders import DualEncoder, load_encoder
@@ -27,7 +27,7 @@ from noisycorr.formats import Piece, Reader, Source, open_source
 from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import SHARED
-from noisycorr.run import RUN_CONTENT, Run, atomic_path, fingerprint, fingerprint_file, provenance, write_json
+from noisycorr.run import RUN_CONTENT, Run, atomic_path, fingerprint, fingerprint_file, provenance, stamped, write_json
 from noisycorr.score.duplicates import Duplicates
 from noisycorr.score.image_issues import ImageLimits
 from noisycorr.score.pipeline import Score
@@ -232,7 +232,7 @@ def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
         "labels": fingerprint_file(labels) if labels else None,
     }
     if plan.recaption == "none" and touched(run):
-        if keep_new_texts and run.stage("recaption") and run.is_done("decide", {**inputs, "noisycorr": __version__}):
+        if keep_new_texts and run.stage("recaption") and run.is_current("decide", inputs, each_part(run, "ledger")):
             say("decide: nothing changed, so the new texts of `recaption` stay (`noisycorr decide` takes them back)")
             return
         say("decide: new texts of an earlier `recaption` are taken back")
@@ -350,14 +350,13 @@ def _refuse_other(plan: Plan, run: Run) -> None:
 
 def timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any]], files: list[str]) -> None:
     """Do the work of a stage that leaves these files, unless it was done with the same inputs by the same version."""
-    inputs = {**inputs, "noisycorr": __version__}
-    if run.is_done(name, inputs) and all((run.folder / file).exists() for file in files):
+    if run.is_current(name, inputs, files):
         say(f"{name}: nothing changed, skipped")
         return
     forget(run, name)  # its files are about to change
     started = time.perf_counter()
     facts = work()
-    run.finish(name, inputs, facts)
+    run.finish(name, stamped(inputs), facts)
     seconds = time.perf_counter() - started
     run.log(name, seconds=round(seconds, 3))
     say(f"{name}: {seconds:.1f} s")
