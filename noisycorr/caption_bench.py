@@ -46,7 +46,6 @@ from noisycorr.captioner.teach import (
     open_class,
     pair_shares,
     settle,
-    top_level,
     train_class,
 )
 from noisycorr.learn.bench import BenchSet
@@ -288,10 +287,7 @@ def _taught(material: Material, recipe: Recipe, method: str, taught: dict[str, C
         taught[said] = open_class(material, recipe)
         train_class(taught[said])
     group = taught[said]
-    group.trainer.load(group.trainer.best)
-    levels = group.trained.levels
-    group.trained.level = None if levels is None else top_level(levels)
-    group.trained.decode, group.trained.spread = recipe.decode, None
+    group.trainer.load(group.trainer.best)  # all else that another way of writing left is set anew when it is chosen
     return group
 
 

@@ -112,9 +112,10 @@ def read_material(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> 
         say(f"caption: {len(corpus.rectified):,} texts are those that the ledger repaired")
         for row, text in corpus.rectified.items():
             texts[row] = text
-        encode = encoder_of(source_run)
-        columns = rectified_columns(corpus)
-        corpus = dataclasses.replace(corpus, columns=columns) if encode is None else rectify_texts(corpus, encode)
+        if (encode := encoder_of(source_run)) is not None:
+            corpus = rectify_texts(corpus, encode)
+        else:
+            corpus = dataclasses.replace(corpus, columns=rectified_columns(corpus))
     check_columns(corpus.columns, plan.recipe)
     split = split_corpus(corpus, val_fraction=0.0 if plan.held.val_data else plan.held.val_fraction, test_fraction=0.0,
                          seed=plan.recipe.train.seed)  # fmt: skip

@@ -45,6 +45,11 @@ class Levels:
         return len(self.edges) - 1
 
     @property
+    def teaching(self) -> tuple[float, ...]:
+        """How many pairs of each level teach in an epoch, `unscored` at the end."""
+        return self.counts if self.taught is None else self.taught
+
+    @property
     def unscored(self) -> int:
         """The level of pairs without a score."""
         return self.count
@@ -62,13 +67,12 @@ class Levels:
 
     def trained(self) -> list[int]:
         """Levels that had pairs to learn from, in order."""
-        found = self.counts if self.taught is None else self.taught
-        return [i for i, n in enumerate(found) if n > 0 or (i == self.unscored and self.hidden)]
+        return [i for i, n in enumerate(self.teaching) if n > 0 or (i == self.unscored and self.hidden)]
 
     def fed(self) -> list[int]:
         """Those that are worth asking for: with a share of at least `STARVED` of the pairs, and `unscored`."""
-        found = self.counts if self.taught is None else self.taught
-        return [i for i in self.trained() if i == self.unscored or found[i] >= STARVED * sum(found)]
+        least = STARVED * sum(self.teaching)
+        return [i for i in self.trained() if i == self.unscored or self.teaching[i] >= least]
 
     def check(self, asked: Int[np.ndarray, " n"]) -> None:
         """Refuse levels that cannot be asked for.

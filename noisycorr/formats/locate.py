@@ -24,7 +24,6 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 HUB = "hf://"
 BRACE_LIMIT = 1_000_000  # files of one pattern
-_ADDRESS = r"[a-z0-9+]+://|pipe:"
 _COCO_START = re.compile(r'\s*\{\s*"(info|images|annotations|licenses|categories|dataset|type)"\s*:')
 
 
@@ -44,7 +43,7 @@ def expand_paths(text: str) -> list[Path]:
     for part in text.split("::"):
         if not part.strip():
             raise UsageError(f"The source {text!r} has an empty part beside '::': remove it or fill it in.")
-        if re.match(_ADDRESS, part):
+        if re.match(r"[a-z0-9+]+://|pipe:", part):
             raise UsageError(
                 f"{part!r} is not a local path: download it first (img2dataset makes shards from addresses)."
             )

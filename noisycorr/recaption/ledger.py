@@ -139,7 +139,8 @@ class _Written:
                 with atomic_path(path) as temporary:
                     temporary.write_text(body, encoding="utf-8")
             found = json.loads(path.read_text(encoding="utf-8"))
-            texts, levels = texts + found["texts"], levels + found["levels"]
+            texts += found["texts"]
+            levels += found["levels"]
         return texts, levels
 
     def _ask(self, rows: np.ndarray) -> Told:
