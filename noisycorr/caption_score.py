@@ -22,7 +22,7 @@ from noisycorr.caption_metrics import (
 from noisycorr.embed import open_features, read_facts
 from noisycorr.encoders import encode_texts, load_encoder
 from noisycorr.formats.given import load_rows
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, listed
 from noisycorr.recall import KS
 from noisycorr.run import Run
 from noisycorr.score.view import take
@@ -112,7 +112,7 @@ def _read(path: Path, what: str) -> dict[str, list[str]]:
         raise UsageError(f"The {what} {path} hold no rows with the columns key and caption.")
     name = next((name for name in NAMES if name in rows[0]), None)
     if "key" not in rows[0] or name is None:
-        names = " ".join(", ".join(map(str, rows[0])).split())[:300]
+        names = listed(map(str, rows[0]))
         raise UsageError(f"The {what} {path} have the columns {names}; expected key and caption.")
     out: dict[str, list[str]] = {}
     for row in rows:

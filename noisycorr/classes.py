@@ -13,7 +13,7 @@ from noisycorr import console
 from noisycorr.embed import Embed, read_facts
 from noisycorr.encoders import DualEncoder
 from noisycorr.formats import Source
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, listed
 from noisycorr.run import Run
 from noisycorr.stages import Plan, clean
 
@@ -45,7 +45,7 @@ def column_values(run: Run, name: str) -> list[Any]:
         known |= set(columns)
         found.append(columns.get(name, text if name in ("text", stored.get("caption_col")) else None))
     if all(value is None for value in found):
-        raise UsageError(f"{run.folder} has no column {name!r}; it has {', '.join(sorted(known)) or 'none'}, and text.")
+        raise UsageError(f"{run.folder} has no column {name!r}; it has {listed(known)}, and text.")
     return found
 
 

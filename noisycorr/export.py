@@ -50,7 +50,7 @@ from noisycorr.formats.writers.folder import (
 from noisycorr.formats.writers.names import image_suffix
 from noisycorr.formats.writers.shards import PARTS, first_of_each, parquet_rows, picture_key, remove
 from noisycorr.formats.writers.values import final_type, json_type, merge_types
-from noisycorr.pairs import Pair, UsageError, content_hash
+from noisycorr.pairs import Pair, UsageError, content_hash, listed
 from noisycorr.run import Run, fingerprint, read_json, write_json
 
 FORMATS: dict[str, Format] = {
@@ -230,8 +230,7 @@ def _plan(run: Run, reader: Reader, choice: Export, folder: Path) -> _Plan:
         fingerprint=fingerprint(settings),
     )
     if unknown := sorted((layout.fields or frozenset()) - set(layout.schema.names)):
-        names = ", ".join(sorted(layout.schema.names))
-        raise UsageError(f"json_fields names {unknown[0]!r}, but the fields are: {names}.")
+        raise UsageError(f"json_fields names {unknown[0]!r}, but the fields are: {listed(layout.schema.names)}.")
     first = first_of_each(pictures) if format_.same_picture else None
     return _Plan(counts=counts, layout=layout, renamed=renamed, first=first)
 

@@ -39,7 +39,7 @@ from noisycorr.noise import (
     Recipe,
     save_noise_index,
 )
-from noisycorr.pairs import Pair, UsageError, content_hash
+from noisycorr.pairs import Pair, UsageError, content_hash, listed
 from noisycorr.run import atomic_path, fingerprint, read_json, write_json
 
 NOISES = ("random_swap", "hard_swap", "partial_caption", "generic_caption", "missing_text", "noise_file")
@@ -233,9 +233,9 @@ def _first_pass(reader: Reader, choice: Inject) -> _Seen:
                 bar.update()
             seen.ends.append(len(seen.keys))
     if choice.class_col is not None and choice.class_col not in seen.types:
-        names = ", ".join(sorted(seen.types)[:40]) or "none"
         raise UsageError(
-            f"There is no column {choice.class_col!r} (--class_col) beside image and text; there are: {names}."
+            f"There is no column {choice.class_col!r} (--class_col) beside image and text; there are: "
+            f"{listed(seen.types)}."
         )
     if injected := sorted(set(seen.types) & set(TRUTH)):
         raise UsageError(f"The source holds injected noise already ({injected[0]}): start from the set without it.")

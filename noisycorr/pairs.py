@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,18 @@ TRUTH_PREFIX = "truth_"  # columns that only `evaluate` and the report may read 
 
 class UsageError(Exception):
     """The command was used wrongly: one clear sentence, exit status 2."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names that data brought (columns, fields, suffixes), sorted, for one sentence of an error.
+
+    At most 40, of 60 characters each; what would break the line or steer the terminal is written as an escape.
+    """
+    found = sorted(names)
+    told = (name if name.isprintable() else ascii(name)[1:-1] for name in found[:40])
+    short = [name if len(name) <= 60 else f"{name[:59]}…" for name in told]
+    more = f" and {len(found) - 40} more" if len(found) > 40 else ""
+    return ", ".join(name or "(none)" for name in short) + more or "none"
 
 
 def check_words(choice: object) -> None:

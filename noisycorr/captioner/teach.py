@@ -37,7 +37,7 @@ from noisycorr.captioner.train import (
 )
 from noisycorr.captioner.words import Pieces, Words, token_table
 from noisycorr.learn.batches import stream_seed
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, listed
 
 LEAST_SPREAD = 1e-6  # of alignment
 
@@ -123,7 +123,7 @@ def column_of(columns: Mapping[str, np.ndarray], name: str, flag: str) -> Float[
         if not columns:
             cure = "run `noisycorr clean` first, or train without levels by --level_by none --draw_by none"
             raise UsageError(f"--{flag} {name}: the ledger has no such column, for the run was not scored: {cure}.")
-        raise UsageError(f"--{flag} {name}: the ledger has no such column; it has {', '.join(sorted(columns))}.")
+        raise UsageError(f"--{flag} {name}: the ledger has no such column; it has {listed(columns)}.")
     return np.asarray(columns[name], np.float64)
 
 

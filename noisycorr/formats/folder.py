@@ -13,7 +13,7 @@ from noisycorr.formats import Piece, Source
 from noisycorr.formats.detect import kind_of_values, pick_text_field
 from noisycorr.formats.locate import is_image_name, walk_images
 from noisycorr.formats.rows import TEXT_LIMIT, clean_string, json_value, key_text, text_pairs
-from noisycorr.pairs import Pair, UsageError
+from noisycorr.pairs import Pair, UsageError, listed
 from noisycorr.run import fingerprint, fingerprint_file
 
 JSON_BYTES = 16 * 1024 * 1024  # a longer one is cut, and so unreadable
@@ -130,7 +130,7 @@ class FolderReader:
             if name is not None and name not in kinds:
                 raise UsageError(
                     f"There is no field {name!r} (--{flag}) in the JSON files beside the images of {self.source.path}; "
-                    f"the fields are: {', '.join(sorted(kinds)) or 'none'}."
+                    f"the fields are: {listed(kinds)}."
                 )
         return pick_text_field(kinds, self.source)
 

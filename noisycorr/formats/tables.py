@@ -32,6 +32,7 @@ from noisycorr.run import fingerprint_file
 
 BATCH_ROWS = 64  # rows that are Python values at one time
 _BUFFER = 1 << 20  # bytes of a parquet column read at once, instead of the whole column of a row group
+_WHOLE = 1 << 23  # bytes of a file up to which whole columns are read
 _SAMPLE = 100  # rows of a text table from which the kinds of its columns are told
 _DELIMITER_NAMES = {"\t": "tab", ";": "semicolon", "|": "bar"}
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError)
@@ -110,8 +111,10 @@ class ParquetReader:
         count = self._counts[piece.path]
         stop = piece.stop if piece.stop is not None else 1 if count is None else count
         try:
-            # Without a buffer a whole column of a row group is in memory at once, which may be gigabytes of images.
-            parquet = pq.ParquetFile(piece.path, buffer_size=_BUFFER, pre_buffer=False)
+            # Without a buffer a whole column of a row group is in memory at once, which may be gigabytes of images;
+            # with one, a damaged page that claims gigabytes gets them before it is found to be shorter.
+            buffer = _BUFFER if Path(piece.path).stat().st_size > _WHOLE else 0
+            parquet = pq.ParquetFile(piece.path, buffer_size=buffer, pre_buffer=False)
         except _ARROW_ERRORS:
             yield from (None for _ in range(piece.start, stop))
             return

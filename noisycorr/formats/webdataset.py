@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from noisycorr.formats.detect import kind_of_values, pick_text_field
 from noisycorr.formats.images import MAX_BYTES
 from noisycorr.formats.rows import TEXT_LIMIT, clean_string, json_value, key_text, text_pairs
 from noisycorr.formats.tar import BrokenArchive, Member, is_plain, open_archive, walk_members
-from noisycorr.pairs import Pair, UsageError
+from noisycorr.pairs import Pair, UsageError, listed
 from noisycorr.run import fingerprint_file
 
 SPLIT_BYTES = 1 << 30  # a larger uncompressed shard is split into pieces
@@ -104,7 +104,7 @@ class WebdatasetReader:
         source, suffixes = self.source, sorted({suffix for sample in samples for suffix in sample.suffixes})
         fields = {name: [s.fields.get(name) for s in samples] for s in samples for name in s.fields}
         if source.id_col is not None and samples and source.id_col not in fields:
-            raise UsageError(f"{source.path} has no JSON field {source.id_col!r} (--id_col): {_names(fields)}.")
+            raise UsageError(f"{source.path} has no JSON field {source.id_col!r} (--id_col): {listed(fields)}.")
         picked: dict[str, str] = {}
         images = [key for key in self._image_keys if key in suffixes]
         if images:
@@ -113,7 +113,7 @@ class WebdatasetReader:
             wanted = " or ".join(self._image_keys)
             raise UsageError(
                 f"The first samples of {source.path} have no image named {wanted}: name it with --wds_image_key; "
-                f"the suffixes are: {_names(suffixes)}."
+                f"the suffixes are: {listed(suffixes)}."
             )
         texts = [key for key in self._text_keys if key.lower() in suffixes or key in fields]
         if texts:
@@ -128,7 +128,7 @@ class WebdatasetReader:
         elif len(samples) >= (1 if source.caption_col else _ENOUGH):
             raise UsageError(
                 f"The first samples of {source.path} have no text named {wanted}: name it with --wds_caption_key; "
-                f"the suffixes and JSON fields are: {_names([*suffixes, *fields])}."
+                f"the suffixes and JSON fields are: {listed([*suffixes, *fields])}."
             )
         return picked
 
@@ -268,10 +268,6 @@ def _keys(text: str) -> list[str]:
     if not all(keys):
         raise UsageError(f"{text!r} has an empty part: join suffixes by ';', as in 'jpg;png'.")
     return keys
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(sorted(clean_string(name) or "(none)" for name in names)[:40]) or "there are none"
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:

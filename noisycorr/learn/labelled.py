@@ -13,7 +13,7 @@ import numpy as np
 from noisycorr.embed import read_facts
 from noisycorr.formats.given import load_array, load_labels
 from noisycorr.learn.corpus import read_corpus
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, listed
 from noisycorr.run import Run, fingerprint_file
 
 FEWEST = 3  # rows of each text, on average, where texts are taken for classes
@@ -130,9 +130,9 @@ def _of_run(run: Run, side: str, label_col: str | None, need: bool) -> Labelled:
     else:
         words = [_column(text, label_col) for text in facts.column("columns").to_pylist()]
         if not any(word is not None for word in words):
-            names = sorted({name for text in facts.column("columns").to_pylist()[:100] if text
+            names = listed({name for text in facts.column("columns").to_pylist()[:100] if text
                             for name in json.loads(text) if not name.lower().startswith("truth_")})  # fmt: skip
-            raise UsageError(f"{run.folder} has no column {label_col!r}; it has {', '.join(names) or 'none'}.")
+            raise UsageError(f"{run.folder} has no column {label_col!r}; it has {names}.")
     return Labelled(
         keys=corpus.keys, features=features, words=words, usable=np.asarray(features.any(1)), group=corpus.image_group,
         given_split=corpus.given_split, identity={"embed": corpus.identity["embed"], "label_col": label_col},

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from noisycorr.pairs import UsageError, is_truth
+from noisycorr.pairs import UsageError, is_truth, listed
 from noisycorr.strict_yaml import load_yaml
 
 SYNSET = re.compile(r"n\d{8}|[\w'.-]+\.[nvars]\.\d{2}")
@@ -123,7 +123,7 @@ def resolve_labels(rows: Sequence[Mapping[str, Any]], classes: ClassList, label_
     open_names = [name for name in names if not is_truth(name.lower())]
     if label_col is not None:
         if label_col not in names:
-            raise UsageError(f"There is no column {label_col!r} (--label_col) in {where}; it has: {', '.join(names)}.")
+            raise UsageError(f"There is no column {label_col!r} (--label_col) in {where}; it has: {listed(names)}.")
         found = _resolve([row.get(label_col) for row in rows], classes, label_col)
     else:
         tried = [name for name in open_names if name.lower() not in ANSWERS]
@@ -135,7 +135,7 @@ def resolve_labels(rows: Sequence[Mapping[str, Any]], classes: ClassList, label_
                 best, share = name, value
         if best is None or share < KNOWN_SHARE:
             raise UsageError(f"No column of {where} holds names of --classes: name it with --label_col; the columns "
-                             f"are: {', '.join(names)}.")  # fmt: skip
+                             f"are: {listed(names)}.")  # fmt: skip
         found = _resolve([row.get(best) for row in rows], classes, best)
     if not (found.one >= 0).any():
         sample = next((value for value in found.raw if value), "nothing")

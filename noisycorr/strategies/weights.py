@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from noisycorr.learn.contract import Encoded
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, listed
 
 
 def ledger_column(enc: Encoded, name: str) -> Float[Tensor, " b"]:
@@ -18,7 +18,7 @@ def ledger_column(enc: Encoded, name: str) -> Float[Tensor, " b"]:
     if name not in enc.columns:
         raise UsageError(
             f"the strategy weighs by the column {name!r}, but the training set has "
-            f"{', '.join(sorted(enc.columns)) or 'none'}: run `noisycorr clean` first, name another one, or take "
+            f"{listed(enc.columns)}: run `noisycorr clean` first, name another one, or take "
             "--strategy coteach."
         )
     return enc.columns[name]

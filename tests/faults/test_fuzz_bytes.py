@@ -13,6 +13,8 @@ from pathlib import Path
 
 import fuzz_bytes
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fuzz_targets import TARGETS, Breach, archive, guarded
 from safetensors.numpy import save
@@ -48,6 +50,19 @@ def pax_size(text: str) -> bytes:
     return bytes(raw)
 
 
+def parquet(place: int, body: bytes) -> bytes:
+    """The first seed with other bytes in one place."""
+    seed = TARGETS["parquet"].seeds()[0]
+    return seed[:place] + body + seed[place + 1 :]
+
+
+def named(column: str) -> bytes:
+    """A parquet whose columns have other names than the expected ones."""
+    buffer = BytesIO()
+    pq.write_table(pa.table({column: ["a"], "text": ["b"]}), buffer)
+    return buffer.getvalue()
+
+
 REGRESSIONS = [
     ("archive", pax_size("²")),  # a digit to str.isdigit, not to int
     *(("yaml", bytes([kind]) + body) for kind in (0, 1, 4) for body in (
@@ -62,6 +77,8 @@ REGRESSIONS = [
         header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 4)}"),
     )),
     ("array", b"\3\xff\xfe"),
+    *(("parquet", parquet(place, b"\xfe\xff\xff\xff\x0f")) for place in (10, 11)),  # a page of two gigabytes
+    *(("parquet", named(column)) for column in ("a\nb", "a" * 9000)),
     ("labels", b'\2{"a\\nb": 1}\n'),
     ("labels", b"\2" + b"[" * 100_000),
     ("labels", b"\3PAR1"),
