@@ -7,6 +7,7 @@ from typing import Any
 
 from noisycorr import console, dist
 from noisycorr.captioner.choice import Design
+from noisycorr.captioner.stored import Trained
 from noisycorr.captioner.tower import Pixels, grid_file, make_tower
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.learn.shelf import open_shelf
@@ -57,3 +58,24 @@ def encoder_identity(source_run: Run) -> str:
     stage = source_run.stage("embed") or {}
     name = str(stage["facts"]["encoder"])
     return f"{name}@{stage['inputs']['weights'][:12]}" if name.startswith("precomputed") else name
+
+
+def check_reads(trained: Trained, folder: Path, source_run: Run, *, same_encoder: bool | None = None) -> None:
+    """Refuse a captioner that reads pictures by another encoder than that of a run.
+
+    Args:
+        trained: The captioner.
+        folder: Of it.
+        source_run: Embedded.
+        same_encoder: Embeddings that came without their encoder are of that of the captioner; None where the command
+            has no such switch.
+
+    Raises:
+        UsageError: With both names.
+    """
+    name = encoder_identity(source_run)
+    unknown = name.startswith("precomputed")
+    if name != trained.encoder and not (same_encoder and unknown and trained.encoder.startswith("precomputed")):
+        more = ", or add --same_encoder if one made both" if unknown and same_encoder is not None else ""
+        raise UsageError(f"{folder} reads pictures by {trained.encoder}, but {source_run.folder} was embedded by "
+                         f"{name}: embed them with that encoder{more}.")  # fmt: skip

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from noisycorr import console, dist
-from noisycorr.caption_images import clip_model_of, encoder_identity, images_of
+from noisycorr.caption_images import check_reads, clip_model_of, encoder_identity, images_of
 from noisycorr.captioner.align import Aligner, Encode, align_with, fit_aligner, remember
 from noisycorr.captioner.best import best_of_levels, write_best
 from noisycorr.captioner.choice import Decode, Held
@@ -202,12 +202,7 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
     stored = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
     decode = dataclasses.replace(trained.decode, **asked)
     source_run = run_of_pairs(source, stored["clip_model"], run, "data", score=level == "given")
-    if (name := encoder_identity(source_run)) != trained.encoder and not (
-        same_encoder and name.startswith("precomputed") and trained.encoder.startswith("precomputed")
-    ):
-        more = ", or add --same_encoder if one made both" if name.startswith("precomputed") else ""
-        raise UsageError(f"{source.path} was embedded by {name}, but {model} reads pictures by {trained.encoder}: "
-                         f"embed them with that encoder{more}.")  # fmt: skip
+    check_reads(trained, model, source_run, same_encoder=same_encoder)
     encode = encoder_of(source_run)
     several = [name for name in ("samples", "each_level", "align_weight") if asked.get(name)]
     if encode is None and (level == "each" or several):

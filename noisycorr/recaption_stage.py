@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from noisycorr import dist
-from noisycorr.caption_images import encoder_identity, images_of
+from noisycorr.caption_images import check_reads, images_of
 from noisycorr.captioner import stored
 from noisycorr.captioner.align import align_with, remember
 from noisycorr.captioner.best import write_best
@@ -26,7 +26,7 @@ from noisycorr.flags import Parser, add_choice
 from noisycorr.pairs import UsageError
 from noisycorr.recaption.guards import disturb
 from noisycorr.recaption.ledger import recaption_run, touched
-from noisycorr.recaption.repair import Encode, Joint, Write
+from noisycorr.recaption.repair import Encode, Joint
 from noisycorr.recaption.rule import Recaption
 from noisycorr.run import Run, fingerprint
 from noisycorr.score.view import View, take
@@ -67,24 +67,28 @@ def recaption_stage(plan: Plan, run: Run) -> None:
     decided = need(run, "decide")["fingerprint"]
     inputs = {"decide": decided, "recaption": dataclasses.asdict(choice), "model": _identity(plan.recaption)}
     done = run.is_current("recaption", inputs, files := each_part(run, "ledger"))
+    trained = None
     if not done and plan.recaption != RETRIEVAL:  # before anything is taken back
-        _trained(Path(plan.recaption), run)
+        trained = stored.load_captioner(folder := Path(plan.recaption))
+        check_reads(trained, folder, run)
     if touched(run) and not done:
         decide_stage(dataclasses.replace(plan, recaption=NONE), run)
-    timed(run, "recaption", inputs, lambda: _work(plan, run, choice), files)
+    timed(run, "recaption", inputs, lambda: _work(plan, run, choice, trained, inputs["model"]), files)
     write_config(run, plan)  # not before: what cannot be done is no part of the run
     (run.folder / "stages" / "recaption_started.json").unlink(missing_ok=True)
     tell((run.stage("recaption") or {})["facts"]["summary"])
 
 
-def _work(plan: Plan, run: Run, choice: Recaption) -> dict[str, Any]:
+def _work(plan: Plan, run: Run, choice: Recaption, trained: stored.Trained | None, model: str) -> dict[str, Any]:
     found = load_pairs(plan, run)
     embedded = need(run, "embed")["facts"]
     encoder = None
     if not embedded["encoder"].startswith("precomputed"):
         encoder = load_encoder(plan.embed.clip_model, device=dist.device(), precision=plan.embed.model_precision)
     encode = None if encoder is None else partial(encode_texts, encoder, batch_size=256)
-    write = None if plan.recaption == RETRIEVAL else load_captioner(Path(plan.recaption), run, choice, encode)
+    write = None
+    if trained is not None:
+        write = Captioner(trained, run, fingerprint([model, choice.recaption_seed]), choice, encode)
     return recaption_run(choice, run, found, joint=_joint(plan, embedded, found.view, encoder), write=write,
                          encode=encode)  # fmt: skip
 
@@ -135,25 +139,6 @@ class Captioner:
 
     def _images(self, rows: np.ndarray) -> np.ndarray:
         return take(self.parts, rows) if self.image is None else np.asarray(self.image[rows])
-
-
-def load_captioner(folder: Path, run: Run, choice: Recaption, encode: Encode | None = None) -> Write:
-    """The captioner in a folder of `noisycorr caption train`, as a way from rows of this run to texts.
-
-    Raises:
-        UsageError: If there is none, it reads pictures by another encoder, or it cannot be loaded.
-    """
-    trained = _trained(folder, run)
-    identity = fingerprint([_identity(str(folder)), choice.recaption_seed])
-    return Captioner(trained, run, identity, choice, encode)
-
-
-def _trained(folder: Path, run: Run) -> stored.Trained:
-    _check_folder(folder)
-    trained, encoder = stored.load_captioner(folder), encoder_identity(run)
-    if trained.encoder != encoder:
-        raise UsageError(f"{folder} reads pictures by {trained.encoder}, but {run.folder} was embedded by {encoder}.")
-    return trained
 
 
 def named_recaption(name: str, options: str | None) -> Recaption:

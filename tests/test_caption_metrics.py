@@ -226,7 +226,7 @@ def test_pictures_that_are_all_missing_are_told_in_json(
     [
         ("a.jsonl", "{broken", "cannot be read"),
         ("a.jsonl", "", "hold no rows"),
-        ("a.csv", "id,caption\n1,a\n", "have the columns id, caption"),
+        ("a.csv", "id,caption\n1,a\n", "have the columns caption, id"),
         ("a.csv", "key,caption\nx,a\nx,b\n", "2 captions of key 'x'"),
         ("a.csv", "key,caption\nx,a\n", "has no key of the captions"),
     ],

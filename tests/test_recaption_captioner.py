@@ -15,7 +15,6 @@ import pytest
 import torch
 from pictures import write_pictures
 
-from noisycorr import recaption_stage as stage
 from noisycorr.captioner.stored import load_captioner
 from noisycorr.cli import main
 from noisycorr.embed import open_features
@@ -23,6 +22,7 @@ from noisycorr.encoders import encode_texts, load_encoder
 from noisycorr.learn.batches import stream_seed
 from noisycorr.recaption.ledger import read_ledger
 from noisycorr.recaption.rule import Recaption
+from noisycorr.recaption_stage import Captioner
 from noisycorr.run import Run, read_json, write_json
 from noisycorr.score.view import take
 
@@ -102,19 +102,19 @@ def test_wrong_texts_give_way_to_better_ones(made: Made, run: Run, capsys: pytes
 
 def test_the_captioner_writes_for_rows_in_any_company(made: Made, run: Run):
     model = made.folder / "model"
-    write = stage.load_captioner(model, run, Recaption(disturbance=2.0))
+    write = Captioner(load_captioner(model), run, "a", Recaption(disturbance=2.0), None)
     rows = np.array([150, 3, 77])
     alone = load_captioner(model).write(take(open_features(run, "image"), rows)).texts
     assert write(rows) == alone == [write(rows[i : i + 1])[0] for i in range(3)]
     many = np.arange(60)
-    shaken = write.disturbed(many, 0)  # type: ignore[attr-defined]
-    assert shaken == write.disturbed(many, 0) != write.undisturbed(many)  # type: ignore[attr-defined]
-    calm = stage.load_captioner(model, run, Recaption(disturbance=0))
-    assert calm.disturbed(many, 0) == calm.undisturbed(many)  # type: ignore[attr-defined]
-    assert write.level == load_captioner(model).level  # type: ignore[attr-defined]
+    shaken = write.disturbed(many, 0)
+    assert shaken == write.disturbed(many, 0) != write.undisturbed(many)
+    calm = Captioner(load_captioner(model), run, "a", Recaption(disturbance=0), None)
+    assert calm.disturbed(many, 0) == calm.undisturbed(many)
+    assert write.level == load_captioner(model).level
     encode = partial(encode_texts, load_encoder("tiny", device=torch.device("cpu")), batch_size=256)
-    write = stage.load_captioner(model, run, Recaption(recaption_seed=3), encode)
-    texts, levels = write.at_levels(many)  # type: ignore[attr-defined]
+    write = Captioner(load_captioner(model), run, "a", Recaption(recaption_seed=3), encode)
+    texts, levels = write.at_levels(many)
     assert texts == write(many) != load_captioner(model).write(take(open_features(run, "image"), many)).texts
     assert (
         [write.at_levels(many[i : i + 1]) for i in range(20)]

@@ -17,7 +17,7 @@ import pytest
 from recaption_run import write_source
 
 from noisycorr import recaption_stage as stage
-from noisycorr.caption_images import encoder_identity
+from noisycorr.caption_images import check_reads, encoder_identity
 from noisycorr.captioner.choice import Decode
 from noisycorr.captioner.stored import Texts
 from noisycorr.cli import main
@@ -348,19 +348,15 @@ class Trained:
 
 
 def test_a_captioner_of_a_folder_writes_for_rows(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="no folder"):
-        stage.load_captioner(tmp_path / "none", run, Recaption())
-    with pytest.raises(UsageError, match="no finished captioner"):
-        stage.load_captioner(tmp_path, run, Recaption())
-    monkeypatch.setattr("noisycorr.captioner.stored.load_captioner", lambda folder: Trained("other@1"))
-    with pytest.raises(UsageError, match=r"by other@1, but .* by precomputed"):
-        stage.load_captioner(tmp_path, run, Recaption())
-    monkeypatch.setattr("noisycorr.captioner.stored.load_captioner", lambda folder: Trained(encoder_identity(run)))
-    write = stage.load_captioner(tmp_path, run, Recaption(disturbance=0.5))
+    with pytest.raises(UsageError, match=r"by other@1, but .* by precomputed.* with that encoder\.$"):
+        check_reads(Trained("other@1"), tmp_path, run)  # type: ignore[arg-type]
+    trained = Trained(encoder_identity(run))
+    monkeypatch.setattr("noisycorr.captioner.stored.load_captioner", lambda folder: trained)
+    write = stage.Captioner(trained, run, "a", Recaption(disturbance=0.5), None)
     image = np.concatenate(load_pairs(stored_plan(run), run).view.image)
     assert write(np.array([7, 300])) == [f"{row} {np.linalg.norm(image[row]):.3f}" for row in (7, 300)]
-    shaken = write.disturbed(np.array([7]), 0)  # type: ignore[attr-defined]
-    assert shaken != write(np.array([7])) and write.level == 2  # type: ignore[attr-defined]
+    shaken = write.disturbed(np.array([7]), 0)
+    assert shaken != write(np.array([7])) and write.level == 2
     assert recaption(run, "--model", str(tmp_path)) == 2  # embeddings without a model cannot be judged
 
 
