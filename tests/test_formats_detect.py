@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from noisycorr.formats import Source
 from noisycorr.formats.detect import kind_of_arrow, kind_of_values, merge_kinds, pick_columns
 from noisycorr.formats.rows import DEPTH_LIMIT, TEXT_LIMIT, clean_text, json_value, key_text
-from noisycorr.pairs import UsageError
+from noisycorr.pairs import UsageError, listed
 
 SOURCE = Source(path="x")
 
@@ -127,3 +127,10 @@ def test_nesting_is_bounded() -> None:
     for _ in range(5000):
         deep = [deep]
     assert f"nested deeper than {DEPTH_LIMIT}" in json.dumps(json_value(deep))
+
+
+def test_names_of_the_data_stay_on_one_short_line() -> None:
+    assert listed(["b", "a", ""]) == "(none), a, b" and listed([]) == "none"
+    assert listed(["x\ny\x1b[31m\ud800", "é"]) == "x\\ny\\x1b[31m\\ud800, é"
+    assert listed(["n" * 61, "n" * 60]) == f"{'n' * 60}, {'n' * 59}…"
+    assert listed(f"{i:03}" for i in range(45)).endswith("039 and 5 more")
