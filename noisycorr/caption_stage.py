@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,11 +223,14 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
     if dist.is_main():
         run.finish("generate", inputs)
     dist.wait()
-    ends = dict(zip(part_sizes(source_run), np.cumsum([0, *part_sizes(source_run).values()]).tolist()))
-    for index in dist.my_share(parts(source_run)):
-        if not (run.folder / "captions" / f"{index:05d}.parquet").exists():
+    sizes = part_sizes(source_run)
+    ends = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist()))
+    left = [index for index in dist.my_share(parts(source_run))
+            if not (run.folder / "captions" / f"{index:05d}.parquet").exists()]  # fmt: skip
+    with console.bar(label="caption", total=sum(sizes[index] for index in left), hidden=not dist.is_main()) as bar:
+        for index in left:
             _write_part(run, source_run, index, ends[index], shown, trained, decode,
-                        level if number is None else number, given, encode, seed)  # fmt: skip
+                        level if number is None else number, given, encode, seed, bar.update)  # fmt: skip
     dist.wait()
     facts = _facts(run)
     say(f"caption: {facts['texts']:,} texts for {facts['pairs']:,} pairs in {run.folder / 'captions'}")
@@ -235,7 +238,8 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
 
 
 def _write_part(run: Run, source_run: Run, index: int, start: int, pictures: Any, trained: Trained, decode: Decode,
-                level: str | int, given: np.ndarray | None, encode: Encode | None, seed: int) -> None:  # fmt: skip
+                level: str | int, given: np.ndarray | None, encode: Encode | None, seed: int,
+                moved: Callable[[int], Any]) -> None:  # fmt: skip
     """One piece; each is written whole or not at all."""
     vectors = read_features(source_run, index, "image")
     image = vectors if pictures is None else Some(pictures, np.arange(start, start + len(vectors)))
@@ -248,9 +252,11 @@ def _write_part(run: Run, source_run: Run, index: int, start: int, pictures: Any
     if given is not None:
         wanted = given[start : start + n]
     if level == "each" and align is not None and trained.levels is not None:
-        found = best_of_levels(trained, image, align, trained.levels.trained(), decode, seed=seed, names=keys)
+        found = best_of_levels(
+            trained, image, align, trained.levels.trained(), decode, seed=seed, names=keys, moved=moved
+        )
     else:
-        found = write_best(trained, image, align, wanted, decode, seed=seed, names=keys)
+        found = write_best(trained, image, align, wanted, decode, seed=seed, names=keys, moved=moved)
     texts = [text if there else None for text, there in zip(found.written.texts, shown)]
     table = {"key": keys, "row": np.arange(start, start + n), "level": found.level.astype(np.int32),
              "text": pa.array(texts, pa.string()),

@@ -58,7 +58,8 @@ def value(log_prob: Float[np.ndarray, " n"], pieces: Int[np.ndarray, " n"], alig
 
 def write_best(trained: Trained, image: Any, align: Align | None, level: Int[np.ndarray, " n"] | int | None = None,
                decode: Decode | None = None, *, seed: int = 0,
-               names: Sequence[str | int] | None = None) -> Best:  # fmt: skip
+               names: Sequence[str | int] | None = None,
+               moved: Callable[[int], Any] | None = None) -> Best:  # fmt: skip
     """Write one text for each picture, or several of which the best is kept.
 
     Args:
@@ -69,6 +70,7 @@ def write_best(trained: Trained, image: Any, align: Align | None, level: Int[np.
         decode: How; None = what was found on validation pairs.
         seed: Of what is drawn.
         names: Of the pictures.
+        moved: Called with the number of pictures that are done since it was last called.
     """
     decode, n = decode or trained.decode, len(image)
     base = trained.level if level is None else level
@@ -80,6 +82,8 @@ def write_best(trained: Trained, image: Any, align: Align | None, level: Int[np.
         given = level if level is None or np.ndim(level) == 0 else np.asarray(level)[rows]
         found.append(_block(trained, np.asarray(image[rows]), mine, given, at[rows], decode, seed,
                             [names[row] for row in rows.tolist()]))  # fmt: skip
+        if moved is not None:
+            moved(len(rows))
     return _joined(found)
 
 
@@ -141,7 +145,8 @@ def _joined(blocks: Sequence[Best]) -> Best:
 
 
 def best_of_levels(trained: Trained, image: Any, align: Align, levels: Sequence[int], decode: Decode | None = None,
-                   *, seed: int = 0, names: Sequence[str | int] | None = None) -> Best:  # fmt: skip
+                   *, seed: int = 0, names: Sequence[str | int] | None = None,
+                   moved: Callable[[int], Any] | None = None) -> Best:  # fmt: skip
     """Write at several levels, and keep for each picture the text that is best aligned; of equal ones the first."""
     names, blocks = list(range(len(image))) if names is None else names, []
     for rows in _blocks(len(image)):
@@ -149,6 +154,8 @@ def best_of_levels(trained: Trained, image: Any, align: Align, levels: Sequence[
         found = [(trained.write(part, z, decode, seed=seed, names=own), np.full(len(rows), z)) for z in levels]
         score = _aligned(found, partial(_shifted, align, rows))
         blocks.append(_keep(found, score, score))
+        if moved is not None:
+            moved(len(rows))
     return _joined(blocks)
 
 

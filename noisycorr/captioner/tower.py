@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noisycorr import dist
+from noisycorr import console, dist
 from noisycorr.learn.pictures import Pictures, Shelf
 from noisycorr.pairs import UsageError
 from noisycorr.run import atomic_path, fingerprint, read_json, write_array, write_json
@@ -187,11 +187,13 @@ def grid_file(folder: Path, pixels: Pixels, tower: Tower, name: str, say: Callab
         if dist.is_main():
             say(f"{shape[1]} tokens of width {shape[2]} for {len(pixels):,} pictures: {2 * np.prod(shape) / 1e6:,.1f} "
                 f"MB in half precision in {path}")  # fmt: skip
-        for start in dist.my_share(starts):
-            if not (part := parts / f"{start:09d}.npy").exists():
+        lacking = [start for start in dist.my_share(starts) if not (parts / f"{start:09d}.npy").exists()]
+        with console.bar(label="image tokens", total=len(lacking) * PART, hidden=not dist.is_main()) as bar:
+            for start in lacking:
                 rows = np.arange(start, min(start + PART, len(pixels)))
                 found = [_tokens(tower, pixels[rows[i : i + BATCH]]) for i in range(0, len(rows), BATCH)]
-                write_array(part, np.concatenate(found))
+                write_array(parts / f"{start:09d}.npy", np.concatenate(found))
+                bar.update(PART)
     dist.wait()
     if dist.is_main() and not done:
         _join(path, [parts / f"{start:09d}.npy" for start in starts], shape)

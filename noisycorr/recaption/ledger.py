@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from noisycorr import console
 from noisycorr.pairs import UsageError
 from noisycorr.recaption.propose import trusted_rows
 from noisycorr.recaption.repair import Encode, Joint, Repairs, Write, repair
@@ -127,21 +128,26 @@ class _Written:
         """
         texts: list[str] = []
         levels: list[int | None] = []
-        for start in range(0, len(rows), CHUNK):
-            some = rows[start : start + CHUNK]
-            said = fingerprint([self.name, *what, [self.keys[row] for row in some.tolist()], some.tolist()])
-            path = self.run.path("recaption", f"{said}.json")
-            if not path.exists():
-                new, of = ask(some)
-                if len(new) != len(some):
-                    raise UsageError(f"the captioner wrote {len(new)} texts for {len(some)} pictures.")
-                body = json.dumps({"texts": new, "levels": of}, ensure_ascii=False)
-                with atomic_path(path) as temporary:
-                    temporary.write_text(body, encoding="utf-8")
-            found = json.loads(path.read_text(encoding="utf-8"))
-            texts += found["texts"]
-            levels += found["levels"]
+        with console.bar(label="recaption", total=len(rows)) as bar:
+            for start in range(0, len(rows), CHUNK):
+                told = self._chunk(rows[start : start + CHUNK], what, ask)
+                texts += told[0]
+                levels += told[1]
+                bar.update(len(told[0]))
         return texts, levels
+
+    def _chunk(self, some: np.ndarray, what: list[Any], ask: Callable[[np.ndarray], Told]) -> Told:
+        said = fingerprint([self.name, *what, [self.keys[row] for row in some.tolist()], some.tolist()])
+        path = self.run.path("recaption", f"{said}.json")
+        if not path.exists():
+            new, of = ask(some)
+            if len(new) != len(some):
+                raise UsageError(f"the captioner wrote {len(new)} texts for {len(some)} pictures.")
+            body = json.dumps({"texts": new, "levels": of}, ensure_ascii=False)
+            with atomic_path(path) as temporary:
+                temporary.write_text(body, encoding="utf-8")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found["texts"], found["levels"]
 
     def _ask(self, rows: np.ndarray) -> Told:
         """Texts and their levels; a captioner that tells no level of each text has one for all, or none."""
