@@ -272,7 +272,7 @@ def _table(found: Audited, more: dict[str, np.ndarray], labels: Labels, classes:
 
 
 def _decide(rule: LabelRule, run: Run) -> dict[str, Any]:
-    scores, facts = read_scores(run), read_facts(run, ["problem"])
+    scores, facts = read_scores(run), read_facts(run, ["problem", "text"])
     known = (run.stage("audit_score") or {})["facts"]
     found = _stored(scores)
     raw = [value or "" for value in scores.column("label").to_pylist()]
@@ -291,6 +291,9 @@ def _decide(rule: LabelRule, run: Run) -> dict[str, Any]:
         "sample_weight": columns["sample_weight"], "row": np.arange(n),
     }.items():  # fmt: skip
         table = table.append_column(name, value if isinstance(value, pa.Array) else pa.array(value))
+    texts = _texts_rectified(facts.column("text").to_pylist(), raw, columns)
+    if any(texts):  # export and train read it as the text of the row
+        table = table.append_column("text_rectified", pa.array(texts, pa.string()))
     _write(run, "ledger", table, first=["key", "uid", "text"])
     count = dict(sorted(Counter(map(str, columns["verdict"])).items()))
     summary = [f"{n:,} rows in, {n:,} in the ledger: " + ", ".join(f"{c:,} {v}" for v, c in count.items())]
@@ -307,6 +310,14 @@ def _tag_verdicts(columns: dict[str, Any], fixed: list[str | None], raw: list[st
             columns["reason"][i] = f"labels {raw[i]!r} become {value!r}" if value else f"no label of {raw[i]!r} fits"
             columns["label_rectified"][i] = value or None
     return columns
+
+
+def _texts_rectified(texts: list[str | None], raw: list[str], columns: dict[str, Any]) -> list[str | None]:
+    """The new label as the text of a changed row whose text only repeats the label, such as the name of its folder."""
+    return [
+        fixed if verdict == "relabel" and plain_name(text or "") == plain_name(label) else None
+        for text, label, verdict, fixed in zip(texts, raw, columns["verdict"], columns["label_rectified"])
+    ]
 
 
 def _stored(scores: pa.Table) -> Audited:

@@ -273,3 +273,32 @@ def test_bad_usage_is_one_sentence(done: tuple[Path, list[str]], capsys: pytest.
     np.save(folder / "e.npy", np.zeros((2, 3)))
     assert main([*words, "--class_embeddings", str(folder / "e.npy")]) == 2
     assert "has shape (2, 3)" in capsys.readouterr().err
+
+
+def test_rows_with_another_label_are_exported_with_it(
+    tmp_path: Path, done: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import csv
+
+    rows = [{**row, "title": row["colour"]} for row in pq.read_table(done[0] / "set.parquet").to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+    out, names = str(tmp_path / "out"), write(tmp_path / "names.txt", "red\ngreen\nblue\nwhite\n")
+    words = ["audit", str(tmp_path / "set.parquet"), "--classes", str(names), "--label_col", "colour", "--clip_model"]
+    words += ["tiny", "--output_folder", out, "--workers", "1", "--relabel_threshold", "0.5", "--out_of_set", "0", "-q"]
+    assert main(words) == 0
+    ledger = pq.read_table(Path(out) / "ledger" / "00000.parquet").to_pylist()
+    changed = {row["key"]: row["label_rectified"] for row in ledger if row["verdict"] == "relabel"}
+    assert changed
+    assert main(["export", "--output_folder", out, "--output_format", "csv", "-q"]) == 0
+    with (Path(out) / "export" / "csv" / "pairs.csv").open(encoding="utf-8", newline="") as file:
+        found = {row["key"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert set(found) == {row["key"] for row in ledger if row["verdict"] in ("keep", "relabel")}
+    assert {key: (found[key]["label_rectified"], found[key]["title"]) for key in changed} == {
+        key: (label, label) for key, label in changed.items()
+    }
+    for only, rows in (("relabel", len(changed)), ("all", len(ledger))):
+        place = tmp_path / only
+        words = ["--output_format", "parquet", "--only", only, "--output_path", str(place), "-q"]
+        assert main(["export", "--output_folder", out, *words]) == 0
+        assert pq.read_table(place / "00000.parquet").num_rows == rows
+    capsys.readouterr()

@@ -21,8 +21,7 @@ from noisycorr.report.tally import clip, plain
 from noisycorr.run import Run, atomic_path, write_json
 from noisycorr.scoring import part_ranges, read_scores
 
-CLASSES, EACH = 12, 6  # galleries by class, and cards in each
-LISTED, CLASSES = 20, 60  # rows of a table
+LISTED, CLASSES, EACH = 20, 60, 6  # rows of a table, classes with a gallery, cards in each
 LENT = 2  # lenders that a card shows
 READ = ["key", "text", "label", "label_rectified", "label_proposed", "p_clean", "p_proposed", "out_of_set", "verdict",
         "reason", "text_lenders"]  # fmt: skip
@@ -200,6 +199,10 @@ def _commands(column: dict[str, list[Any]], chosen: dict[str, list[int]], folder
     where = f"--output_folder {shlex.quote(folder)}"
     return [
         (f"noisycorr explain {shlex.quote(key)} {where}", "why one label was kept or changed, with every score"),
+        (
+            f"noisycorr export {where} --output_format parquet",
+            "what is kept, and what got another label: the right one is in label_rectified",
+        ),
         (
             f"noisycorr audit SOURCE --classes FILE {where} --relabel_threshold 0.95",
             "change fewer labels; takes seconds",
