@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from noisycorr import console, dist
 from noisycorr.classes import cut_note
@@ -25,7 +26,7 @@ from noisycorr.embed import open_features, pairs_path, read_facts
 from noisycorr.encoders import DualEncoder, encode_texts
 from noisycorr.formats.given import load_array
 from noisycorr.pairs import UsageError
-from noisycorr.run import Run, atomic_path, fingerprint_file
+from noisycorr.run import Run, atomic_path, fingerprint, fingerprint_file
 from noisycorr.score.class_list import ClassList, Labels, plain_name, read_classes, resolve_labels
 from noisycorr.score.confident import confident_joint, label_issues, overlapping_classes, self_confidence
 from noisycorr.score.duplicates import DuplicateGroups, Duplicates, group_names, near_duplicates
@@ -73,6 +74,7 @@ def audit(given: AuditPlan, run: Run, *, overwrite: bool = False) -> None:
     if not dist.is_main():
         return
     _take_over(run)
+    _write_config(given, run)
     inputs = {
         "embed": (run.stage("embed") or {})["fingerprint"],
         "classes": dataclasses.asdict(classes), "label_col": given.label_col, "audit": dataclasses.asdict(given.audit),
@@ -97,11 +99,25 @@ def _take_over(run: Run) -> None:
             path.unlink(missing_ok=True)
 
 
+def _write_config(given: AuditPlan, run: Run) -> None:
+    """audit.yaml: the flags of this audit, for `noisycorr audit --config`; config.yaml holds those of the embedding."""
+    from noisycorr.report.audit import CONFIG
+
+    body = {"output_folder": str(run.folder), "classes": given.classes, "label_col": given.label_col,
+            "class_embeddings": given.class_embeddings}  # fmt: skip
+    for part in (given.plan.source, given.plan.embed, given.audit, given.rule):
+        body |= dataclasses.asdict(part)
+    with atomic_path(run.path(CONFIG)) as path:
+        path.write_text(yaml.safe_dump(body, sort_keys=True, allow_unicode=True), encoding="utf-8")
+
+
 def report(run: Run) -> None:
     """report.html and report.json of an audited run."""
-    from noisycorr.report.audit import write_audit_report
+    from noisycorr.report.audit import CONFIG, write_audit_report
 
-    inputs = {"audit": decided_with(run, "audit", "audit_score")["fingerprint"]}
+    path = run.folder / CONFIG
+    shown = path.read_text(encoding="utf-8") if path.exists() else ""  # the page holds it
+    inputs = {"audit": decided_with(run, "audit", "audit_score")["fingerprint"], "config": fingerprint(shown)}
     timed(run, "audit_report", inputs, lambda: {"file": write_audit_report(run).name}, ["report.html", "report.json"])
     say(f"report: {run.folder / 'report.html'}")
 

@@ -247,6 +247,25 @@ def test_the_same_command_does_nothing_again_and_a_rule_redecides(
     assert (folder / "out" / "report.html").read_bytes() == page
 
 
+def test_the_flags_stand_in_the_folder_and_in_the_report(
+    tmp_path: Path, done: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, words = done
+    out = folder / "out"
+    assert main([*words, "--p_threshold", "0.97", "--label_col", "colour"]) == 0
+    page, ledger = (out / "report.html").read_text(encoding="utf-8"), (out / "ledger" / "00000.parquet").read_bytes()
+    assert "\np_threshold: 0.97\n" in page and "\np_threshold: 0.5\n" not in page and "label_col: colour" in page
+    assert "--config" in page and "audit SOURCE" not in page
+    again = ["audit", "--config", str(out / "audit.yaml"), "--output_folder", str(tmp_path / "again"), "-q"]
+    assert main(again) == 0
+    assert (tmp_path / "again" / "ledger" / "00000.parquet").read_bytes() == ledger
+    capsys.readouterr()
+    assert main(["status", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "audit_report: done" in told and "not done" not in told and "not finished" not in told
+    assert main(words) == 0
+
+
 def test_explain_tells_the_evidence(done: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = done
     assert main(["explain", "k0", "--output_folder", str(folder / "out")]) == 0
