@@ -25,6 +25,7 @@ from noisycorr.classes import cut_note
 from noisycorr.embed import open_features, pairs_path, read_facts
 from noisycorr.encoders import DualEncoder, encode_texts
 from noisycorr.formats.given import load_array
+from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
 from noisycorr.run import Run, atomic_path, fingerprint, fingerprint_file
 from noisycorr.score.class_list import ClassList, Labels, plain_name, read_classes, resolve_labels
@@ -69,6 +70,7 @@ def audit(given: AuditPlan, run: Run, *, overwrite: bool = False) -> None:
     Raises:
         UsageError: If classes or labels do not fit, or the folder holds other data.
     """
+    refuse_other_kind(run.folder, "embed_started", "embed")
     classes = read_classes(Path(given.classes))
     embed_stage(given.plan, run, overwrite=overwrite)
     if not dist.is_main():

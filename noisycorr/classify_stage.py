@@ -28,6 +28,7 @@ from noisycorr.learn.loop import Hooks, fit
 from noisycorr.learn.pictures import Pictures, PixelTowers
 from noisycorr.learn.shelf import open_shelf
 from noisycorr.learn.tune_choice import Tune
+from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import picture_reader
 from noisycorr.run import Run, atomic_path, fingerprint, provenance, write_json
@@ -97,6 +98,7 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     Raises:
         UsageError: If the folder holds another training, or the samples do not suffice.
     """
+    refuse_other_kind(run.folder, "classify_started")
     source = embedded_run(plan.path, run.folder / "data", caption_col=plan.caption_col, clip_model=plan.clip_model)
     samples = read_samples(source, plan.labels)
     corpus = dataclasses.replace(read_corpus(source), usable=samples.usable)  # a label needs no text

@@ -112,6 +112,7 @@ def test_choices_are_checked() -> None:
 
 
 def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -264,6 +265,29 @@ def test_the_flags_stand_in_the_folder_and_in_the_report(
     told = capsys.readouterr().out
     assert "audit_report: done" in told and "not done" not in told and "not finished" not in told
     assert main(words) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [
+        (["audit"], ("prompt_started", "tune_started", "classify_started")),
+        (["prompt"], ("embed_started", "tune_started", "classify_started")),
+        (["classify", "train"], ("embed_started", "tune_started", "prompt_started")),
+    ],
+)
+def test_a_folder_of_another_kind_is_left_alone(
+    words: list[str], kinds: tuple[str, ...], tmp_path: Path, done: tuple[Path, list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for kind in kinds:
+        out = tmp_path / kind
+        write(out / "stages" / f"{kind}.json", "{}")
+        write(out / "config.yaml", "mine: 1\n")
+        more = ["--classes", done[1][3], "--clip_model", "tiny", "--output_folder", str(out), "-q"]
+        assert main([*words, str(done[0] / "set.parquet"), *more]) == 2
+        assert "choose another --output_folder" in capsys.readouterr().err
+        assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "stages"]
+        assert (out / "config.yaml").read_text() == "mine: 1\n"
 
 
 def test_explain_tells_the_evidence(done: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
