@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from noisycorr import console, dist
 from noisycorr.classes import cut_note
 from noisycorr.embed import open_features, pairs_path, read_facts
 from noisycorr.encoders import DualEncoder, encode_texts
 from noisycorr.formats.given import load_array
+from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
-from noisycorr.run import Run, atomic_path, fingerprint_file
+from noisycorr.run import Run, atomic_path, fingerprint, fingerprint_file
 from noisycorr.score.class_list import ClassList, Labels, plain_name, read_classes, resolve_labels
 from noisycorr.score.confident import confident_joint, label_issues, overlapping_classes, self_confidence
 from noisycorr.score.duplicates import DuplicateGroups, Duplicates, group_names, near_duplicates
@@ -68,11 +70,13 @@ def audit(given: AuditPlan, run: Run, *, overwrite: bool = False) -> None:
     Raises:
         UsageError: If classes or labels do not fit, or the folder holds other data.
     """
+    refuse_other_kind(run.folder, "embed_started", "embed")
     classes = read_classes(Path(given.classes))
     embed_stage(given.plan, run, overwrite=overwrite)
     if not dist.is_main():
         return
     _take_over(run)
+    _write_config(given, run)
     inputs = {
         "embed": (run.stage("embed") or {})["fingerprint"],
         "classes": dataclasses.asdict(classes), "label_col": given.label_col, "audit": dataclasses.asdict(given.audit),
@@ -97,11 +101,25 @@ def _take_over(run: Run) -> None:
             path.unlink(missing_ok=True)
 
 
+def _write_config(given: AuditPlan, run: Run) -> None:
+    """audit.yaml: the flags of this audit, for `noisycorr audit --config`; config.yaml holds those of the embedding."""
+    from noisycorr.report.audit import CONFIG
+
+    body = {"output_folder": str(run.folder), "classes": given.classes, "label_col": given.label_col,
+            "class_embeddings": given.class_embeddings}  # fmt: skip
+    for part in (given.plan.source, given.plan.embed, given.audit, given.rule):
+        body |= dataclasses.asdict(part)
+    with atomic_path(run.path(CONFIG)) as path:
+        path.write_text(yaml.safe_dump(body, sort_keys=True, allow_unicode=True), encoding="utf-8")
+
+
 def report(run: Run) -> None:
     """report.html and report.json of an audited run."""
-    from noisycorr.report.audit import write_audit_report
+    from noisycorr.report.audit import CONFIG, write_audit_report
 
-    inputs = {"audit": decided_with(run, "audit", "audit_score")["fingerprint"]}
+    path = run.folder / CONFIG
+    shown = path.read_text(encoding="utf-8") if path.exists() else ""  # the page holds it
+    inputs = {"audit": decided_with(run, "audit", "audit_score")["fingerprint"], "config": fingerprint(shown)}
     timed(run, "audit_report", inputs, lambda: {"file": write_audit_report(run).name}, ["report.html", "report.json"])
     say(f"report: {run.folder / 'report.html'}")
 
@@ -272,7 +290,7 @@ def _table(found: Audited, more: dict[str, np.ndarray], labels: Labels, classes:
 
 
 def _decide(rule: LabelRule, run: Run) -> dict[str, Any]:
-    scores, facts = read_scores(run), read_facts(run, ["problem"])
+    scores, facts = read_scores(run), read_facts(run, ["problem", "text"])
     known = (run.stage("audit_score") or {})["facts"]
     found = _stored(scores)
     raw = [value or "" for value in scores.column("label").to_pylist()]
@@ -291,6 +309,9 @@ def _decide(rule: LabelRule, run: Run) -> dict[str, Any]:
         "sample_weight": columns["sample_weight"], "row": np.arange(n),
     }.items():  # fmt: skip
         table = table.append_column(name, value if isinstance(value, pa.Array) else pa.array(value))
+    texts = _texts_rectified(facts.column("text").to_pylist(), raw, columns)
+    if any(texts):  # export and train read it as the text of the row
+        table = table.append_column("text_rectified", pa.array(texts, pa.string()))
     _write(run, "ledger", table, first=["key", "uid", "text"])
     count = dict(sorted(Counter(map(str, columns["verdict"])).items()))
     summary = [f"{n:,} rows in, {n:,} in the ledger: " + ", ".join(f"{c:,} {v}" for v, c in count.items())]
@@ -307,6 +328,14 @@ def _tag_verdicts(columns: dict[str, Any], fixed: list[str | None], raw: list[st
             columns["reason"][i] = f"labels {raw[i]!r} become {value!r}" if value else f"no label of {raw[i]!r} fits"
             columns["label_rectified"][i] = value or None
     return columns
+
+
+def _texts_rectified(texts: list[str | None], raw: list[str], columns: dict[str, Any]) -> list[str | None]:
+    """The new label as the text of a changed row whose text only repeats the label, such as the name of its folder."""
+    return [
+        fixed if verdict == "relabel" and plain_name(text or "") == plain_name(label) else None
+        for text, label, verdict, fixed in zip(texts, raw, columns["verdict"], columns["label_rectified"])
+    ]
 
 
 def _stored(scores: pa.Table) -> Audited:

@@ -45,7 +45,7 @@ def column_values(run: Run, name: str) -> list[Any]:
         known |= set(columns)
         found.append(columns.get(name, text if name in ("text", stored.get("caption_col")) else None))
     if all(value is None for value in found):
-        raise UsageError(f"{run.folder} has no column {name!r}; it has {listed(known)}, and text.")
+        raise UsageError(f"{run.folder} has no column {name!r}; it has {listed({*known, 'text'})}: name one of them.")
     return found
 
 

@@ -28,9 +28,11 @@ from noisycorr.learn.loop import Hooks, fit
 from noisycorr.learn.pictures import Pictures, PixelTowers
 from noisycorr.learn.shelf import open_shelf
 from noisycorr.learn.tune_choice import Tune
+from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import picture_reader
 from noisycorr.run import Run, atomic_path, fingerprint, provenance, write_json
+from noisycorr.webly.choice import UNUSED as FIELDS_UNUSED
 from noisycorr.webly.choice import TrainClasses
 from noisycorr.webly.classify_choice import Finetune, Labels
 from noisycorr.webly.contract import Method
@@ -97,6 +99,7 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     Raises:
         UsageError: If the folder holds another training, or the samples do not suffice.
     """
+    refuse_other_kind(run.folder, "classify_started")
     source = embedded_run(plan.path, run.folder / "data", caption_col=plan.caption_col, clip_model=plan.clip_model)
     samples = read_samples(source, plan.labels)
     corpus = dataclasses.replace(read_corpus(source), usable=samples.usable)  # a label needs no text
@@ -216,7 +219,8 @@ def _start(plan: Plan, run: Run, samples: Samples, split: np.ndarray) -> None:
                               "clip_model": plan.clip_model,
                               "method": {"class_path": plan.method[0], "init_args": options}}  # fmt: skip
     values |= dataclasses.asdict(plan.tune) | dataclasses.asdict(plan.finetune)
-    values |= dataclasses.asdict(plan.labels) | dataclasses.asdict(plan.train)
+    values |= dataclasses.asdict(plan.labels)
+    values |= {name: value for name, value in dataclasses.asdict(plan.train).items() if name not in FIELDS_UNUSED}
     with atomic_path(run.path("config.yaml")) as path:
         path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
     write_json(run.path("provenance.json"), provenance())

@@ -9,7 +9,6 @@ from noisycorr.plan_flags import NEED_FOLDER, make_choice, new_run
 
 SOURCE = "Run folder of `noisycorr clean`, or any source that it reads, which is then embedded first"
 METHOD = "Method: capro, mopro, pls, pls_lsa, elr, elr_plus, nested, confident or plain; capro_tags or plain for tags"
-UNUSED = frozenset({"temperature", "dropout", "accum_freq", "beta1", "beta2", "eps"})  # fields of retrieval models
 
 
 class ClassifyTrain:
@@ -27,7 +26,7 @@ class ClassifyTrain:
     def flags(parser: Parser) -> None:
         """The samples, the method, and how to train."""
         from noisycorr.learn.tune_choice import Tune
-        from noisycorr.webly.choice import TrainClasses
+        from noisycorr.webly.choice import UNUSED, TrainClasses
         from noisycorr.webly.classify_choice import Finetune, Labels
 
         parser.add_word("path", "SOURCE", SOURCE, need="the source is missing: name a run folder or a source")
@@ -72,7 +71,7 @@ class BenchWebly:
     @staticmethod
     def flags(parser: Parser) -> None:
         """What to run, and the budget."""
-        from noisycorr.webly.choice import TrainClasses
+        from noisycorr.webly.choice import UNUSED, TrainClasses
         from noisycorr.webly_choice import BenchWebly as Choice
 
         parser.add("output_folder", str, None, "Folder for features, cells and tables; made if absent",

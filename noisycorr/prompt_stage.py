@@ -15,6 +15,7 @@ import yaml
 from noisycorr import dist
 from noisycorr.encoders import load_encoder
 from noisycorr.encoders.frozen import check_width
+from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
 from noisycorr.prompt.build import build, scale_of, zero_shot
 from noisycorr.prompt.choice import Steps
@@ -78,6 +79,7 @@ def prompt(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     Raises:
         UsageError: If classes, labels or images do not suffice, or the folder holds another tuning.
     """
+    refuse_other_kind(run.folder, "prompt_started")
     names, descriptions = read_classes(Path(plan.classes))
     images = read_images(plan, run, overwrite=overwrite)
     if overwrite and dist.is_main():

@@ -167,7 +167,8 @@ class Run:
 
 
 RUN_CONTENT = (
-    "config.yaml", "provenance.json", "pairs", "embeddings", "scores", "ledger", "export", "stages", "checkpoints",
+    "config.yaml", "audit.yaml", "provenance.json", "pairs", "embeddings", "scores", "ledger", "export", "stages",
+    "checkpoints",
     "metrics.jsonl", "evaluation.json", "report.json", "report.html", "model.safetensors", "model.json",
     "trust.parquet", "split.parquet", "networks", "pictures", "trackers", "recaption", "models",
     "predictions.parquet", "captioner.json", "captioner.safetensors", "aligner.safetensors", "levels.json",

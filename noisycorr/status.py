@@ -11,6 +11,7 @@ from noisycorr.pairs import UsageError
 from noisycorr.run import Run, read_json
 
 STAGES = ("embed", "score", "decide", "report")
+AUDIT = ("embed", "audit_score", "audit", "audit_report")
 RECENT = 20  # pieces whose rate is told
 
 
@@ -32,16 +33,17 @@ def status(folder: Path) -> list[str]:
     started = run.stage("embed_started")
     if started is not None:
         lines.append(f"embed: {_embed(run, started)}")
-    for name in STAGES[1:]:
+    stages = AUDIT if (folder / "audit.yaml").exists() and not any(map(run.stage, STAGES[1:])) else STAGES
+    for name in stages[1:]:
         if started is not None:
             lines.append(f"{name}: {_stage(run, name)}")
     lines += [
         f"{path.stem}: done" for path in sorted(folder.glob("stages/*.json"))
-        if path.stem not in (*STAGES, "embed_started") and not path.stem.endswith("_started")
+        if path.stem not in (*stages, "embed_started") and not path.stem.endswith("_started")
     ]  # fmt: skip
     if saved := sorted(folder.glob("checkpoints/step-*/COMPLETE")):
         lines.append(f"train: checkpoint {saved[-1].parent.name}, {_ago(saved[-1])}")
-    if not at_work and started is not None and any(run.stage(name) is None for name in STAGES):
+    if not at_work and started is not None and any(run.stage(name) is None for name in stages):
         lines.append("not finished: the same command continues it")
     return lines
 

@@ -112,6 +112,7 @@ def test_choices_are_checked() -> None:
 
 
 def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -247,6 +248,48 @@ def test_the_same_command_does_nothing_again_and_a_rule_redecides(
     assert (folder / "out" / "report.html").read_bytes() == page
 
 
+def test_the_flags_stand_in_the_folder_and_in_the_report(
+    tmp_path: Path, done: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, words = done
+    out = folder / "out"
+    assert main([*words, "--p_threshold", "0.97", "--label_col", "colour"]) == 0
+    page, ledger = (out / "report.html").read_text(encoding="utf-8"), (out / "ledger" / "00000.parquet").read_bytes()
+    assert "\np_threshold: 0.97\n" in page and "\np_threshold: 0.5\n" not in page and "label_col: colour" in page
+    assert "--config" in page and "audit SOURCE" not in page
+    again = ["audit", "--config", str(out / "audit.yaml"), "--output_folder", str(tmp_path / "again"), "-q"]
+    assert main(again) == 0
+    assert (tmp_path / "again" / "ledger" / "00000.parquet").read_bytes() == ledger
+    capsys.readouterr()
+    assert main(["status", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "audit_report: done" in told and "not done" not in told and "not finished" not in told
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [
+        (["audit"], ("prompt_started", "tune_started", "classify_started")),
+        (["prompt"], ("embed_started", "tune_started", "classify_started")),
+        (["classify", "train"], ("embed_started", "tune_started", "prompt_started")),
+    ],
+)
+def test_a_folder_of_another_kind_is_left_alone(
+    words: list[str], kinds: tuple[str, ...], tmp_path: Path, done: tuple[Path, list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for kind in kinds:
+        out = tmp_path / kind
+        write(out / "stages" / f"{kind}.json", "{}")
+        write(out / "config.yaml", "mine: 1\n")
+        more = ["--classes", done[1][3], "--clip_model", "tiny", "--output_folder", str(out), "-q"]
+        assert main([*words, str(done[0] / "set.parquet"), *more]) == 2
+        assert "choose another --output_folder" in capsys.readouterr().err
+        assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "stages"]
+        assert (out / "config.yaml").read_text() == "mine: 1\n"
+
+
 def test_explain_tells_the_evidence(done: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = done
     assert main(["explain", "k0", "--output_folder", str(folder / "out")]) == 0
@@ -273,3 +316,32 @@ def test_bad_usage_is_one_sentence(done: tuple[Path, list[str]], capsys: pytest.
     np.save(folder / "e.npy", np.zeros((2, 3)))
     assert main([*words, "--class_embeddings", str(folder / "e.npy")]) == 2
     assert "has shape (2, 3)" in capsys.readouterr().err
+
+
+def test_rows_with_another_label_are_exported_with_it(
+    tmp_path: Path, done: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import csv
+
+    rows = [{**row, "title": row["colour"]} for row in pq.read_table(done[0] / "set.parquet").to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+    out, names = str(tmp_path / "out"), write(tmp_path / "names.txt", "red\ngreen\nblue\nwhite\n")
+    words = ["audit", str(tmp_path / "set.parquet"), "--classes", str(names), "--label_col", "colour", "--clip_model"]
+    words += ["tiny", "--output_folder", out, "--workers", "1", "--relabel_threshold", "0.5", "--out_of_set", "0", "-q"]
+    assert main(words) == 0
+    ledger = pq.read_table(Path(out) / "ledger" / "00000.parquet").to_pylist()
+    changed = {row["key"]: row["label_rectified"] for row in ledger if row["verdict"] == "relabel"}
+    assert changed
+    assert main(["export", "--output_folder", out, "--output_format", "csv", "-q"]) == 0
+    with (Path(out) / "export" / "csv" / "pairs.csv").open(encoding="utf-8", newline="") as file:
+        found = {row["key"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert set(found) == {row["key"] for row in ledger if row["verdict"] in ("keep", "relabel")}
+    assert {key: (found[key]["label_rectified"], found[key]["title"]) for key in changed} == {
+        key: (label, label) for key, label in changed.items()
+    }
+    for only, rows in (("relabel", len(changed)), ("all", len(ledger))):
+        place = tmp_path / only
+        words = ["--output_format", "parquet", "--only", only, "--output_path", str(place), "-q"]
+        assert main(["export", "--output_folder", out, *words]) == 0
+        assert pq.read_table(place / "00000.parquet").num_rows == rows
+    capsys.readouterr()

@@ -71,6 +71,10 @@ def test_a_classifier_is_trained_tested_and_continued(run: Run, tmp_path: Path, 
     assert b"class-0" in before["report.html"]
     assert main(words) == 0
     assert all((tmp_path / "out" / name).read_bytes() == body for name, body in before.items())
+    assert before["report.html"].count(b"</main>") == 1
+    again = ["classify", "train", "--config", str(tmp_path / "out" / "config.yaml")]
+    assert main([*again, "--output_folder", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "labels.parquet").read_bytes() == before["labels.parquet"]
     assert main([*words, "--seed", "1"]) == 2
     assert "holds a training of other data, method or settings" in capsys.readouterr().err
 

@@ -65,10 +65,10 @@ def write_report(run: Run) -> Path:
     return path
 
 
-def read_config(run: Run) -> tuple[dict[str, Any], dict[str, str]]:
+def read_config(run: Run, file: str = "config.yaml") -> tuple[dict[str, Any], dict[str, str]]:
     """The configuration as a dictionary, and configuration and provenance as they stand in their files."""
     sources = {}
-    for title, name in (("Configuration", "config.yaml"), ("Provenance", "provenance.json")):
+    for title, name in (("Configuration", file), ("Provenance", "provenance.json")):
         path = run.folder / name
         sources[title] = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     try:

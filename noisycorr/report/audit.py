@@ -21,8 +21,8 @@ from noisycorr.report.tally import clip, plain
 from noisycorr.run import Run, atomic_path, write_json
 from noisycorr.scoring import part_ranges, read_scores
 
-CLASSES, EACH = 12, 6  # galleries by class, and cards in each
-LISTED, CLASSES = 20, 60  # rows of a table
+LISTED, CLASSES, EACH = 20, 60, 6  # rows of a table, classes with a gallery, cards in each
+CONFIG = "audit.yaml"  # the flags of the audit; config.yaml holds those of the embedding
 LENT = 2  # lenders that a card shows
 READ = ["key", "text", "label", "label_rectified", "label_proposed", "p_clean", "p_proposed", "out_of_set", "verdict",
         "reason", "text_lenders"]  # fmt: skip
@@ -69,7 +69,7 @@ def write_audit_report(run: Run) -> Path:
     write_json(run.path("report.json"), body)
     chosen = _chosen(column, p, [row[0] for row in classes], place)
     cards = _cards(run, column, p, sorted({row for rows in chosen.values() for row in rows}))
-    config, sources = read_config(run)
+    config, sources = read_config(run, CONFIG)
     folder = config.get("output_folder")
     overlaps = [(known["classes"][a], known["classes"][b], f"{share:.2%}")
                 for a, b, share in (known.get("confident") or {}).get("overlaps", [])]  # fmt: skip
@@ -86,7 +86,7 @@ def write_audit_report(run: Run) -> Path:
         senses=[(*row[:3], "–" if row[3] is None else f"{row[3]:.3f}") for row in body["senses"]],
         neighbors=f"{known['neighbors']['method']}, recall {known['neighbors']['recall']:.3f}",
         weights=list(known["weights"].items()),
-        commands=_commands(column, chosen, folder if isinstance(folder, str) else "OUT"),
+        commands=_commands(column, chosen, folder if isinstance(folder, str) else str(run.folder)),
         sources={**sources, "Facts of the audit": dump(scored), "Facts of the verdicts": dump(decided)},
     )  # fmt: skip
     path = run.path("report.html")
@@ -201,7 +201,11 @@ def _commands(column: dict[str, list[Any]], chosen: dict[str, list[int]], folder
     return [
         (f"noisycorr explain {shlex.quote(key)} {where}", "why one label was kept or changed, with every score"),
         (
-            f"noisycorr audit SOURCE --classes FILE {where} --relabel_threshold 0.95",
+            f"noisycorr export {where} --output_format parquet",
+            "what is kept, and what got another label: the right one is in label_rectified",
+        ),
+        (
+            f"noisycorr audit --config {shlex.quote(str(Path(folder) / CONFIG))} --relabel_threshold 0.95",
             "change fewer labels; takes seconds",
         ),
     ]

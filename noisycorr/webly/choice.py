@@ -8,6 +8,8 @@ from typing import Literal
 from noisycorr.learn.choice import Train
 from noisycorr.pairs import UsageError
 
+UNUSED = frozenset({"temperature", "dropout", "accum_freq", "beta1", "beta2", "eps"})  # fields of retrieval models
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainClasses(Train):

@@ -18,6 +18,7 @@ from noisycorr.run import atomic_path
 
 NAME = "pairs.csv"
 COLUMNS = ("filepath", "title", "key", "uid", "p_clean", "verdict")
+LABEL = "label_rectified"  # the label that counts, where a run judged labels
 
 
 def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict
                 without_image, without_text = without_image + (row.image is None), without_text + (row.text is None)
                 continue
             place = folder.absolute() / place_image(row, names, images, index)
-            rest = [row.values.get(name) for name in COLUMNS[2:]]
+            rest = [row.values.get(name) for name in _columns(layout)[2:]]
             file.write(cell_line([place, row.text, *rest], "\t"))
             count += 1
     facts = {"rows": count, "left_out_without_image": without_image, "left_out_without_text": without_text}
@@ -43,8 +44,12 @@ def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict
 
 def finish(folder: Path, layout: Layout, shards: list[dict[str, Any]]) -> list[str]:
     """Join the lines of all shards under one header."""
-    join_parts(folder, layout.shards, NAME, cell_line(COLUMNS, "\t"))
+    join_parts(folder, layout.shards, NAME, cell_line(_columns(layout), "\t"))
     return [NAME]
+
+
+def _columns(layout: Layout) -> tuple[str, ...]:
+    return (*COLUMNS, LABEL) if LABEL in layout.ledger else COLUMNS
 
 
 FORMAT = Format(write=write, finish=finish, owns=(r"pairs\.csv", "images", "parts"), images="paths")
