@@ -20,7 +20,7 @@ import yaml
 
 from noisycorr import console, dist
 from noisycorr.decide import Decide
-from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts, warn_of_keys
+from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts, read_facts, warn_of_keys
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.encoders.precomputed import PrecomputedEncoder
 from noisycorr.formats import Piece, Reader, Source, open_source
@@ -91,6 +91,8 @@ def clean(plan: Plan, run: Run, *, stages: Sequence[str] = STAGES, overwrite: bo
         from noisycorr.recaption_stage import check_recaption
 
         check_recaption(plan)
+    if "decide" in stages:
+        _judged(plan)  # not after hours of embedding
     refuse_other_kind(run.folder, "embed_started", "embed")
     if overwrite and "embed" not in stages:
         raise UsageError("--overwrite starts anew, but --stages leaves out embed: leave out one of the two.")
@@ -218,13 +220,13 @@ def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
 
     New texts of `recaption` are taken back, but not with `keep_new_texts` if nothing changed that they lie on.
     """
-    from noisycorr.ledger import decide_run
+    from noisycorr.ledger import decide_run, read_labels
     from noisycorr.recaption.ledger import touched
 
-    labels = Path(plan.labels) if plan.labels else None
-    if labels is not None and not labels.is_file():
-        raise UsageError(f"--labels {labels} is not a file; expected a csv, tsv or jsonl with columns key and label.")
+    labels = _judged(plan)
     score = need(run, "score")["fingerprint"]
+    if labels is not None:  # what cannot be used is refused before anything is taken back
+        read_labels(labels, read_facts(run, ["key"]).column("key").to_pylist())
     write_config(run, plan)
     inputs = {
         "score": score,
@@ -248,6 +250,19 @@ def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
     timed(run, "decide", inputs, work, each_part(run, "ledger"))
     first, *others = need(run, "decide")["facts"]["summary"]
     tell([first, *_drop_reasons(run), *others])
+
+
+def _judged(plan: Plan) -> Path | None:
+    """The file of judgements, if there is one; refused if it is none, whatever the keys of the run are."""
+    from noisycorr.ledger import read_judgements
+
+    if not plan.labels:
+        return None
+    labels = Path(plan.labels)
+    if not labels.is_file():
+        raise UsageError(f"--labels {labels} is not a file; expected a csv, tsv or jsonl with columns key and label.")
+    read_judgements(labels)
+    return labels
 
 
 def tell(lines: Sequence[str]) -> None:
