@@ -79,7 +79,7 @@ class Export:
         output_format: webdataset, parquet, hf (a saved dataset), csv (open_clip's, with tabs), jsonl, coco (captions),
             uids (DataComp's sorted npy), clip-retrieval (embeddings and metadata) or issues (cleanlab's table).
         only: Verdicts to write: keep, recaption (kept with a new text), drop, review, joined by commas; or all; auto is
-            keep,recaption, or keep alone where a new text has no place: uids and clip-retrieval.
+            keep,recaption, or keep alone where a new text has no place: uids and clip-retrieval; all for issues.
         texts: Captions that are written: rectified takes text_rectified of the ledger where there is one, given leaves
             them as they came. With rectified, the column text_given holds these, too.
         output_path: Folder to write to; by default export/FORMAT in the run folder.
@@ -114,6 +114,8 @@ class Export:
         Raises:
             UsageError: If one is unknown.
         """
+        if self.only == "auto" and FORMATS[self.output_format].every:
+            return frozenset(VERDICTS)
         if self.only == "auto":
             return frozenset(("keep", "recaption") if FORMATS[self.output_format].new_texts else ("keep",))
         named = frozenset(part.strip() for part in self.only.split(","))

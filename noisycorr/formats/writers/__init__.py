@@ -79,6 +79,7 @@ class Format:
         same_picture: True if it needs to know which rows show the same picture.
         new_texts: False if a new text has no place in it: pairs are named alone, or stand beside embeddings of the
             given text.
+        every: True if it tells of all pairs unless a verdict is named, since those that are dropped are what it is for.
     """
 
     write: Callable[[Path, int, Iterator[Row], Layout], dict[str, Any]]
@@ -89,6 +90,7 @@ class Format:
     embeddings: bool = False
     same_picture: bool = False
     new_texts: bool = True
+    every: bool = False
 
 
 def shard_files(folder: Path, layout: Layout, shards: list[dict[str, Any]]) -> list[str]:
