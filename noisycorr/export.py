@@ -26,6 +26,7 @@ from noisycorr.embed import features_path, pairs_path, parts, read_features
 from noisycorr.formats import Piece, Reader
 from noisycorr.formats.images import BadImage, read_image
 from noisycorr.formats.writers import (
+    VERDICTS,
     Format,
     Layout,
     Row,
@@ -64,7 +65,6 @@ FORMATS: dict[str, Format] = {
     "clip-retrieval": clip_retrieval.FORMAT,
     "issues": issues.FORMAT,
 }
-VERDICTS = ("keep", "recaption", "drop", "review")
 GIVEN = "text_given"  # column of the texts as they came, where new ones stand in `text`
 _LAYOUT = 2  # raise it when a writer changes what it writes
 _FACTS = ["key", "text", "columns", "image_hash", "image_format", "width", "height"]
@@ -114,10 +114,8 @@ class Export:
         Raises:
             UsageError: If one is unknown.
         """
-        if self.only == "auto" and FORMATS[self.output_format].every:
-            return frozenset(VERDICTS)
         if self.only == "auto":
-            return frozenset(("keep", "recaption") if FORMATS[self.output_format].new_texts else ("keep",))
+            return FORMATS[self.output_format].verdicts
         named = frozenset(part.strip() for part in self.only.split(","))
         if unknown := sorted(named - {*VERDICTS, "all"}):
             raise UsageError(f"only: {unknown[0]!r} is no verdict; give {', '.join(VERDICTS)}, all or auto.")

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+VERDICTS = ("keep", "recaption", "drop", "review")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -91,6 +93,13 @@ class Format:
     same_picture: bool = False
     new_texts: bool = True
     every: bool = False
+
+    @property
+    def verdicts(self) -> frozenset[str]:
+        """Which pairs it holds if nobody says."""
+        if self.every:
+            return frozenset(VERDICTS)
+        return frozenset(("keep", "recaption") if self.new_texts else ("keep",))
 
 
 def shard_files(folder: Path, layout: Layout, shards: list[dict[str, Any]]) -> list[str]:
