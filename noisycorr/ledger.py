@@ -177,6 +177,17 @@ def read_judgements(path: Path) -> dict[str, float]:
     return judged
 
 
+def judged_file(name: str | None) -> Path | None:
+    """The file of judgements, if one is named; refused if it is none, whatever the keys of the run are."""
+    if not name:
+        return None
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"--labels {path} is not a file; expected a csv, tsv or jsonl with columns key and label.")
+    read_judgements(path)
+    return path
+
+
 def unknown_keys(path: Path, keys: list[str]) -> list[str]:
     """Those keys of the file of judgements that none of `keys` is, in the order of the file."""
     known = set(keys)
