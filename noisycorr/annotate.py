@@ -232,7 +232,7 @@ def _audit(path: str, choice: Annotate, rows: Labelled, pool: np.ndarray,
                                         sampled=2000, seed=choice.seed)  # fmt: skip
     reasons = []
     for step, place in enumerate(picked):
-        told = ", ".join(f"{name} {value[place]}" for name, (value, _) in variables.items())
+        told = ", ".join(_told(name, int(value[place])) for name, (value, _) in variables.items())
         reasons.append(f"{told}; spread so far {path_of[step].sum():.3f}")
     return _table(rows, pool[picked], opinion, reasons)
 
@@ -260,6 +260,13 @@ def _run_bins(path: str) -> dict[str, np.ndarray]:
     if "p_clean" in columns:
         out["p_clean"] = _fifths(columns["p_clean"])
     return out
+
+
+def _told(name: str, value: int) -> str:
+    """A number of a cluster or class as it is; a fifth as such, since `p_clean 1` would read like a probability."""
+    if name not in ("length", "p_clean"):
+        return f"{name} {value}"
+    return f"no {name}" if value == BINS else f"{name} in fifth {value + 1} of {BINS}"
 
 
 def _fifths(values: np.ndarray) -> np.ndarray:

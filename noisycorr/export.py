@@ -26,6 +26,7 @@ from noisycorr.embed import features_path, pairs_path, parts, read_features
 from noisycorr.formats import Piece, Reader
 from noisycorr.formats.images import BadImage, read_image
 from noisycorr.formats.writers import (
+    VERDICTS,
     Format,
     Layout,
     Row,
@@ -64,7 +65,6 @@ FORMATS: dict[str, Format] = {
     "clip-retrieval": clip_retrieval.FORMAT,
     "issues": issues.FORMAT,
 }
-VERDICTS = ("keep", "recaption", "relabel", "drop", "review")
 GIVEN = "text_given"  # column of the texts as they came, where new ones stand in `text`
 _LAYOUT = 3  # raise it when a writer changes what it writes
 _FACTS = ["key", "text", "columns", "image_hash", "image_format", "width", "height"]
@@ -79,8 +79,8 @@ class Export:
         output_format: webdataset, parquet, hf (a saved dataset), csv (open_clip's, with tabs), jsonl, coco (captions),
             uids (DataComp's sorted npy), clip-retrieval (embeddings and metadata) or issues (cleanlab's table).
         only: Verdicts to write: keep, recaption (kept with a new text), relabel (of `audit`, kept with another label),
-            drop, review, joined by commas; or all; auto is keep,recaption,relabel, or keep alone where nothing new has
-            a place: uids and clip-retrieval.
+            drop, review, joined by commas; or all; auto is all for issues, keep alone where nothing new has a place
+            (uids and clip-retrieval), else keep,recaption,relabel.
         texts: Captions that are written: rectified takes text_rectified of the ledger where there is one, given leaves
             them as they came. With rectified, the column text_given holds these, too.
         output_path: Folder to write to; by default export/FORMAT in the run folder.
@@ -116,7 +116,7 @@ class Export:
             UsageError: If one is unknown.
         """
         if self.only == "auto":
-            return frozenset(("keep", "recaption", "relabel") if FORMATS[self.output_format].new_texts else ("keep",))
+            return FORMATS[self.output_format].verdicts
         named = frozenset(part.strip() for part in self.only.split(","))
         if unknown := sorted(named - {*VERDICTS, "all"}):
             raise UsageError(f"only: {unknown[0]!r} is no verdict; give {', '.join(VERDICTS)}, all or auto.")

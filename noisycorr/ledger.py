@@ -38,9 +38,10 @@ def decide_run(choice: Decide, run: Run, labels: Path | None) -> dict[str, Any]:
     """
     scores = read_scores(run)
     score = scores.column("score_pair").to_numpy()
-    fit, label = read_fit(run), np.full(len(scores), np.nan, np.float32)
+    fit, label, strangers = read_fit(run), np.full(len(scores), np.nan, np.float32), []
     if labels is not None:
-        label = read_labels(labels, read_facts(run, ["key"]).column("key").to_pylist())
+        keys = read_facts(run, ["key"]).column("key").to_pylist()
+        label, strangers = read_labels(labels, keys), unknown_keys(labels, keys)
         rows = np.flatnonzero(np.isfinite(label))
         fit = fit_labels(fit, score, label[rows] == 1, rows)
     p_clean = fit(score)
@@ -61,7 +62,11 @@ def decide_run(choice: Decide, run: Run, labels: Path | None) -> dict[str, Any]:
     evidence = dataclasses.replace(evidence, is_keeper=_keepers(group, alone, score, area, _recorded(run)))
     columns = decide(choice, evidence, cut)
     _write(run, scores, evidence, columns, choice.rule if fit.kind != "labels" else f"{choice.rule} (labels)")
-    return _facts(run, choice, fit, cut.p_clean, cut.facts, columns, p_clean)
+    facts = _facts(run, choice, fit, cut.p_clean, cut.facts, columns, p_clean)
+    if strangers:
+        told = f"of {len(strangers):,} keys in {labels} no pair is in this run, such as {strangers[0]!r}"
+        facts["summary"].append(f"warning: {told}: their labels count for nothing")
+    return facts
 
 
 def _keepers(
@@ -156,6 +161,39 @@ def _summary(facts: dict[str, Any], verdicts: dict[str, int], fit: Fit) -> list[
     return lines
 
 
+def read_judgements(path: Path) -> dict[str, float]:
+    """What a person said of each key: 1 or 0. `read_labels` describes the file.
+
+    Raises:
+        UsageError: If columns or values are not as described, or a key is judged both ways.
+    """
+    judged: dict[str, float] = {}
+    for row in load_labels(path):
+        key, value = str(row["key"]), str(row["label"]).strip().lower()
+        if value not in RIGHT:
+            raise UsageError(f"--labels {path}: label {row['label']!r} of key {key!r} is not one of {sorted(RIGHT)}.")
+        if judged.setdefault(key, RIGHT[value]) != RIGHT[value]:
+            raise UsageError(f"--labels {path} says both right and wrong of key {key!r}: keep one of them.")
+    return judged
+
+
+def judged_file(name: str | None) -> Path | None:
+    """The file of judgements, if one is named; refused if it is none, whatever the keys of the run are."""
+    if not name:
+        return None
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"--labels {path} is not a file; expected a csv, tsv or jsonl with columns key and label.")
+    read_judgements(path)
+    return path
+
+
+def unknown_keys(path: Path, keys: list[str]) -> list[str]:
+    """Those keys of the file of judgements that none of `keys` is, in the order of the file."""
+    known = set(keys)
+    return [key for key in read_judgements(path) if key not in known]
+
+
 def read_labels(path: Path, keys: list[str]) -> np.ndarray:
     """Judgements of a person, by key.
 
@@ -170,13 +208,7 @@ def read_labels(path: Path, keys: list[str]) -> np.ndarray:
     Raises:
         UsageError: If columns or values are not as described, a key is judged both ways, or no key is known.
     """
-    judged: dict[str, float] = {}
-    for row in load_labels(path):
-        key, value = str(row["key"]), str(row["label"]).strip().lower()
-        if value not in RIGHT:
-            raise UsageError(f"--labels {path}: label {row['label']!r} of key {key!r} is not one of {sorted(RIGHT)}.")
-        if judged.setdefault(key, RIGHT[value]) != RIGHT[value]:
-            raise UsageError(f"--labels {path} says both right and wrong of key {key!r}: keep one of them.")
+    judged = read_judgements(path)
     out = np.array([judged.get(key, np.nan) for key in keys], np.float32)
     if not np.isfinite(out).any():
         raise UsageError(f"--labels {path}: none of its {len(judged)} keys is in this run; keys look like {keys[:2]}.")

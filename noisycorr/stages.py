@@ -20,7 +20,7 @@ import yaml
 
 from noisycorr import console, dist
 from noisycorr.decide import Decide
-from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts, warn_of_keys
+from noisycorr.embed import Embed, embed_inputs, embed_pieces, part_facts, read_facts, warn_of_keys
 from noisycorr.encoders import DualEncoder, load_encoder
 from noisycorr.encoders.precomputed import PrecomputedEncoder
 from noisycorr.formats import Piece, Reader, Source, open_source
@@ -87,10 +87,14 @@ def clean(plan: Plan, run: Run, *, stages: Sequence[str] = STAGES, overwrite: bo
     unknown = [name for name in stages if name not in STAGES]
     if unknown or not stages:
         raise UsageError(f"--stages names {(unknown or [''])[0]!r}, expected some of {', '.join(STAGES)}.")
+    from noisycorr.ledger import judged_file
+
     if plan.recaption != "none" or plan.recaption_options:
         from noisycorr.recaption_stage import check_recaption
 
         check_recaption(plan)
+    if "decide" in stages:
+        judged_file(plan.labels)  # not after hours of embedding
     refuse_other_kind(run.folder, "embed_started", "embed")
     if overwrite and "embed" not in stages:
         raise UsageError("--overwrite starts anew, but --stages leaves out embed: leave out one of the two.")
@@ -218,19 +222,16 @@ def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
 
     New texts of `recaption` are taken back, but not with `keep_new_texts` if nothing changed that they lie on.
     """
-    from noisycorr.ledger import decide_run
+    from noisycorr.ledger import decide_run, judged_file, read_labels
     from noisycorr.recaption.ledger import touched
 
-    labels = Path(plan.labels) if plan.labels else None
-    if labels is not None and not labels.is_file():
-        raise UsageError(f"--labels {labels} is not a file; expected a csv, tsv or jsonl with columns key and label.")
+    labels = judged_file(plan.labels)
     score = need(run, "score")["fingerprint"]
+    if labels is not None:  # what cannot be used is refused before anything is taken back
+        read_labels(labels, read_facts(run, ["key"]).column("key").to_pylist())
     write_config(run, plan)
-    inputs = {
-        "score": score,
-        "decide": dataclasses.asdict(plan.decide),
-        "labels": fingerprint_file(labels) if labels else None,
-    }
+    judged = fingerprint_file(labels) if labels else None
+    inputs = {"score": score, "decide": dataclasses.asdict(plan.decide), "labels": judged}
     if plan.recaption == "none" and touched(run):
         if keep_new_texts and run.stage("recaption") and run.is_current("decide", inputs, each_part(run, "ledger")):
             say("decide: nothing changed, so the new texts of `recaption` stay (`noisycorr decide` takes them back)")
@@ -246,8 +247,8 @@ def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
         return found
 
     timed(run, "decide", inputs, work, each_part(run, "ledger"))
-    first, *others = need(run, "decide")["facts"]["summary"]
-    tell([first, *_drop_reasons(run), *others])
+    lines = need(run, "decide")["facts"]["summary"]
+    tell([*lines[:1], *_drop_reasons(run), *lines[1:]])
 
 
 def tell(lines: Sequence[str]) -> None:

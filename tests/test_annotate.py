@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from noisycorr.annotate import Annotate, annotate
+from noisycorr.annotate import Annotate, _told, annotate
 from noisycorr.cli import main
 from noisycorr.pairs import UsageError
 
@@ -55,6 +55,11 @@ def test_verb_prints_or_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert sorted(row["predicted"] for row in table) == list("aaabbbccc")
     assert main([*words, "--output_file", str(tmp_path / "next.csv")]) == 0
     assert (tmp_path / "next.csv").read_text() == shown and capsys.readouterr().out == ""
+
+
+def test_fifths_do_not_read_like_probabilities():
+    told = [_told(*given) for given in (("cluster", 0), ("p_clean", 0), ("p_clean", 4), ("p_clean", 5), ("length", 5))]
+    assert told == ["cluster 0", "p_clean in fifth 1 of 5", "p_clean in fifth 5 of 5", "no p_clean", "no length"]
 
 
 def test_audit_shows_rare_things(tmp_path: Path):

@@ -90,6 +90,30 @@ def test_the_overlay_keeps_what_was_there_and_is_taken_back(run: Run, capsys: py
     assert stored_plan(run).recaption == "none"
 
 
+@pytest.mark.parametrize("content", ["key,label\nk0,maybe\n", "id,label\nk0,1\n", "key,label\nzzz,1\n"])
+def test_labels_that_are_refused_take_nothing_back(run: Run, tmp_path: Path, content: str) -> None:
+    assert recaption(run) == 0
+    before = {path: path.read_bytes() for path in sorted(run.folder.rglob("*")) if path.is_file()}
+    (tmp_path / "judged.csv").write_text(content, encoding="utf-8")
+    assert main(["decide", "--output_folder", str(run.folder), "--labels", str(tmp_path / "judged.csv"), "-q"]) == 2
+    after = {path: path.read_bytes() for path in sorted(run.folder.rglob("*")) if path.is_file()}
+    assert list(after) == list(before) and after == before
+
+
+def test_labels_of_unknown_pairs_are_told(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "judged.csv").write_text("key,label\nk0,1\nzzz,0\nyyy,0\n", encoding="utf-8")
+    assert main(["decide", "--output_folder", str(run.folder), "--labels", str(tmp_path / "judged.csv")]) == 0
+    err = capsys.readouterr().err
+    assert "warning: of 2 keys in" in err and "such as 'zzz'" in err
+
+
+def test_labels_that_are_refused_stop_clean_before_it_embeds(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "judged.csv").write_text("key,label\nk0,maybe\n", encoding="utf-8")
+    words = ["clean", str(made / "source"), "--output_folder", str(tmp_path / "new"), "-q"]
+    assert main([*words, "--labels", str(tmp_path / "judged.csv")]) == 2
+    assert not (tmp_path / "new" / "pairs").exists()
+
+
 def test_most_replaced_texts_name_the_right_thing(run: Run, made: Path) -> None:
     assert recaption(run) == 0
     truth = [bool(json.loads(c)["truth_wrong"] == "1") for index in (0, 1, 2)

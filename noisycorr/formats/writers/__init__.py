@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+VERDICTS = ("keep", "recaption", "relabel", "drop", "review")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -79,6 +81,7 @@ class Format:
         same_picture: True if it needs to know which rows show the same picture.
         new_texts: False if a new text has no place in it: pairs are named alone, or stand beside embeddings of the
             given text.
+        every: True if it tells of all pairs unless a verdict is named, since those that are dropped are what it is for.
     """
 
     write: Callable[[Path, int, Iterator[Row], Layout], dict[str, Any]]
@@ -89,6 +92,14 @@ class Format:
     embeddings: bool = False
     same_picture: bool = False
     new_texts: bool = True
+    every: bool = False
+
+    @property
+    def verdicts(self) -> frozenset[str]:
+        """Which pairs it holds if nobody says."""
+        if self.every:
+            return frozenset(VERDICTS)
+        return frozenset(("keep", "recaption", "relabel") if self.new_texts else ("keep",))
 
 
 def shard_files(folder: Path, layout: Layout, shards: list[dict[str, Any]]) -> list[str]:

@@ -62,4 +62,4 @@ def _columns(layout: Layout) -> tuple[list[str], list[str]]:
     return issues, [name for name in wanted if name in layout.ledger]
 
 
-FORMAT = Format(write=write, finish=finish, owns=(r"issues\.csv", r"summary\.csv", "parts"), images="")
+FORMAT = Format(write=write, finish=finish, owns=(r"issues\.csv", r"summary\.csv", "parts"), images="", every=True)
