@@ -165,15 +165,19 @@ def read_judgements(path: Path) -> dict[str, float]:
     """What a person said of each key: 1 or 0. `read_labels` describes the file.
 
     Raises:
-        UsageError: If columns or values are not as described, or a key is judged both ways.
+        UsageError: If columns or values are not as described, a key is judged both ways, or nothing is judged.
     """
     judged: dict[str, float] = {}
     for row in load_labels(path):
-        key, value = str(row["key"]), str(row["label"]).strip().lower()
+        key, value = str(row["key"]), str(row["label"] if row["label"] is not None else "").strip().lower()
+        if not value:  # of a list that is filled in part
+            continue
         if value not in RIGHT:
             raise UsageError(f"--labels {path}: label {row['label']!r} of key {key!r} is not one of {sorted(RIGHT)}.")
         if judged.setdefault(key, RIGHT[value]) != RIGHT[value]:
             raise UsageError(f"--labels {path} says both right and wrong of key {key!r}: keep one of them.")
+    if not judged:
+        raise UsageError(f"--labels {path} judges no key: its column label is empty.")
     return judged
 
 
@@ -199,7 +203,8 @@ def read_labels(path: Path, keys: list[str]) -> np.ndarray:
 
     Args:
         path: csv, tsv or jsonl with `key` and `label`; 1, true, right, yes, match or clean means that image and text
-            belong together; 0, false, wrong, no, mismatch or noisy that they do not.
+            belong together; 0, false, wrong, no, mismatch or noisy that they do not; rows with a blank label are not
+            judged.
         keys: n keys of the run.
 
     Returns:

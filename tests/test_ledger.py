@@ -218,8 +218,12 @@ def test_labels_where_no_pair_could_be_scored(tmp_path: Path):
     ("name", "content"),
     [
         ("l.csv", "key,label\na,1\nb,wrong\nz,match\n"),
+        ("l.csv", "key,label\nc,\na,1\nc\nb,wrong\n"),
         ("l.tsv", "\ufeffkey\tlabel\na\tTRUE\nb\t no \n"),
-        ("l.jsonl", '{"key": "a", "label": true}\n\n{"key": "b", "label": 0, "who": "me"}\n'),
+        (
+            "l.jsonl",
+            '{"key": "a", "label": true}\n\n{"key": "b", "label": 0, "who": "me"}\n{"key": "c", "label": null}',
+        ),
         ("l.csv", 'who,label,key\nme,right,a\n"two\nlines",mismatch,b\n'),
     ],
 )
@@ -236,7 +240,7 @@ def test_labels_are_read_from_tables_and_lines(tmp_path: Path, name: str, conten
         ("l.csv", "", "columns key and label"),
         ("l.csv", "id,label\na,1\n", "columns key and label"),
         ("l.csv", "key,label\na,perhaps\n", "'perhaps' of key 'a'"),
-        ("l.csv", "key,label\na\n", "None of key 'a'"),
+        ("l.csv", "key,label\na\nb, \n", "judges no key: its column label is empty"),
         ("l.csv", "key,label\na,1\na,0\n", "both right and wrong of key 'a'"),
         ("l.csv", "key,label\nz,1\n", "none of its 1 keys"),
         ("l.jsonl", '{"key": "a"', "could not be parsed"),
