@@ -153,6 +153,10 @@ def _start(plan: Plan, run: Run, facts: dict[str, str], corpus: Corpus, split: n
     """config.yaml, provenance.json and split.parquet, before the first step."""
     counts = ", ".join(f"{int((split == number).sum()):,} {word}" for number, word in WORDS.items())
     say(f"train: {plan.strategy[0]} on {len(split):,} pairs: {counts}")
+    asked = plan.split.val_data is None and plan.split.val_fraction > 0
+    if asked and not (split == VALID).any():
+        say("warning: no pair validates (those that were dropped or are to be reviewed do not), so the last epoch is "
+            "taken: give --val_data.")  # fmt: skip
     if not dist.is_main():
         return
     name, strategy = plan.strategy

@@ -310,6 +310,17 @@ def test_wrong_options_are_one_sentence(
     assert told in message and message.count("\n") == 0
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_training_without_validation_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str):
+    source = write_source(tmp_path / "source", split=True)
+    table = pq.read_table(source / "pairs.parquet")
+    words = pa.array(["train"] * (N - 20) + [split] * 20)
+    table = table.set_column(table.column_names.index("split"), "split", words)
+    pq.write_table(table, source / "pairs.parquet")
+    assert main(["train", str(source), "--output_folder", str(tmp_path / "model"), *FAST[:-1]]) == 0
+    assert ("warning: no pair validates" in capsys.readouterr().err) == (split == "train")
+
+
 def test_the_folder_of_the_pairs_is_no_place_for_the_model(work: Path, capsys: pytest.CaptureFixture[str]):
     message = said(["train", str(work / "run"), "--output_folder", str(work / "run"), *FAST], capsys)
     assert "holds pairs of `noisycorr clean`: choose another --output_folder" in message
