@@ -388,7 +388,9 @@ def _export(run: Run, reader: Reader, choice: ExportChoice) -> None:
 
     decided(run)
     facts = export(run, reader, choice)
-    others = {name: value for name, value in facts.items() if name.startswith(("without", "left_out", "keys"))}
+    others = {
+        name: value for name, value in facts.items() if name.startswith(("without", "left_out", "keys", "images"))
+    }
     listed = "".join(f", {value:,} {name.replace('_', ' ')}" for name, value in others.items() if value)
     shards = "1 shard" if facts["shards"] == 1 else f"{facts['shards']:,} shards"
     console.say(f"export: {facts['rows']:,} pairs in {shards}{listed}, in {facts['folder']}")

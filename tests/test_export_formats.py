@@ -28,6 +28,7 @@ from export_run import (
 )
 from PIL import Image
 
+from noisycorr.cli import main
 from noisycorr.embed import read_features
 from noisycorr.formats import Reader, Source, open_source
 from noisycorr.formats.webdataset import is_unsafe, split_name
@@ -77,6 +78,17 @@ def test_webdataset_keeps_bytes_suffixes_and_keys_and_is_read_by_webdataset(
         assert fields["p_clean"] == (round(judged["p_clean"], 2) if judged["p_clean"] == judged["p_clean"] else None)
         assert (fields["row"], fields["source_row"]) == (judged["row"], row["row"])
         assert (fields["tags"], fields["truth_wrong"]) == (row["tags"], row["truth_wrong"])
+
+
+def test_pictures_that_open_clip_passes_over_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, suffix in enumerate(("png", "gif", "bmp")):
+        picture = Image.fromarray(np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8))
+        picture.save(tmp_path / f"{number}.{suffix}")
+        (tmp_path / f"{number}.txt").write_text(f"text {number}")
+    words = ["--output_folder", str(tmp_path / "run")]
+    assert main(["clean", str(tmp_path), *words, "--clip_model", "tiny"]) == 0
+    assert main(["export", *words, "--output_path", str(tmp_path / "all"), "--only", "all"]) == 0
+    assert "3 pairs in 1 shard, 2 images open clip passes over" in capsys.readouterr().err
 
 
 def test_webdataset_table_and_sizes_stand_beside_the_tars(tars: tuple[Run, Reader], tmp_path: Path) -> None:

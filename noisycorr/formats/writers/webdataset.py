@@ -18,6 +18,7 @@ from noisycorr.formats.writers.shards import CARD, parquet_file, write_card
 from noisycorr.formats.writers.values import json_line, json_record
 from noisycorr.run import atomic_path, write_json
 
+OPEN_CLIP = ("jpg", "png", "jpeg", "webp")  # open_clip 3.3 passes over samples whose picture is named otherwise
 SIZES = "sizes.json"  # where open_clip looks for the number of samples of each shard
 
 
@@ -53,6 +54,7 @@ def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict
         "without_image": counts["without_image"],
         "without_text": counts["without_text"],
         "suffixes": dict(suffixes),
+        "images_open_clip_passes_over": sum(n for suffix, n in suffixes.items() if suffix not in OPEN_CLIP),
         "files": [f"{index:05d}.tar", f"{index:05d}.parquet"],
         **names.facts(),
     }
