@@ -72,7 +72,7 @@ def read_definitions(path: Path) -> dict[str, str]:
     for name, value in body.items():
         senses = value if isinstance(value, list) else [value]
         if not senses or not all(isinstance(sense, str) and sense.strip() for sense in senses):
-            raise UsageError(f"--classes {path}: {name} has no definition; expected words, or a list of them.")
+            raise UsageError(f"--classes {path}: {name!r} has no definition; expected words, or a list of them.")
         out[str(name)] = f"{class_names([str(name)])[0]}: {' '.join(senses)}"
     if not out:
         raise UsageError(f"--classes {path} holds no classes, expected a mapping from name to definition.")

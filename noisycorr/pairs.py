@@ -21,17 +21,23 @@ TRUTH_PREFIX = "truth_"  # columns that only `evaluate` and the report may read 
 
 
 class UsageError(Exception):
-    """The command was used wrongly: one clear sentence, exit status 2."""
+    """The command was used wrongly: one clear sentence, exit status 2.
+
+    Names and values that data brought stand in it, so what would break the line or steer the terminal is shown as an
+    escape.
+    """
+
+    def __str__(self) -> str:
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in super().__str__())
 
 
 def listed(names: Iterable[str]) -> str:
     """Names that data brought (columns, fields, suffixes), sorted, for one sentence of an error.
 
-    At most 40, of 60 characters each; what would break the line or steer the terminal is written as an escape.
+    At most 40, of 60 characters each.
     """
     found = sorted(names)
-    told = (name if name.isprintable() else ascii(name)[1:-1] for name in found[:40])
-    short = [name if len(name) <= 60 else f"{name[:59]}…" for name in told]
+    short = [name if len(name) <= 60 else f"{name[:59]}…" for name in found[:40]]
     more = f" and {len(found) - 40} more" if len(found) > 40 else ""
     return ", ".join(name or "(none)" for name in short) + more or "none"
 

@@ -131,6 +131,6 @@ def test_nesting_is_bounded() -> None:
 
 def test_names_of_the_data_stay_on_one_short_line() -> None:
     assert listed(["b", "a", ""]) == "(none), a, b" and listed([]) == "none"
-    assert listed(["x\ny\x1b[31m\ud800", "é"]) == "x\\ny\\x1b[31m\\ud800, é"
+    assert str(UsageError(listed(["x\ny\x1b[31m\ud800", "é"]))) == "x\\ny\\x1b[31m\\ud800, é"
     assert listed(["n" * 61, "n" * 60]) == f"{'n' * 60}, {'n' * 59}…"
     assert listed(f"{i:03}" for i in range(45)).endswith("039 and 5 more")

@@ -69,6 +69,7 @@ REGRESSIONS = [
         b"!!timestamp x", b"a: !!int ''\n", b"!!bool x", b"? [a]\n: b\n", b"a: &x [1]\nb: *x\n", b"- &a [*a]\n",
         b"- 0o8\n- 2001-99-99\n", b"!!float ''", b"!!binary 'x'", b"[" * 900, b"\xff\xfe\0",
     )),
+    ("yaml", b"\t{ -btanaet\r\r\r\rdo}\n"),  # a name with line breaks
     ("yaml", b'\3{"word2idx": {"<start>": 1e999, "<end>": 1, "<unk>": 2}}'),
     ("yaml", b'\3{"word2idx": {"<start>": 0, "<end>": 1, "<unk>": 99999999999}}'),
     ("yaml", b"\3" + b"[" * 100_000),
