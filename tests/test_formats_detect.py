@@ -42,6 +42,8 @@ SOURCE = Source(path="x")
         ),
         ({"SAMPLE_ID": "integer", "uid": "string", "image": "bytes", "Text": "null"}, "image", "Text", "uid"),
         ({"image": "bytes", "text": "string", "image_id": "integer", "__key__": "string"}, "image", "text", "__key__"),
+        ({"image": "bytes", "text": "integer", "n": "integer"}, "image", "text", None),
+        ({"image": "bytes", "text": "integer", "label": "integer"}, "image", "label", None),
     ],
 )
 def test_names_are_picked_in_order(kinds: dict[str, str], image: str, text: str, key: str | None) -> None:

@@ -15,10 +15,8 @@ import pyarrow as pa
 from noisycorr.formats import Source
 from noisycorr.pairs import UsageError, is_truth, listed
 
-TEXT_NAMES = (
-    "text", "caption", "title", "sentence", "captions", "top_caption", "all_captions", "class_name", "description",
-    "name", "label",
-)  # fmt: skip
+CAPTION_NAMES = ("text", "caption", "title", "sentence", "captions", "top_caption", "all_captions")
+TEXT_NAMES = (*CAPTION_NAMES, "class_name", "description", "name", "label")
 IMAGE_NAMES = (
     "image", "img", "jpg", "png", "image_bytes", "bytes", "image_path", "filepath", "file_name", "filename", "path",
 )  # fmt: skip
@@ -97,7 +95,8 @@ def pick_columns(
     if image is None and need_image:
         notes.append(f"there are only addresses (column {url}), which are never fetched: every image is missing")
     if text is not None and kinds[text] == "integer":
-        notes.append(f"the text is the class number in column {text}, written as digits")
+        what = "the class number" if _is_given_label(text) else "a number"
+        notes.append(f"the text is {what} in column {text}, written as digits")
     return Columns(image=image, text=text, url=url, key=key, note="; ".join(notes))
 
 
@@ -168,7 +167,8 @@ def _text_column(kinds: Mapping[str, str], image: str | None) -> str | None:
         return named
     labels = {name: kind for name, kind in usable.items() if _is_given_label(name)}
     names = (*LABEL_NAMES, *(name.lower() for name in labels))
-    return _first(labels, names, ("string",)) or _first(labels, names, ("integer",))
+    label = _first(labels, names, ("string",)) or _first(labels, names, ("integer",))
+    return label or _first(usable, CAPTION_NAMES, ("integer",))  # a caption such as "2008"
 
 
 def _is_given_label(name: str) -> bool:
