@@ -371,7 +371,8 @@ def each_part(run: Run, folder: str) -> list[str]:
 def need(run: Run, name: str) -> dict[str, Any]:
     """The record of a finished stage; UsageError if it is not."""
     if (record := run.stage(name)) is None:
-        raise UsageError(f"{run.folder} holds no finished stage {name!r}: run `noisycorr clean` into it first.")
+        cure = "give `noisycorr audit` other options" if run.stage("audit") else "run `noisycorr clean` into it first"
+        raise UsageError(f"{run.folder} holds no finished stage {name!r}: {cure}.")
     return record
 
 

@@ -264,6 +264,8 @@ def test_the_flags_stand_in_the_folder_and_in_the_report(
     assert main(["status", str(out)]) == 0
     told = capsys.readouterr().out
     assert "audit_report: done" in told and "not done" not in told and "not finished" not in told
+    assert main(["decide", "--output_folder", str(out), "--p_threshold", "0.9"]) == 2
+    assert "give `noisycorr audit` other options" in capsys.readouterr().err
     assert main(words) == 0
 
 
