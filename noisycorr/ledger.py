@@ -41,7 +41,8 @@ def decide_run(choice: Decide, run: Run, labels: Path | None) -> dict[str, Any]:
     fit, label, strangers = read_fit(run), np.full(len(scores), np.nan, np.float32), []
     if labels is not None:
         keys = read_facts(run, ["key"]).column("key").to_pylist()
-        label, strangers = read_labels(labels, keys), unknown_keys(labels, keys)
+        judged, known = read_judgements(labels), set(keys)
+        label, strangers = _labels_of(judged, keys, labels), [key for key in judged if key not in known]
         rows = np.flatnonzero(np.isfinite(label))
         fit = fit_labels(fit, score, label[rows] == 1, rows)
     p_clean = fit(score)
@@ -165,7 +166,8 @@ def read_judgements(path: Path) -> dict[str, float]:
     """What a person said of each key: 1 or 0. `read_labels` describes the file.
 
     Raises:
-        UsageError: If columns or values are not as described, a key is judged both ways, or nothing is judged.
+        UsageError: If it is no file, columns or values are not as described, a key is judged both ways, or nothing is
+            judged.
     """
     judged: dict[str, float] = {}
     for row in load_labels(path):
@@ -179,23 +181,6 @@ def read_judgements(path: Path) -> dict[str, float]:
     if not judged:
         raise UsageError(f"--labels {path} judges no key: its column label is empty.")
     return judged
-
-
-def judged_file(name: str | None) -> Path | None:
-    """The file of judgements, if one is named; refused if it is none, whatever the keys of the run are."""
-    if not name:
-        return None
-    path = Path(name)
-    if not path.is_file():
-        raise UsageError(f"--labels {path} is not a file; expected a csv, tsv or jsonl with columns key and label.")
-    read_judgements(path)
-    return path
-
-
-def unknown_keys(path: Path, keys: list[str]) -> list[str]:
-    """Those keys of the file of judgements that none of `keys` is, in the order of the file."""
-    known = set(keys)
-    return [key for key in read_judgements(path) if key not in known]
 
 
 def read_labels(path: Path, keys: list[str]) -> np.ndarray:
@@ -213,7 +198,10 @@ def read_labels(path: Path, keys: list[str]) -> np.ndarray:
     Raises:
         UsageError: If columns or values are not as described, a key is judged both ways, or no key is known.
     """
-    judged = read_judgements(path)
+    return _labels_of(read_judgements(path), keys, path)
+
+
+def _labels_of(judged: dict[str, float], keys: list[str], path: Path) -> np.ndarray:
     out = np.array([judged.get(key, np.nan) for key in keys], np.float32)
     if not np.isfinite(out).any():
         raise UsageError(f"--labels {path}: none of its {len(judged)} keys is in this run; keys look like {keys[:2]}.")

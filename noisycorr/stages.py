@@ -87,14 +87,14 @@ def clean(plan: Plan, run: Run, *, stages: Sequence[str] = STAGES, overwrite: bo
     unknown = [name for name in stages if name not in STAGES]
     if unknown or not stages:
         raise UsageError(f"--stages names {(unknown or [''])[0]!r}, expected some of {', '.join(STAGES)}.")
-    from noisycorr.ledger import judged_file
+    from noisycorr.ledger import read_judgements
 
     if plan.recaption != "none" or plan.recaption_options:
         from noisycorr.recaption_stage import check_recaption
 
         check_recaption(plan)
-    if "decide" in stages:
-        judged_file(plan.labels)  # not after hours of embedding
+    if plan.labels and "decide" in stages:
+        read_judgements(Path(plan.labels))  # not after hours of embedding
     refuse_other_kind(run.folder, "embed_started", "embed")
     if overwrite and "embed" not in stages:
         raise UsageError("--overwrite starts anew, but --stages leaves out embed: leave out one of the two.")
@@ -222,10 +222,10 @@ def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
 
     New texts of `recaption` are taken back, but not with `keep_new_texts` if nothing changed that they lie on.
     """
-    from noisycorr.ledger import decide_run, judged_file, read_labels
+    from noisycorr.ledger import decide_run, read_labels
     from noisycorr.recaption.ledger import touched
 
-    labels = judged_file(plan.labels)
+    labels = Path(plan.labels) if plan.labels else None
     score = need(run, "score")["fingerprint"]
     if labels is not None:  # what cannot be used is refused before anything is taken back
         read_labels(labels, read_facts(run, ["key"]).column("key").to_pylist())
