@@ -27,7 +27,7 @@ from noisycorr.encoders import DualEncoder, encode_texts
 from noisycorr.formats.given import load_array
 from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
-from noisycorr.run import Run, atomic_path, fingerprint, fingerprint_file
+from noisycorr.run import AUDIT_CONFIG, Run, atomic_path, fingerprint, fingerprint_file
 from noisycorr.score.class_list import ClassList, Labels, plain_name, read_classes, resolve_labels
 from noisycorr.score.confident import confident_joint, label_issues, overlapping_classes, self_confidence
 from noisycorr.score.duplicates import DuplicateGroups, Duplicates, group_names, near_duplicates
@@ -103,21 +103,19 @@ def _take_over(run: Run) -> None:
 
 def _write_config(given: AuditPlan, run: Run) -> None:
     """audit.yaml: the flags of this audit, for `noisycorr audit --config`; config.yaml holds those of the embedding."""
-    from noisycorr.report.audit import CONFIG
-
     body = {"output_folder": str(run.folder), "classes": given.classes, "label_col": given.label_col,
             "class_embeddings": given.class_embeddings}  # fmt: skip
     for part in (given.plan.source, given.plan.embed, given.audit, given.rule):
         body |= dataclasses.asdict(part)
-    with atomic_path(run.path(CONFIG)) as path:
+    with atomic_path(run.path(AUDIT_CONFIG)) as path:
         path.write_text(yaml.safe_dump(body, sort_keys=True, allow_unicode=True), encoding="utf-8")
 
 
 def report(run: Run) -> None:
     """report.html and report.json of an audited run."""
-    from noisycorr.report.audit import CONFIG, write_audit_report
+    from noisycorr.report.audit import write_audit_report
 
-    path = run.folder / CONFIG
+    path = run.folder / AUDIT_CONFIG
     shown = path.read_text(encoding="utf-8") if path.exists() else ""  # the page holds it
     inputs = {"audit": decided_with(run, "audit", "audit_score")["fingerprint"], "config": fingerprint(shown)}
     timed(run, "audit_report", inputs, lambda: {"file": write_audit_report(run).name}, ["report.html", "report.json"])

@@ -166,8 +166,9 @@ class Run:
                 path.unlink(missing_ok=True)
 
 
+AUDIT_CONFIG = "audit.yaml"  # the flags of an audit; config.yaml holds those of the embedding
 RUN_CONTENT = (
-    "config.yaml", "audit.yaml", "provenance.json", "pairs", "embeddings", "scores", "ledger", "export", "stages",
+    "config.yaml", AUDIT_CONFIG, "provenance.json", "pairs", "embeddings", "scores", "ledger", "export", "stages",
     "checkpoints",
     "metrics.jsonl", "evaluation.json", "report.json", "report.html", "model.safetensors", "model.json",
     "trust.parquet", "split.parquet", "networks", "pictures", "trackers", "recaption", "models",

@@ -8,7 +8,7 @@ from typing import Any
 
 from noisycorr.lock import NAME, is_owner_alive, read_owner
 from noisycorr.pairs import UsageError
-from noisycorr.run import Run, read_json
+from noisycorr.run import AUDIT_CONFIG, Run, read_json
 
 STAGES = ("embed", "score", "decide", "report")
 AUDIT = ("embed", "audit_score", "audit", "audit_report")
@@ -33,7 +33,7 @@ def status(folder: Path) -> list[str]:
     started = run.stage("embed_started")
     if started is not None:
         lines.append(f"embed: {_embed(run, started)}")
-    stages = AUDIT if (folder / "audit.yaml").exists() and not any(map(run.stage, STAGES[1:])) else STAGES
+    stages = AUDIT if (folder / AUDIT_CONFIG).exists() and not any(map(run.stage, STAGES[1:])) else STAGES
     for name in stages[1:]:
         if started is not None:
             lines.append(f"{name}: {_stage(run, name)}")

@@ -18,11 +18,10 @@ from noisycorr.report.gallery import SHOWN, jpeg_size
 from noisycorr.report.gather import cause
 from noisycorr.report.page import CONTROL, dump, fill
 from noisycorr.report.tally import clip, plain
-from noisycorr.run import Run, atomic_path, write_json
+from noisycorr.run import AUDIT_CONFIG, Run, atomic_path, write_json
 from noisycorr.scoring import part_ranges, read_scores
 
 LISTED, CLASSES, EACH = 20, 60, 6  # rows of a table, classes with a gallery, cards in each
-CONFIG = "audit.yaml"  # the flags of the audit; config.yaml holds those of the embedding
 LENT = 2  # lenders that a card shows
 READ = ["key", "text", "label", "label_rectified", "label_proposed", "p_clean", "p_proposed", "out_of_set", "verdict",
         "reason", "text_lenders"]  # fmt: skip
@@ -69,7 +68,7 @@ def write_audit_report(run: Run) -> Path:
     write_json(run.path("report.json"), body)
     chosen = _chosen(column, p, [row[0] for row in classes], place)
     cards = _cards(run, column, p, sorted({row for rows in chosen.values() for row in rows}))
-    config, sources = read_config(run, CONFIG)
+    config, sources = read_config(run, AUDIT_CONFIG)
     folder = config.get("output_folder")
     overlaps = [(known["classes"][a], known["classes"][b], f"{share:.2%}")
                 for a, b, share in (known.get("confident") or {}).get("overlaps", [])]  # fmt: skip
@@ -205,7 +204,7 @@ def _commands(column: dict[str, list[Any]], chosen: dict[str, list[int]], folder
             "what is kept, and what got another label: the right one is in label_rectified",
         ),
         (
-            f"noisycorr audit --config {shlex.quote(str(Path(folder) / CONFIG))} --relabel_threshold 0.95",
+            f"noisycorr audit --config {shlex.quote(str(Path(folder) / AUDIT_CONFIG))} --relabel_threshold 0.95",
             "change fewer labels; takes seconds",
         ),
     ]
