@@ -32,8 +32,7 @@ from noisycorr.lock import refuse_other_kind
 from noisycorr.pairs import UsageError
 from noisycorr.plan_flags import picture_reader
 from noisycorr.run import Run, atomic_path, fingerprint, provenance, write_json
-from noisycorr.webly.choice import UNUSED as FIELDS_UNUSED
-from noisycorr.webly.choice import TrainClasses
+from noisycorr.webly.choice import RETRIEVAL_ONLY, TrainClasses
 from noisycorr.webly.classify_choice import Finetune, Labels
 from noisycorr.webly.contract import Method
 from noisycorr.webly.fitting import (
@@ -220,7 +219,7 @@ def _start(plan: Plan, run: Run, samples: Samples, split: np.ndarray) -> None:
                               "method": {"class_path": plan.method[0], "init_args": options}}  # fmt: skip
     values |= dataclasses.asdict(plan.tune) | dataclasses.asdict(plan.finetune)
     values |= dataclasses.asdict(plan.labels)
-    values |= {name: value for name, value in dataclasses.asdict(plan.train).items() if name not in FIELDS_UNUSED}
+    values |= {name: value for name, value in dataclasses.asdict(plan.train).items() if name not in RETRIEVAL_ONLY}
     with atomic_path(run.path("config.yaml")) as path:
         path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
     write_json(run.path("provenance.json"), provenance())

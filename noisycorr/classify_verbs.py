@@ -26,7 +26,7 @@ class ClassifyTrain:
     def flags(parser: Parser) -> None:
         """The samples, the method, and how to train."""
         from noisycorr.learn.tune_choice import Tune
-        from noisycorr.webly.choice import UNUSED, TrainClasses
+        from noisycorr.webly.choice import RETRIEVAL_ONLY, TrainClasses
         from noisycorr.webly.classify_choice import Finetune, Labels
 
         parser.add_word("path", "SOURCE", SOURCE, need="the source is missing: name a run folder or a source")
@@ -34,7 +34,7 @@ class ClassifyTrain:
         parser.add("config", str | None, None, "YAML file with any of these keys, `path` among them; flags win over it")
         parser.add_object("method", "capro", METHOD)
         add_choice(parser, Labels)
-        add_choice(parser, TrainClasses, skip=UNUSED)
+        add_choice(parser, TrainClasses, skip=RETRIEVAL_ONLY)
         add_choice(parser, Finetune)
         add_choice(parser, Tune, skip=frozenset({"train_part"}))
         parser.add("clip_model", str, "embedded", "Encoder of a source that is not embedded yet, and of class names "
@@ -71,14 +71,14 @@ class BenchWebly:
     @staticmethod
     def flags(parser: Parser) -> None:
         """What to run, and the budget."""
-        from noisycorr.webly.choice import UNUSED, TrainClasses
+        from noisycorr.webly.choice import RETRIEVAL_ONLY, TrainClasses
         from noisycorr.webly_choice import BenchWebly as Choice
 
         parser.add("output_folder", str, None, "Folder for features, cells and tables; made if absent",
                    need=NEED_FOLDER)  # fmt: skip
         parser.add("config", str | None, None, "YAML file with any of these keys; flags win over it")
         add_choice(parser, Choice)
-        add_choice(parser, TrainClasses, skip=UNUSED | {"seed", "resume", "save_every", "keep_checkpoints"})
+        add_choice(parser, TrainClasses, skip=RETRIEVAL_ONLY | {"seed", "resume", "save_every", "keep_checkpoints"})
         parser.add("clip_model", str, "embedded", "Encoder of sources that are not embedded yet, and of class names "
                    "where the embeddings came without an encoder")  # fmt: skip
         parser.add("caption_col", str | None, None, "Column of their texts; detected if none")

@@ -13,7 +13,7 @@ mutual information of Li et al. (NAACL 2016), with the scorer in place of the mo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -77,19 +77,20 @@ def write_best(trained: Trained, image: Any, align: Align | None, level: Int[np.
     at = np.broadcast_to(np.asarray(-1 if base is None else base, np.int64), (n,))
     names = list(range(n)) if names is None else names
     found = []
-    for rows in _blocks(n):
+    for rows in _blocks(n, moved):
         mine = None if align is None else partial(_shifted, align, rows)
         given = level if level is None or np.ndim(level) == 0 else np.asarray(level)[rows]
         found.append(_block(trained, np.asarray(image[rows]), mine, given, at[rows], decode, seed,
                             [names[row] for row in rows.tolist()]))  # fmt: skip
-        if moved is not None:
-            moved(len(rows))
     return _joined(found)
 
 
-def _blocks(n: int) -> list[Int[np.ndarray, " k"]]:
+def _blocks(n: int, moved: Callable[[int], Any] | None) -> Iterator[Int[np.ndarray, " k"]]:
     """Rows of pictures that are read once for all of their texts; one block without any if there is no picture."""
-    return [np.arange(start, min(start + ROWS, n)) for start in range(0, max(n, 1), ROWS)]
+    for start in range(0, max(n, 1), ROWS):
+        yield (rows := np.arange(start, min(start + ROWS, n)))
+        if moved is not None:
+            moved(len(rows))
 
 
 def _shifted(align: Align, first: Int[np.ndarray, " k"], rows: np.ndarray, texts: list[str]) -> np.ndarray:
@@ -149,13 +150,11 @@ def best_of_levels(trained: Trained, image: Any, align: Align, levels: Sequence[
                    moved: Callable[[int], Any] | None = None) -> Best:  # fmt: skip
     """Write at several levels, and keep for each picture the text that is best aligned; of equal ones the first."""
     names, blocks = list(range(len(image))) if names is None else names, []
-    for rows in _blocks(len(image)):
+    for rows in _blocks(len(image), moved):
         part, own = np.asarray(image[rows]), [names[row] for row in rows.tolist()]
         found = [(trained.write(part, z, decode, seed=seed, names=own), np.full(len(rows), z)) for z in levels]
         score = _aligned(found, partial(_shifted, align, rows))
         blocks.append(_keep(found, score, score))
-        if moved is not None:
-            moved(len(rows))
     return _joined(blocks)
 
 

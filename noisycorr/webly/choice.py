@@ -8,7 +8,7 @@ from typing import Literal
 from noisycorr.learn.choice import Train
 from noisycorr.pairs import UsageError
 
-UNUSED = frozenset({"temperature", "dropout", "accum_freq", "beta1", "beta2", "eps"})  # fields of retrieval models
+RETRIEVAL_ONLY = frozenset({"temperature", "dropout", "accum_freq", "beta1", "beta2", "eps"})  # fields of `Train`
 
 
 @dataclass(frozen=True, kw_only=True)
