@@ -1,3 +1,3 @@
 """noisycorr: which image-text pairs are wrong, how sure we are, and what to do about it."""
 
-__version__ = "0.1.0"
+from noisycorr.runtime.version import __version__ as __version__

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import torch
 from bench_features import CIFAR, load_features
 
-from noisycorr.encoders.embedded import EmbeddedEncoder
-from noisycorr.noise_labels import diffuse_noise, noisy_texts, semantic_noise
-from noisycorr.run import write_array
-from noisycorr.score.prototypes import Prototypes, text_prototypes
+from noisycorr.classify.prototypes import Prototypes, text_prototypes
+from noisycorr.data.noise.labels import diffuse_noise, noisy_texts, semantic_noise
+from noisycorr.models.encoders.embedded import EmbeddedEncoder
+from noisycorr.runtime.folder import write_array
 
 SETS = ("caltech101", "fashion", "emoji", "cifar10n")
 NOISES = ("diffuse", "semantic", "natural")

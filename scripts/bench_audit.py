@@ -22,14 +22,14 @@ import torch
 from audit_sets import NOISES, SETS, Case, Labelled, load_set, make_case
 from sklearn.metrics import roc_auc_score
 
-from noisycorr.encoders.embedded import EmbeddedEncoder
-from noisycorr.run import read_json, write_json
-from noisycorr.score.anchors import select_anchors
-from noisycorr.score.completion import build_graph, complete_texts
-from noisycorr.score.confident import confidence_weighted_entropy, normalized_margin, self_confidence
-from noisycorr.score.label_verdict import LabelRule, supported
-from noisycorr.score.labels import Audit, LabelView, audit_labels, class_probabilities
-from noisycorr.score.prototypes import match
+from noisycorr.classify.anchors import select_anchors
+from noisycorr.classify.audit.label_verdict import LabelRule, supported
+from noisycorr.classify.audit.labels import Audit, LabelView, audit_labels, class_probabilities
+from noisycorr.classify.completion import build_graph, complete_texts
+from noisycorr.classify.confident import confidence_weighted_entropy, normalized_margin, self_confidence
+from noisycorr.classify.prototypes import match
+from noisycorr.models.encoders.embedded import EmbeddedEncoder
+from noisycorr.runtime.folder import read_json, write_json
 
 CELLS = [(name, noise) for name in SETS for noise in NOISES if (noise == "natural") == (name == "cifar10n")]
 TITLES = {

@@ -27,7 +27,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noisycorr.evaluate import auroc
+from noisycorr.stats.detection import auroc
 
 # Learning rates of 3e-4 to 3e-3 and weight decay up to 1 made no difference of note where they were tried; dropout did.
 BATCH, TAU, RATE, DECAY = 256, 0.07, 1e-3, 1e-2

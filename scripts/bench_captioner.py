@@ -16,12 +16,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from noisycorr.captioner.choice import CaptionTrain, Decode, Design
-from noisycorr.captioner.decode import Next, write
-from noisycorr.captioner.levels import Levels
-from noisycorr.captioner.stored import build
-from noisycorr.captioner.train import Lesson, Trainer, take_step
-from noisycorr.captioner.words import Pieces
+from noisycorr.caption.captioner.choice import CaptionTrain, Decode, Design
+from noisycorr.caption.captioner.decode import Next, write
+from noisycorr.caption.captioner.levels import Levels
+from noisycorr.caption.captioner.stored import build
+from noisycorr.caption.captioner.train import Lesson, Trainer, take_step
+from noisycorr.caption.captioner.words import Pieces
 
 
 def best(work: Callable[[], object], repeats: int = 3) -> float:

@@ -62,10 +62,10 @@ def bench_embed(given: argparse.Namespace, sizes: list[int]) -> None:
     """Throughput of the embedding stage over a bare loop on the same pictures, alternating, `--repeats` rounds each."""
     import torch
 
-    from noisycorr.embed import Embed, embed_pieces
-    from noisycorr.encoders import load_encoder
-    from noisycorr.formats import Source, open_source
-    from noisycorr.run import Run
+    from noisycorr.clean.embed import Embed, embed_pieces
+    from noisycorr.data.readers import Source, open_source
+    from noisycorr.models.encoders import load_encoder
+    from noisycorr.runtime.folder import Run
 
     torch.set_num_threads(given.threads)
     encoder = load_encoder("embedded", device=torch.device("cpu"))
@@ -112,7 +112,7 @@ def _some_pictures(count: int) -> pa.Table:
     """Pairs of the shipped sample, repeated if more are asked for."""
     import noisycorr
 
-    path = next((Path(noisycorr.__file__).parent / "sample").glob("*.parquet"))
+    path = next((Path(noisycorr.__file__).parent / "data" / "sample").glob("*.parquet"))
     table = pq.read_table(path, columns=["key", "image", "title"])
     return pa.concat_tables([table] * (count // table.num_rows + 1)).slice(0, count).combine_chunks()
 
@@ -185,8 +185,8 @@ def _make_run(folder: Path, size: int, wrong: float = 0.3) -> None:
     """A run folder with embeddings of clustered pairs, 30 % of them mismatched, as the embed stage leaves it."""
     from safetensors.numpy import save_file
 
-    from noisycorr.pairs import PAIRS
-    from noisycorr.run import Run, write_json
+    from noisycorr.data.pairs import PAIRS
+    from noisycorr.runtime.folder import Run, write_json
 
     run, rng = Run(folder), np.random.default_rng(0)
     centers = rng.standard_normal((2000, WIDTH), np.float32)
@@ -218,10 +218,11 @@ def _make_run(folder: Path, size: int, wrong: float = 0.3) -> None:
 
 
 def _stored(folder: Path) -> dict[str, object]:
-    from noisycorr.formats import Source
-    from noisycorr.run import Run
-    from noisycorr.score.pipeline import Score
-    from noisycorr.stages import Plan, decide_stage, score_stage
+    from noisycorr.clean.pipeline import decide_stage, score_stage
+    from noisycorr.clean.plan import Plan
+    from noisycorr.clean.signals.pipeline import Score
+    from noisycorr.data.readers import Source
+    from noisycorr.runtime.folder import Run
 
     run = Run(folder)
     plan = Plan(source=Source(path=str(folder)), score=Score(neighbors=0, margin=False, near_duplicates=False))
@@ -233,10 +234,11 @@ def _stored(folder: Path) -> dict[str, object]:
 
 
 def _search(folder: Path) -> dict[str, object]:
-    from noisycorr.formats import Source
-    from noisycorr.run import Run
-    from noisycorr.score.pipeline import Score
-    from noisycorr.stages import Plan, score_stage
+    from noisycorr.clean.pipeline import score_stage
+    from noisycorr.clean.plan import Plan
+    from noisycorr.clean.signals.pipeline import Score
+    from noisycorr.data.readers import Source
+    from noisycorr.runtime.folder import Run
 
     run = Run(folder)
     started = time.perf_counter()
@@ -248,10 +250,11 @@ def _search(folder: Path) -> dict[str, object]:
 
 
 def _clean(folder: Path) -> dict[str, object]:
-    from noisycorr.export import Export, export
-    from noisycorr.formats import Source, open_source
-    from noisycorr.run import Run
-    from noisycorr.stages import Embed, Plan, clean
+    from noisycorr.clean.export import Export, export
+    from noisycorr.clean.pipeline import Embed, clean
+    from noisycorr.clean.plan import Plan
+    from noisycorr.data.readers import Source, open_source
+    from noisycorr.runtime.folder import Run
 
     plan = Plan(source=Source(path=str(folder)), embed=Embed(clip_model="tiny"))
     run = Run(folder / "run")

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from noisycorr.score.completion import Graph, build_graph, complete_texts, identity
+from noisycorr.classify.completion import Graph, build_graph, complete_texts, identity
 
 K = 10
 

@@ -30,14 +30,14 @@ import torch
 from bench_baselines import BASELINES, Answer, Chosen, Given, choose, text_clusters
 from bench_features import FILES, NATURAL, Features, load_features
 
-from noisycorr.encoders.embedded import EmbeddedEncoder
-from noisycorr.evaluate import detection
-from noisycorr.learn.trained_heads import trained_heads
-from noisycorr.noise import HardSwap, Injected, RandomSwap
-from noisycorr.noise_swaps import text_ids
-from noisycorr.run import read_json, write_json
-from noisycorr.score.pipeline import Heads, Score, score_pairs
-from noisycorr.score.view import View, own_cosine
+from noisycorr.clean.signals.pipeline import Heads, Score, score_pairs
+from noisycorr.clean.signals.trained_heads import trained_heads
+from noisycorr.clean.signals.view import View, own_cosine
+from noisycorr.data.noise.recipes import HardSwap, Injected, RandomSwap
+from noisycorr.data.noise.swaps import text_ids
+from noisycorr.models.encoders.embedded import EmbeddedEncoder
+from noisycorr.runtime.folder import read_json, write_json
+from noisycorr.stats.detection import detection
 
 OURS, TRAINED = "noisycorr", "noisycorr+trained"  # the second with --align trained
 METHODS = {OURS: [OURS], TRAINED: [TRAINED], "infonce": ["infonce", "infonce+gmm"]} | {

@@ -150,8 +150,8 @@ def by_hash(files: list[Path], given: argparse.Namespace) -> Callable[[], dict[s
     """The perceptual hash alone."""
     import faiss
 
-    from noisycorr.formats.facts import perceptual_hash
-    from noisycorr.formats.images import decode_image
+    from noisycorr.data.readers.facts import perceptual_hash
+    from noisycorr.data.readers.images import decode_image
 
     def work() -> dict[str, Iterable[tuple[str, str]]]:
         hashes = np.array([perceptual_hash(decode_image(path).image) for path in files], ">u8")
@@ -170,11 +170,11 @@ def by_clean(files: list[Path], given: argparse.Namespace) -> Callable[[], dict[
     """What `clean` does with pictures: hash of the bytes, perceptual hash, features, search, groups."""
     import torch
 
-    from noisycorr.embed import content_hash
-    from noisycorr.encoders import load_encoder
-    from noisycorr.formats.facts import image_facts
-    from noisycorr.formats.images import decode_image, read_image
-    from noisycorr.score.duplicates import Duplicates, near_duplicates
+    from noisycorr.clean.embed import content_hash
+    from noisycorr.clean.signals.duplicates import Duplicates, near_duplicates
+    from noisycorr.data.readers.facts import image_facts
+    from noisycorr.data.readers.images import decode_image, read_image
+    from noisycorr.models.encoders import load_encoder
 
     encoder = load_encoder(given.clip_model, device=torch.device("cpu"))
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from noisycorr.embed import Embed, prepare
-from noisycorr.encoders.embedded import EmbeddedEncoder
-from noisycorr.pairs import Pair
-from noisycorr.run import atomic_path
-from noisycorr.score.crossfit import reduce_width
-from noisycorr.score.duplicates import Duplicates, near_duplicates
+from noisycorr.clean.embed import Embed, prepare
+from noisycorr.clean.signals.crossfit import reduce_width
+from noisycorr.clean.signals.duplicates import Duplicates, near_duplicates
+from noisycorr.data.pairs import Pair
+from noisycorr.models.encoders.embedded import EmbeddedEncoder
+from noisycorr.runtime.folder import atomic_path
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FILES = {

@@ -90,7 +90,7 @@ def child(who: str, folder: Path, model: str) -> dict[str, float]:
 
 def ours(source: Path, output: Path, model: str, folder: Path) -> None:
     """`noisycorr embed`."""
-    from noisycorr import cli
+    from noisycorr import __main__ as cli
 
     spec = f"open_clip:{model}{folder / 'weights.pt'}"
     cli.main(["embed", str(source), "--output_folder", str(output), "--clip_model", spec, "--workers", "1", "-q"])

@@ -78,7 +78,7 @@ def measure(who: str, rule: str, folder: str) -> dict[str, float]:
 
 def child(who: str, rule: str, folder: Path) -> dict[str, float]:
     """The call, and what it took."""
-    from noisycorr.score.confident import label_issues
+    from noisycorr.classify.confident import label_issues
 
     if who != "ours":
         from cleanlab.filter import find_label_issues

@@ -13,17 +13,17 @@ import json
 
 import numpy as np
 
-from noisycorr.bench import load_set
-from noisycorr.embed import read_facts
-from noisycorr.evaluate import auroc
-from noisycorr.learn.choice import Train
-from noisycorr.learn.corpus import swap_texts
-from noisycorr.learn.loop import fit
-from noisycorr.learn.retrieval import make_learner
-from noisycorr.noise import RandomSwap
-from noisycorr.run import Run
-from noisycorr.strategies import load_strategy
-from noisycorr.strategies.pc2 import partner_purity
+from noisycorr.clean.corpus import swap_texts
+from noisycorr.data.noise.recipes import RandomSwap
+from noisycorr.data.store import read_facts
+from noisycorr.models.training.choice import Train
+from noisycorr.models.training.loop import fit
+from noisycorr.retrieval.bench import load_set
+from noisycorr.retrieval.fit import make_learner
+from noisycorr.retrieval.strategies import load_strategy
+from noisycorr.retrieval.strategies.pc2 import partner_purity
+from noisycorr.runtime.folder import Run
+from noisycorr.stats.detection import auroc
 
 HEAD = "| set | noise | classes in use | purity | chance | ratio | text fit | AUC, probe | AUC, wrong |"
 

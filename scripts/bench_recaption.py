@@ -18,23 +18,23 @@ import numpy as np
 import torch
 from bench_features import Features, load_features
 
-from noisycorr.encoders.embedded import EmbeddedEncoder
-from noisycorr.learn.choice import Train
-from noisycorr.learn.corpus import Corpus, read_corpus
-from noisycorr.learn.learner import Learner
-from noisycorr.learn.loop import Hooks, fit
-from noisycorr.learn.retrieval import make_learner, make_towers
-from noisycorr.learn.scoreboard import retrieval, short
-from noisycorr.noise import RandomSwap
-from noisycorr.noise_swaps import text_ids
-from noisycorr.recaption.judge import Asked, fold_scorer, judging_folds
-from noisycorr.recaption.propose import trusted_rows
-from noisycorr.recaption.repair import Repairs, repair
-from noisycorr.recaption.rule import Recaption
-from noisycorr.run import Run, write_json
-from noisycorr.score.pipeline import Score, score_pairs
-from noisycorr.score.view import View, unit
-from noisycorr.strategies import load_strategy
+from noisycorr.caption.recaption.judge import Asked, fold_scorer, judging_folds
+from noisycorr.caption.recaption.propose import trusted_rows
+from noisycorr.caption.recaption.repair import Repairs, repair
+from noisycorr.caption.recaption.rule import Recaption
+from noisycorr.clean.corpus import Corpus, read_corpus
+from noisycorr.clean.signals.pipeline import Score, score_pairs
+from noisycorr.clean.signals.view import View, unit
+from noisycorr.data.noise.recipes import RandomSwap
+from noisycorr.data.noise.swaps import text_ids
+from noisycorr.models.encoders.embedded import EmbeddedEncoder
+from noisycorr.models.training.choice import Train
+from noisycorr.models.training.learner import Learner
+from noisycorr.models.training.loop import Hooks, fit
+from noisycorr.retrieval.fit import make_learner, make_towers
+from noisycorr.retrieval.scoreboard import retrieval, short
+from noisycorr.retrieval.strategies import load_strategy
+from noisycorr.runtime.folder import Run, write_json
 
 
 def view_of(data: Features, source: np.ndarray) -> tuple[View, list[str]]:

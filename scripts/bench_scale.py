@@ -124,11 +124,12 @@ def pairs(folder: Path) -> Result:
 
 def decide(folder: Path) -> Result:
     """Another rule, and the first one again: the ledger must be the same, byte for byte."""
-    from noisycorr.decide import Decide
-    from noisycorr.formats import Source
-    from noisycorr.run import Run
-    from noisycorr.score.pipeline import Score
-    from noisycorr.stages import Plan, decide_stage
+    from noisycorr.clean.decide import Decide
+    from noisycorr.clean.pipeline import decide_stage
+    from noisycorr.clean.plan import Plan
+    from noisycorr.clean.signals.pipeline import Score
+    from noisycorr.data.readers import Source
+    from noisycorr.runtime.folder import Run
 
     run = Run(folder)
     score = Score(neighbors=0, margin=False, near_duplicates=False)
@@ -145,8 +146,8 @@ def decide(folder: Path) -> Result:
 
 def report(folder: Path) -> Result:
     """The page and the numbers."""
-    from noisycorr.run import Run, provenance, write_json
-    from noisycorr.stages import report_stage
+    from noisycorr.clean.pipeline import report_stage
+    from noisycorr.runtime.folder import Run, provenance, write_json
 
     run = Run(folder)
     write_json(run.path("provenance.json"), provenance())

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from noisycorr.cli import main as noisycorr
-from noisycorr.noise import RandomSwap
+from noisycorr.__main__ import main as noisycorr
+from noisycorr.data.noise.recipes import RandomSwap
 
 METHODS = {
     "InfoNCE": ["--strategy", "plain"],

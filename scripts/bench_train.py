@@ -14,12 +14,12 @@ import time
 import numpy as np
 import torch
 
-from noisycorr.learn.choice import Train
-from noisycorr.learn.corpus import Corpus
-from noisycorr.learn.learner import Learner
-from noisycorr.learn.loop import few_threads, plan_epoch, take_step
-from noisycorr.learn.retrieval import make_learner
-from noisycorr.strategies import load_strategy
+from noisycorr.clean.corpus import Corpus
+from noisycorr.models.training.choice import Train
+from noisycorr.models.training.learner import Learner
+from noisycorr.models.training.loop import few_threads, plan_epoch, take_step
+from noisycorr.retrieval.fit import make_learner
+from noisycorr.retrieval.strategies import load_strategy
 
 
 def made_up(n: int) -> Corpus:

@@ -28,24 +28,30 @@ from bench_features import BATCH, LIMITED, load_features
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from noisycorr.encoders.embedded import EmbeddedEncoder
-from noisycorr.formats.images import decode_image
-from noisycorr.learn.choice import Train
-from noisycorr.learn.corpus import Corpus, swap_texts
-from noisycorr.learn.heads import Network
-from noisycorr.learn.loop import fit
-from noisycorr.learn.nmtune import TuneData, apply_head, fit_head
-from noisycorr.learn.nmtune_choice import NMTune
-from noisycorr.learn.retrieval import make_learner
-from noisycorr.noise import RandomSwap
-from noisycorr.run import write_json
-from noisycorr.score.acquire import balance_picks, class_balance, order_by_badge, order_by_coreset, order_by_entropy
-from noisycorr.score.crossfit import reduce_width
-from noisycorr.score.spectrum import sampled_spectrum
-from noisycorr.score.transclip import transclip
-from noisycorr.score.transductive import balanced, linear_probe, neighbor_labels, zero_shot
-from noisycorr.score.zlap import zlap
-from noisycorr.strategies import load_strategy
+from noisycorr.classify.heads.acquire import (
+    balance_picks,
+    class_balance,
+    order_by_badge,
+    order_by_coreset,
+    order_by_entropy,
+)
+from noisycorr.classify.heads.choice import NMTune
+from noisycorr.classify.heads.nmtune import TuneData, apply_head, fit_head
+from noisycorr.classify.heads.spectrum import sampled_spectrum
+from noisycorr.clean.corpus import Corpus, swap_texts
+from noisycorr.clean.signals.crossfit import reduce_width
+from noisycorr.data.noise.recipes import RandomSwap
+from noisycorr.data.readers.images import decode_image
+from noisycorr.models.encoders.embedded import EmbeddedEncoder
+from noisycorr.models.training.choice import Train
+from noisycorr.models.training.heads import Network
+from noisycorr.models.training.loop import fit
+from noisycorr.prompt.transclip import transclip
+from noisycorr.prompt.zlap import zlap
+from noisycorr.retrieval.fit import make_learner
+from noisycorr.retrieval.strategies import load_strategy
+from noisycorr.runtime.folder import write_json
+from noisycorr.stats.transductive import balanced, linear_probe, neighbor_labels, zero_shot
 
 RATES = (0.0, 0.1, 0.3)
 TESTED, TURNED, DEGREES = 1000, 200, 15

@@ -29,9 +29,10 @@ from typing import Any
 
 ABSENT = ('atheris is not installed: pip install "noisycorr[fuzz]" (Linux, Python below 3.14), or in an environment '
           "beside this one: pip install atheris.")  # fmt: skip
-COVERS = ("fuzz_targets", "noisycorr.formats", "noisycorr.pairs", "noisycorr.strict_yaml", "noisycorr.flags",
-          "noisycorr.score.class_list", "noisycorr.ledger", "noisycorr.learn.labelled", "noisycorr.prompt.keep",
-          "noisycorr.encoders.backbones", "tarfile", "gzip", "json", "csv", "yaml", "PIL")  # fmt: skip
+COVERS = ("fuzz_targets", "noisycorr.data.readers", "noisycorr.data.pairs", "noisycorr.runtime.strict_yaml",
+          "noisycorr.runtime.flags", "noisycorr.classify.audit.class_list", "noisycorr.clean.ledger",
+          "noisycorr.classify.heads.labelled", "noisycorr.prompt.keep", "noisycorr.models.encoders.backbones",
+          "tarfile", "gzip", "json", "csv", "yaml", "PIL")  # fmt: skip
 WALL = 20  # times the CPU seconds of one input, after which a hanging process is stopped: machines are busy
 
 

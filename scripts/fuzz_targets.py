@@ -24,9 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from noisycorr.formats import Source, open_source
-from noisycorr.formats.images import BadImage, decode_image
-from noisycorr.pairs import PROBLEMS, Pair, UsageError
+from noisycorr.data.pairs import PROBLEMS, Pair
+from noisycorr.data.readers import Source, open_source
+from noisycorr.data.readers.images import BadImage, decode_image
+from noisycorr.runtime.errors import UsageError
 
 MAX_PIXELS = 1_000_000
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -246,9 +247,9 @@ def _yaml_seeds() -> list[bytes]:
 
 
 def _yaml_run(data: bytes, folder: Path) -> None:
-    from noisycorr.flags import read_config
-    from noisycorr.formats.regions import read_vocabulary
-    from noisycorr.score.class_list import read_classes
+    from noisycorr.classify.audit.class_list import read_classes
+    from noisycorr.data.readers.regions import read_vocabulary
+    from noisycorr.runtime.flags import read_config
 
     if not data:
         return
@@ -256,7 +257,7 @@ def _yaml_run(data: bytes, folder: Path) -> None:
     path = folder / ("c.yaml", "c.yaml", "c.txt", "c.json", "c.yaml")[kind]
     path.write_bytes(data[1:])
     if kind == 4:
-        from noisycorr.classes import read_definitions
+        from noisycorr.classify.classes import read_definitions
 
         _refused(lambda: read_definitions(path))
         return
@@ -280,8 +281,8 @@ def _array_seeds() -> list[bytes]:
 
 
 def _array_run(data: bytes, folder: Path) -> None:
-    from noisycorr.formats.regions import read_regions
-    from noisycorr.noise import _load_index
+    from noisycorr.data.noise.recipes import _load_index
+    from noisycorr.data.readers.regions import read_regions
 
     if not data:
         return
@@ -320,7 +321,7 @@ def _weight_seeds() -> list[bytes]:
 def _weight_run(data: bytes, folder: Path) -> None:
     import torch
 
-    from noisycorr.encoders.backbones import _fill
+    from noisycorr.models.encoders.backbones import _fill
     from noisycorr.prompt.keep import load_prompt
 
     if not data:
@@ -345,7 +346,9 @@ def _label_seeds() -> list[bytes]:
 
 
 def _label_run(data: bytes, folder: Path) -> None:
-    from noisycorr import caption_score, evaluate_run, ledger
+    from noisycorr.caption import score as caption_score
+    from noisycorr.clean import evaluate as evaluate_run
+    from noisycorr.clean import ledger
     from noisycorr.prompt import task
 
     if not data:

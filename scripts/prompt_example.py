@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from noisycorr.run import atomic_path
+from noisycorr.runtime.folder import atomic_path
 
-SAMPLE = Path(__file__).resolve().parents[1] / "noisycorr" / "sample" / "openclipart.parquet"
+SAMPLE = Path(__file__).resolve().parents[1] / "noisycorr" / "data" / "sample" / "openclipart.parquet"
 MOST = 40
 CLASSES = {
     "animals/birds": "bird", "animals/bugs": "insect", "animals/fish": "fish", "animals/mammals": "mammal",

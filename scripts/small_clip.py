@@ -23,8 +23,8 @@ from open_clip.loss import ClipLoss
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from noisycorr.encoders.scratch import load_scratch
-from noisycorr.run import atomic_path, write_array
+from noisycorr.models.encoders.scratch import load_scratch
+from noisycorr.runtime.folder import atomic_path, write_array
 
 FASHION, BATCH, RATE, TEMPERATURE = 14_000, 256, 1e-3, 0.07
 
@@ -95,7 +95,7 @@ def train(data: Path, sets: Path, out: Path, epochs: int) -> None:
 
 def features(sets: Path, out: Path, name: str) -> None:
     """OUT/NAME: image.npy, text.npy and pairs.parquet, a source that brings its embeddings."""
-    from noisycorr.encoders import load_encoder
+    from noisycorr.models.encoders import load_encoder
 
     if (out / name / "pairs.parquet").exists():
         return

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from noisycorr import cli
-from noisycorr.encoders.embedded import EmbeddedEncoder
-from noisycorr.encoders.tiny import TinyEncoder
+from noisycorr import __main__ as cli
+from noisycorr.models.encoders.embedded import EmbeddedEncoder
+from noisycorr.models.encoders.tiny import TinyEncoder
 
 Spent = dict[str, list[float]]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from noisycorr.captioner.choice import CaptionTrain, Decode, Design, LevelChoice, Teach
-from noisycorr.captioner.teach import Class, Material, Recipe, open_class
+from noisycorr.caption.captioner.choice import CaptionTrain, Decode, Design, LevelChoice, Teach
+from noisycorr.caption.captioner.teach import Class, Material, Recipe, open_class
 
 COLOURS, THINGS = ("red", "green", "blue", "white"), ("ball", "house", "tree", "boat", "bird")
 JUNK = "best price online"

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 from safetensors.numpy import save_file
 
-from noisycorr.embed import features_path, pairs_path
-from noisycorr.export import Export, export
-from noisycorr.formats import Reader, Source, open_source
-from noisycorr.formats.images import BadImage, decode_image
-from noisycorr.pairs import PAIRS, content_hash, pair_uid
-from noisycorr.run import Run, write_json
+from noisycorr.clean.export import Export, export
+from noisycorr.data.pairs import PAIRS, content_hash, pair_uid
+from noisycorr.data.readers import Reader, Source, open_source
+from noisycorr.data.readers.images import BadImage, decode_image
+from noisycorr.data.store import features_path, pairs_path
+from noisycorr.runtime.folder import Run, write_json
 
 LEDGER = pa.schema(
     [

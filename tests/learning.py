@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from noisycorr.learn.choice import Train
-from noisycorr.learn.contract import Strategy
-from noisycorr.learn.heads import StoredTowers
-from noisycorr.learn.learner import Learner, TrainSet
-from noisycorr.strategies import load_strategy
+from noisycorr.models.training.choice import Train
+from noisycorr.models.training.contract import Strategy
+from noisycorr.models.training.heads import StoredTowers
+from noisycorr.models.training.learner import Learner, TrainSet
+from noisycorr.retrieval.strategies import load_strategy
 
 CPU = torch.device("cpu")
 SMALL = {"epochs": 3, "batch_size": 16, "embed_dim": 8, "hidden": 12, "warmup": 2, "save_every": 0.0,

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from tiny_checkpoints import ARCHITECTURE, write_open_clip
 from torch import Tensor
 
-from noisycorr import dist
-from noisycorr.encoders import load_encoder
+from noisycorr.models.encoders import load_encoder
 from noisycorr.prompt.build import build, zero_shot
 from noisycorr.prompt.choice import Context, Rounds, Steps
 from noisycorr.prompt.loop import tune
 from noisycorr.prompt.task import Task
 from noisycorr.prompt.text import text_side
+from noisycorr.runtime import dist
 
 NAMES = ["red square", "green circle", "dog", "two blue horses", "photo"]
 KINDS = ("text", "visual", "multimodal")

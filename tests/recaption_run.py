@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from noisycorr.noise_swaps import text_ids
-from noisycorr.score.view import View
+from noisycorr.clean.signals.view import View
+from noisycorr.data.noise.swaps import text_ids
 
 NOUNS = ("dog", "cat", "boat", "tree", "house", "cup", "shoe", "lamp", "plane", "horse", "chair", "knife")
 COLOURS = ("red", "blue", "green", "white")

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from noisycorr.pairs import PAIRS
-from noisycorr.report import write_report
-from noisycorr.run import Run
+from noisycorr.clean.report import write_report
+from noisycorr.data.pairs import PAIRS
+from noisycorr.runtime.folder import Run
 
 SHAPES = ("circle", "square", "triangle", "bar")
 COLOURS = {"red": (196, 60, 52), "blue": (52, 98, 190), "green": (66, 150, 80), "yellow": (222, 180, 60)}

@@ -21,7 +21,7 @@ Row = dict[str, Any]  # key, image (bytes), title, and what else stands in the s
 
 def sample_rows(count: int, start: int = 0) -> list[Row]:
     """Rows of the set that comes with the package."""
-    path = next((Path(noisycorr.__file__).parent / "sample").glob("*.parquet"))
+    path = next((Path(noisycorr.__file__).parent / "data" / "sample").glob("*.parquet"))
     return pq.read_table(path).slice(start, count).to_pylist()
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from noisycorr.score.acquire import (
+from noisycorr.classify.heads.acquire import (
     badge_distance,
     balance_picks,
     class_balance,
@@ -16,7 +16,7 @@ from noisycorr.score.acquire import (
     order_by_coreset,
     order_by_entropy,
 )
-from noisycorr.score.max_entropy import max_entropy_picks
+from noisycorr.classify.heads.max_entropy import max_entropy_picks
 
 
 def made_up(n: int = 40, c: int = 4, d: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

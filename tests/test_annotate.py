@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from noisycorr.annotate import Annotate, _told, annotate
-from noisycorr.cli import main
-from noisycorr.pairs import UsageError
+from noisycorr.__main__ import main
+from noisycorr.classify.heads.annotate import Annotate, _told, annotate
+from noisycorr.runtime.errors import UsageError
 
 
 def write(folder: Path, n: int = 90) -> tuple[Path, np.ndarray]:

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from noisycorr.cli import main
-from noisycorr.pairs import UsageError
-from noisycorr.score.class_list import make_classes, read_classes, resolve_labels
-from noisycorr.score.labels import Audit, LabelView, audit_labels
-from noisycorr.score.prototypes import text_prototypes
-from noisycorr.score.tags import audit_tags
+from noisycorr.__main__ import main
+from noisycorr.classify.audit.class_list import make_classes, read_classes, resolve_labels
+from noisycorr.classify.audit.labels import Audit, LabelView, audit_labels
+from noisycorr.classify.audit.tags import audit_tags
+from noisycorr.classify.prototypes import text_prototypes
+from noisycorr.runtime.errors import UsageError
 
 C, D = 4, 12
 

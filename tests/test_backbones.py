@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import write_clip, write_open_clip
 
-from noisycorr.cli import main
-from noisycorr.encoders.backbones import load_backbone
-from noisycorr.learn.tune_choice import Tune
-from noisycorr.pairs import UsageError
-from noisycorr.webly.classify_choice import Finetune
-from noisycorr.webly.network import PictureBackbone
+from noisycorr.__main__ import main
+from noisycorr.classify.webly.choice import Finetune
+from noisycorr.classify.webly.network import PictureBackbone
+from noisycorr.models.encoders.backbones import load_backbone
+from noisycorr.models.training.tune_choice import Tune
+from noisycorr.runtime.errors import UsageError
 
 SMALL = "test_resnet"  # the smallest convolutional network of timm
 
@@ -95,7 +95,7 @@ def test_a_torchvision_network_loses_its_classifier(tmp_path: Path):
 @pytest.mark.parametrize("spec", ["open_clip:local-dir:{}/open/local", "hf_clip:{}/clip"])
 def test_of_a_dual_encoder_only_the_image_side_is_kept(spec: str, weights: Path):
     encoder = load_backbone(spec.format(weights))
-    from noisycorr.encoders.trainable import load_trainable
+    from noisycorr.models.encoders import load_trainable
 
     both = load_trainable(spec.format(weights))
     x = encoder.preprocess(picture())[None]

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from learning import features
 
-from noisycorr.bench import Bench
-from noisycorr.cli import main
-from noisycorr.learn.bench import method_of
-from noisycorr.learn.bench_tables import tables
-from noisycorr.pairs import UsageError
+from noisycorr.__main__ import main
+from noisycorr.retrieval.bench import Bench
+from noisycorr.retrieval.bench_cells import method_of
+from noisycorr.retrieval.bench_tables import tables
+from noisycorr.runtime.errors import UsageError
 
 FAST = ["--epochs", "6", "--batch_size", "32", "--embed_dim", "8", "--hidden", "16", "--lr", "0.01", "--dropout", "0",
         "-q"]  # fmt: skip

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from noisycorr.bench_prompt import Bench, BenchSet, draw_task, make_wrong, parse_method, tables
-from noisycorr.pairs import UsageError
+from noisycorr.prompt.bench import Bench, BenchSet, draw_task, make_wrong, parse_method, tables
 from noisycorr.prompt.choice import Context, Rounds, Steps
+from noisycorr.prompt.inputs import Images
 from noisycorr.prompt.select import Selected
-from noisycorr.prompt_images import Images
+from noisycorr.runtime.errors import UsageError
 
 N = 100
 

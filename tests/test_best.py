@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from learning import learner, train_set
 from scipy import special
 
-from noisycorr.evaluate import auroc, calibration
-from noisycorr.learn.contract import Trust
-from noisycorr.learn.loop import fit
-from noisycorr.learn.memory import Memory
-from noisycorr.losses import generalised_cross_entropy, info_nce
-from noisycorr.pairs import UsageError
-from noisycorr.strategies import load_strategy
-from noisycorr.strategies.best import Best, refine
-from noisycorr.testing import check_strategy
+from noisycorr.models.losses import generalised_cross_entropy, info_nce
+from noisycorr.models.training.contract import Trust
+from noisycorr.models.training.loop import fit
+from noisycorr.models.training.memory import Memory
+from noisycorr.retrieval.strategies import load_strategy
+from noisycorr.retrieval.strategies.best import Best, refine
+from noisycorr.retrieval.testing import check_strategy
+from noisycorr.runtime.errors import UsageError
+from noisycorr.stats.detection import auroc, calibration
 
 
 def evidence(n: int = 4000, noise: float = 0.4, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

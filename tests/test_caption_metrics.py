@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import caption_reference as slow
 
-from noisycorr.caption_metrics import (
+from noisycorr.__main__ import main
+from noisycorr.caption.metrics import (
     bleu,
     cider_d,
     clip_score,
@@ -26,9 +27,8 @@ from noisycorr.caption_metrics import (
     self_retrieval,
     tokenize,
 )
-from noisycorr.caption_score import score_captions
-from noisycorr.cli import main
-from noisycorr.pairs import UsageError
+from noisycorr.caption.score import score_captions
+from noisycorr.runtime.errors import UsageError
 
 CAPTIONS = ["a dog runs on the green grass", "two men are sitting on a bench, reading", "red women's t-shirt",
             "a a a a a", "the cat isn't on the mat"]  # fmt: skip
@@ -215,7 +215,7 @@ def test_pictures_that_are_all_missing_are_told_in_json(
                  "-q"]) == 0  # fmt: skip
     capsys.readouterr()
     captions, _ = write(tmp_path)
-    monkeypatch.setattr("noisycorr.caption_score.load_encoder", lambda *given, **more: Joint())
+    monkeypatch.setattr("noisycorr.caption.score.load_encoder", lambda *given, **more: Joint())
     assert main(["caption", "score", str(captions), "--output_folder", str(run)]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert found["self_retrieval_recall@1"] is None and found["clip_score"] is None and found["without_picture"] == 6

@@ -17,19 +17,19 @@ import pyarrow.parquet as pq
 import pytest
 from caption_data import JUNK, world
 
-from noisycorr import caption_bench
-from noisycorr.caption_bench import METHODS, METRICS, Bench, cider, recipe_of, unigram_f1
-from noisycorr.caption_metrics import cider_d
-from noisycorr.caption_stage import Plan, dropped_for_issues, read_material
-from noisycorr.caption_tables import tables
-from noisycorr.captioner.choice import CaptionTrain, Design, Held, Teach
-from noisycorr.captioner.teach import Recipe, train_class
-from noisycorr.cli import main
-from noisycorr.embed import parts
-from noisycorr.formats import Source
-from noisycorr.learn.corpus import read_corpus
-from noisycorr.pairs import UsageError
-from noisycorr.run import Run, write_json
+from noisycorr.__main__ import main
+from noisycorr.caption import bench as caption_bench
+from noisycorr.caption.bench import METHODS, METRICS, Bench, cider, recipe_of, unigram_f1
+from noisycorr.caption.bench_tables import tables
+from noisycorr.caption.captioner.choice import CaptionTrain, Design, Held, Teach
+from noisycorr.caption.captioner.teach import Recipe, train_class
+from noisycorr.caption.metrics import cider_d
+from noisycorr.caption.train import Plan, dropped_for_issues, read_material
+from noisycorr.clean.corpus import read_corpus
+from noisycorr.data.readers import Source
+from noisycorr.data.store import parts
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run, write_json
 
 SIZE = ["--width", "24", "--layers", "1", "--attention_heads", "2", "--vocabulary", "360", "--prefix_tokens", "2",
         "--longest", "16", "--batch_size", "16", "--lr", "0.01"]  # fmt: skip

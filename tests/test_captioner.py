@@ -15,18 +15,33 @@ import torch
 from caption_data import COLOURS, JUNK, SMALL, THINGS, open_small, recipe, world
 from reference.captioner_reference import level_loop, loss_loop, repeats_loop
 
-from noisycorr.captioner.align import Aligner, fit_aligner
-from noisycorr.captioner.best import Best, best_of_levels, make_writer, write_best
-from noisycorr.captioner.choice import CaptionTrain, Decode, Design, Held, LevelChoice, Teach
-from noisycorr.captioner.decode import Next, forbid, write
-from noisycorr.captioner.levels import Levels, fit_levels
-from noisycorr.captioner.select import Fluency, candidates, choose, prefer, told_apart
-from noisycorr.captioner.stored import Texts, captioner_identity, load_captioner
-from noisycorr.captioner.teach import Class, kept_rows, open_class, pair_shares, pair_weights, settle, train_class
-from noisycorr.captioner.train import backward, continue_training, draw_rows, save_training, take_step, text_losses
-from noisycorr.captioner.words import END, PAD, START, Pieces, token_table
-from noisycorr.learn.batches import stream_seed
-from noisycorr.pairs import UsageError
+from noisycorr.caption.captioner.align import Aligner, fit_aligner
+from noisycorr.caption.captioner.best import Best, best_of_levels, make_writer, write_best
+from noisycorr.caption.captioner.choice import CaptionTrain, Decode, Design, Held, LevelChoice, Teach
+from noisycorr.caption.captioner.decode import Next, forbid, write
+from noisycorr.caption.captioner.levels import Levels, fit_levels
+from noisycorr.caption.captioner.select import Fluency, candidates, choose, prefer, told_apart
+from noisycorr.caption.captioner.stored import Texts, captioner_identity, load_captioner
+from noisycorr.caption.captioner.teach import (
+    Class,
+    kept_rows,
+    open_class,
+    pair_shares,
+    pair_weights,
+    settle,
+    train_class,
+)
+from noisycorr.caption.captioner.train import (
+    backward,
+    continue_training,
+    draw_rows,
+    save_training,
+    take_step,
+    text_losses,
+)
+from noisycorr.caption.captioner.words import END, PAD, START, Pieces, token_table
+from noisycorr.models.training.batches import stream_seed
+from noisycorr.runtime.errors import UsageError
 
 RELEASED = (-0.0369, 0.0280, 0.0930, 0.1579, 0.2229, 0.2878, 0.3527, 0.4177, 0.4826)
 GREEDY = Decode(search="greedy", no_repeat_ngram=0)
@@ -507,7 +522,7 @@ def test_the_best_of_several_texts_is_kept_if_it_is_fluent(taught: Class, monkey
         return Best(written=written, level=np.ones(n, int), score=np.full(n, 9.0))
 
     if wild:
-        monkeypatch.setattr("noisycorr.captioner.teach.write_best", gibberish)
+        monkeypatch.setattr("noisycorr.caption.captioner.teach.write_best", gibberish)
     decode = Decode(search="greedy", align_weight=1e6, each_level=False)
     rows = settle(taught, material, dataclasses.replace(recipe(), decode=decode), align, 0)
     row = rows[-1]
@@ -598,7 +613,7 @@ def test_the_best_of_several_texts_equals_a_slow_loop(taught: Class, monkeypatch
         assert best.written.texts[row] == max(options)[1]
         assert best.score[row] == worth[row, best.written.texts[row]]
     whole = best_of_levels(trained, image, align, trained.levels.trained(), drawn, seed=5)
-    monkeypatch.setattr("noisycorr.captioner.best.ROWS", 7)
+    monkeypatch.setattr("noisycorr.caption.captioner.best.ROWS", 7)
     parts = best_of_levels(trained, image, align, trained.levels.trained(), drawn, seed=5)
     assert parts.written.texts == whole.written.texts and parts.score.tolist() == whole.score.tolist()
     parts = write_best(trained, image, align, None, decode, seed=5)
@@ -666,7 +681,7 @@ def test_a_captioner_is_what_its_files_hold(tmp_path: Path, monkeypatch: pytest.
         (folder / name).write_bytes(name.encode() * 100)
     (folder / "report.json").write_text("no part of it")
     first = captioner_identity(folder)
-    monkeypatch.setattr("noisycorr.captioner.stored.PIECE", 7)
+    monkeypatch.setattr("noisycorr.caption.captioner.stored.PIECE", 7)
     assert captioner_identity(folder) == first, "in pieces of any size"
     os.utime(folder / "captioner.safetensors", (1, 1))
     (folder / "report.json").write_text("still none")

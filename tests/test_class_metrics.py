@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from noisycorr.class_metrics import (
+from noisycorr.data.noise.labels import diffuse_noise, noisy_texts, semantic_noise
+from noisycorr.stats.class_metrics import (
     accuracy,
     by_shots,
     changed_labels,
@@ -16,7 +17,6 @@ from noisycorr.class_metrics import (
     tag_metrics,
     top_k,
 )
-from noisycorr.noise_labels import diffuse_noise, noisy_texts, semantic_noise
 
 
 def test_accuracy_and_ties():

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from reference import classes_reference as slow
 from scipy import special
 
-from noisycorr.evaluate import auroc, calibration
-from noisycorr.score import classes
-from noisycorr.score.pipeline import Score, Scored, score_pairs
-from noisycorr.score.view import View
+from noisycorr.clean.signals import classes
+from noisycorr.clean.signals.pipeline import Score, Scored, score_pairs
+from noisycorr.clean.signals.view import View
+from noisycorr.stats.detection import auroc, calibration
 
 
 def make_classes(

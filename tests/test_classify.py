@@ -11,13 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 from webly_data import blobs
 
-from noisycorr import classes, webly_bench, webly_samples
-from noisycorr.cli import main
-from noisycorr.formats import Source
-from noisycorr.pairs import UsageError
-from noisycorr.run import Run
-from noisycorr.stages import Plan, clean
-from noisycorr.webly_choice import BenchWebly, parse_set
+from noisycorr.__main__ import main
+from noisycorr.classify import classes
+from noisycorr.classify.webly import bench as webly_bench
+from noisycorr.classify.webly import samples as webly_samples
+from noisycorr.classify.webly.bench import BenchWebly, parse_set
+from noisycorr.clean.pipeline import clean
+from noisycorr.clean.plan import Plan
+from noisycorr.data.readers import Source
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run
 
 FEW = ["--epochs", "6", "--batch_size", "32", "--embed_dim", "8", "--hidden", "12", "--lr", "0.05", "--warmup", "2"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from pictures import COLOURS, write_pictures
 
-from noisycorr.cli import main
-from noisycorr.learn.checkpoint import checkpoints
+from noisycorr.__main__ import main
+from noisycorr.models.training.checkpoint import checkpoints
 
 FILES = ("model.safetensors", "labels.parquet", "report.json")  # report.html names its folder
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from noisycorr import verbs
-from noisycorr.cli import main
-from noisycorr.pairs import UsageError
-from noisycorr.stages import Plan
+from noisycorr import __main__ as verbs
+from noisycorr.__main__ import main
+from noisycorr.clean.plan import Plan
+from noisycorr.clean.plan_flags import SHARED, plan_choices
+from noisycorr.runtime.errors import UsageError
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 NAMES = [verb.name for verb in verbs.VERBS]
@@ -77,8 +78,8 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str]):
 def test_help_shows_every_field_with_its_default(capsys: pytest.CaptureFixture[str]):
     main(["clean", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for part, choice in verbs.plan_choices().items():
-        shared = {"path"} if part == "source" else verbs.SHARED.get(part, frozenset())
+    for part, choice in plan_choices().items():
+        shared = {"path"} if part == "source" else SHARED.get(part, frozenset())
         for name, field in choice.__dataclass_fields__.items():
             if name not in shared:
                 assert f"--{name} " in text, name
@@ -91,7 +92,7 @@ def test_help_shows_every_field_with_its_default(capsys: pytest.CaptureFixture[s
 def test_help_loads_nothing_heavy():
     code = f"""
 import sys
-from noisycorr.cli import main
+from noisycorr.__main__ import main
 main(["--help"])
 light = [name for name in ("scipy", "sklearn", "faiss", *{HEAVY!r}) if name in sys.modules]
 main(["clean", "--help"])
@@ -218,7 +219,9 @@ def test_a_number_may_be_negative_and_a_key_may_look_like_a_flag(here: Path, cap
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Plan, dict[str, object]]]:
     """What `clean` was asked to do, instead of doing it."""
     seen: list[tuple[Plan, dict[str, object]]] = []
-    monkeypatch.setattr("noisycorr.stages.clean", lambda plan, run, **rest: seen.append((plan, {"run": run, **rest})))
+    monkeypatch.setattr(
+        "noisycorr.clean.pipeline.clean", lambda plan, run, **rest: seen.append((plan, {"run": run, **rest}))
+    )
     return seen
 
 
@@ -279,7 +282,7 @@ def test_failures_end_with_one_sentence(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("noisycorr.stages.clean", fail)
+    monkeypatch.setattr("noisycorr.clean.pipeline.clean", fail)
     assert main(["clean", "sample", *RUN]) == 1
     shown = capsys.readouterr()
     assert shown.err.startswith(f"noisycorr: {said}") and shown.err.count("\n") == 1
@@ -289,7 +292,7 @@ def test_an_error_of_ours_shows_where_it_is(monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("noisycorr.stages.clean", fail)
+    monkeypatch.setattr("noisycorr.clean.pipeline.clean", fail)
     with pytest.raises(ZeroDivisionError):  # the interpreter prints the traceback and exits with 1
         main(["clean", "sample", *RUN])
 
@@ -306,5 +309,5 @@ def test_usage_errors_raised_deep_below_come_out_as_one_sentence(
     def fail(*_: object, **__: object) -> None:
         raise UsageError("the encoder is somewhere else.")
 
-    monkeypatch.setattr("noisycorr.stages.clean", fail)
+    monkeypatch.setattr("noisycorr.clean.pipeline.clean", fail)
     assert complaint(["clean", "sample", *RUN], capsys) == "the encoder is somewhere else."

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noisycorr import columns, noise_swaps
-from noisycorr.columns import Column, codes, rows_of
-from noisycorr.score import text_issues
-from noisycorr.score.text_issues import TextLimits
+from noisycorr.clean.signals import text_issues
+from noisycorr.clean.signals.text_issues import TextLimits
+from noisycorr.data import columns
+from noisycorr.data.columns import Column, codes, rows_of
+from noisycorr.data.noise import swaps as noise_swaps
 
 ASCII = st.text(alphabet=st.characters(min_codepoint=0, max_codepoint=127), max_size=60)
 ODD = st.sampled_from(["DSC_0001.JPG", "www.x.org", "untitled (3)", "&amp; <b>", "12345", "download", "a.b", "x://y"])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from noisycorr.index import Neighbors, neighbors
-from noisycorr.pairs import UsageError
-from noisycorr.score import confident
-from noisycorr.score.channel import blind_loss, channel_loss
-from noisycorr.score.discriminant import discriminant
-from noisycorr.score.label_votes import alternate, knn_vote, linear_split, small_loss
+from noisycorr.classify import confident
+from noisycorr.classify.audit.channel import blind_loss, channel_loss
+from noisycorr.classify.audit.discriminant import discriminant
+from noisycorr.classify.audit.label_votes import alternate, knn_vote, linear_split, small_loss
+from noisycorr.runtime.errors import UsageError
+from noisycorr.stats.index import Neighbors, neighbors
 
 
 def noisy(seed: int = 0, n: int = 600, c: int = 4, rate: float = 0.25) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from reference import crossfit_reference as slow
 from scipy.stats import mannwhitneyu
 
-from noisycorr.mixture import fit_null
-from noisycorr.pairs import is_truth
-from noisycorr.score import crossfit
-from noisycorr.score.crossfit import choose_reg, cross_fit, deal_folds, fold_moments, reduce_width, solve_heads
-from noisycorr.score.view import Repaired, View, own_cosine, pair_cosine, repaired
+from noisycorr.clean.signals import crossfit
+from noisycorr.clean.signals.crossfit import choose_reg, cross_fit, deal_folds, fold_moments, reduce_width, solve_heads
+from noisycorr.clean.signals.view import Repaired, View, own_cosine, pair_cosine, repaired
+from noisycorr.data.pairs import is_truth
+from noisycorr.stats.mixture import fit_null
 
 
 def make_view(

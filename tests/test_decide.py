@@ -12,9 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from noisycorr.decide import WORDS, Cut, Decide, Evidence, decide, find_cut, issue_codes
-from noisycorr.mixture import Fit, constant_fit
-from noisycorr.pairs import PROBLEMS, UsageError
+from noisycorr.clean.decide import WORDS, Cut, Decide, Evidence, decide, find_cut, issue_codes
+from noisycorr.data.pairs import PROBLEMS
+from noisycorr.runtime.errors import UsageError
+from noisycorr.stats.mixture import Fit, constant_fit
 
 NAN = float("nan")
 VERDICTS = {"keep", "drop", "review"}

@@ -12,7 +12,7 @@ from pictures import COLOURS, write_pictures
 from region_data import SIZES, write_regions
 from tiny_checkpoints import write_open_clip
 
-from noisycorr.cli import main
+from noisycorr.__main__ import main
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageEnhance
 from reference.duplicates_reference import alike
 
-from noisycorr.formats.facts import perceptual_hash
-from noisycorr.score import duplicates
-from noisycorr.score.duplicates import DuplicateGroups, Duplicates, group_names, keepers, near_duplicates
+from noisycorr.clean.signals import duplicates
+from noisycorr.clean.signals.duplicates import DuplicateGroups, Duplicates, group_names, keepers, near_duplicates
+from noisycorr.data.readers.facts import perceptual_hash
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -189,7 +189,7 @@ def test_copies_of_real_photos_are_found():
     import pyarrow.parquet as pq
     import torch
 
-    from noisycorr.encoders.embedded import EmbeddedEncoder
+    from noisycorr.models.encoders.embedded import EmbeddedEncoder
 
     table = pq.read_table(DATA / "coco_mini" / "coco_mini.parquet", columns=["image"]).slice(0, 16)
     photos = [Image.open(io.BytesIO(data)).convert("RGB") for data in table["image"].to_pylist()]

@@ -18,9 +18,9 @@ from tiny_checkpoints import TEXTS, encode, pictures
 from torch.nn import functional
 from transformers import AutoProcessor
 
-from noisycorr.encoders import DualEncoder, load_encoder
-from noisycorr.encoders.transformers import pooled
-from noisycorr.pairs import UsageError
+from noisycorr.models.encoders import DualEncoder, load_encoder
+from noisycorr.models.encoders.transformers import pooled
+from noisycorr.runtime.errors import UsageError
 
 CPU = torch.device("cpu")
 KINDS = ("open_clip", "clip", "siglip", "embedded", "tiny")

@@ -14,10 +14,10 @@ from PIL import Image
 from tiny_checkpoints import encode, pictures
 from torch.nn import functional
 
-from noisycorr.encoders import load_encoder
-from noisycorr.encoders.embedded import EmbeddedEncoder, conse, load_backbone
-from noisycorr.encoders.frozen import bounded_aspect, encode_by_length, hash_weights, unit_rows
-from noisycorr.pairs import UsageError
+from noisycorr.models.encoders import load_encoder
+from noisycorr.models.encoders.embedded import EmbeddedEncoder, conse, load_backbone
+from noisycorr.models.encoders.frozen import bounded_aspect, encode_by_length, hash_weights, unit_rows
+from noisycorr.runtime.errors import UsageError
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parents[1].parent / "shared" / "data"

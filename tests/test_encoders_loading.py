@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, Siglip2Config
 
-from noisycorr.encoders import DualEncoder, load_encoder
-from noisycorr.encoders.openclip import parse_open_clip, score_column
-from noisycorr.encoders.transformers import score_column as vision_column
-from noisycorr.pairs import UsageError
+from noisycorr.models.encoders import DualEncoder, load_encoder
+from noisycorr.models.encoders.openclip import parse_open_clip, score_column
+from noisycorr.models.encoders.transformers import score_column as vision_column
+from noisycorr.runtime.errors import UsageError
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)

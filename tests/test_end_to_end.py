@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from sources import DATA, SOURCES, parquet, sample_rows, webdataset
 
-from noisycorr.cli import main
-from noisycorr.run import Run
+from noisycorr.__main__ import main
+from noisycorr.runtime.folder import Run
 
 TINY = ("--clip_model", "tiny", "--quiet")
 STRINGS = ("key", "uid", "text", "image_issue", "text_issue", "near_duplicate_group", "group_kind", "verdict", "reason",

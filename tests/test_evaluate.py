@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import evaluate_reference as slow
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from noisycorr import evaluate
+from noisycorr.stats import detection as evaluate
 
 # Coarse values, so that ties and bin edges are common; both kinds always present.
 ROWS = st.lists(st.tuples(st.integers(0, 15), st.booleans()), min_size=1, max_size=40).map(

@@ -11,13 +11,13 @@ import torch
 from pictures import COLOURS, write_pictures
 from region_data import write_regions
 
-from noisycorr.cli import main
-from noisycorr.learn.eval_choice import Evaluation
-from noisycorr.learn.heads import Network, StoredTowers
-from noisycorr.learn.scoreboard import classification, retrieval
-from noisycorr.pairs import UsageError
-from noisycorr.recall import classification_metrics, matrix_blocks
-from noisycorr.train_evaluate import read_classes
+from noisycorr.__main__ import main
+from noisycorr.models.training.heads import Network, StoredTowers
+from noisycorr.retrieval.evaluate import read_classes
+from noisycorr.retrieval.plan import Evaluation
+from noisycorr.retrieval.scoreboard import classification, retrieval
+from noisycorr.runtime.errors import UsageError
+from noisycorr.stats.recall import classification_metrics, matrix_blocks
 
 N = 48
 FAST = ["--epochs", "2", "--batch_size", "12", "--warmup", "2", "-q", "--strategy", "plain"]

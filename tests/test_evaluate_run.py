@@ -13,13 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from noisycorr.embed import Embed
-from noisycorr.evaluate_run import evaluate_run
-from noisycorr.formats import Source, open_source
-from noisycorr.inject import Inject, inject
-from noisycorr.pairs import PAIRS, UsageError
-from noisycorr.run import Run, write_json
-from noisycorr.stages import Plan, clean
+from noisycorr.clean.embed import Embed
+from noisycorr.clean.evaluate import evaluate_run
+from noisycorr.clean.inject import Inject, inject
+from noisycorr.clean.pipeline import clean
+from noisycorr.clean.plan import Plan
+from noisycorr.data.pairs import PAIRS
+from noisycorr.data.readers import Source, open_source
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run, write_json
 
 NAN = float("nan")
 # key, truth (None: unknown), p_clean, score_pair, score_margin, verdict, mismatch

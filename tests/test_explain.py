@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from noisycorr.explain import _new_text, explain
-from noisycorr.pairs import PAIRS, UsageError
-from noisycorr.run import Run, write_json
+from noisycorr.clean.explain import _new_text, explain
+from noisycorr.data.pairs import PAIRS
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run, write_json
 
 HOSTILE = "red\x1b[31m\u202e\nkey\x07"
 

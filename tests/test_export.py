@@ -23,10 +23,10 @@ from export_run import (
     write_tars,
 )
 
-from noisycorr.export import FORMATS, Export, export
-from noisycorr.formats import Reader, Source, open_source
-from noisycorr.pairs import UsageError
-from noisycorr.run import Run
+from noisycorr.clean.export import FORMATS, Export, export
+from noisycorr.data.readers import Reader, Source, open_source
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def test_same_export_twice_is_left_alone_and_equal_elsewhere(
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, calls: int, error: BaseException) -> None:
     """Make the export fail when its rows are being written: at the given image."""
-    import noisycorr.export
+    import noisycorr.clean.export
 
-    original, seen = noisycorr.export.image_suffix, [0]
+    original, seen = noisycorr.clean.export.image_suffix, [0]
 
     def fail(*arguments: Any) -> str:
         seen[0] += 1
@@ -72,7 +72,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, calls: int, error: BaseException)
             raise error
         return original(*arguments)
 
-    monkeypatch.setattr(noisycorr.export, "image_suffix", fail)
+    monkeypatch.setattr(noisycorr.clean.export, "image_suffix", fail)
 
 
 @pytest.mark.parametrize("format_", FORMATS)

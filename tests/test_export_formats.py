@@ -28,12 +28,12 @@ from export_run import (
 )
 from PIL import Image
 
-from noisycorr.cli import main
-from noisycorr.embed import read_features
-from noisycorr.formats import Reader, Source, open_source
-from noisycorr.formats.webdataset import is_unsafe, split_name
-from noisycorr.pairs import UsageError
-from noisycorr.run import Run
+from noisycorr.__main__ import main
+from noisycorr.data.readers import Reader, Source, open_source
+from noisycorr.data.readers.webdataset import is_unsafe, split_name
+from noisycorr.data.store import read_features
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from export_run import (
     picture,
 )
 
-from noisycorr.formats.writers.names import Names, image_suffix, safe_name
-from noisycorr.formats.writers.shards import table
-from noisycorr.formats.writers.values import cell_line, final_type, json_type, merge_types
+from noisycorr.data.writers.names import Names, image_suffix, safe_name
+from noisycorr.data.writers.shards import table
+from noisycorr.data.writers.values import cell_line, final_type, json_type, merge_types
 
 # --- small parts ------------------------------------------------------------------------------------------------------
 

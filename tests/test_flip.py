@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from noisycorr import losses
+from noisycorr.models import losses
 
 
 def train(kind: str, seed: int) -> tuple[float, float, float]:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noisycorr.formats import Source
-from noisycorr.formats.detect import kind_of_arrow, kind_of_values, merge_kinds, pick_columns
-from noisycorr.formats.rows import DEPTH_LIMIT, TEXT_LIMIT, clean_text, json_value, key_text
-from noisycorr.pairs import UsageError, listed
+from noisycorr.data.readers import Source
+from noisycorr.data.readers.detect import kind_of_arrow, kind_of_values, merge_kinds, pick_columns
+from noisycorr.data.readers.rows import DEPTH_LIMIT, TEXT_LIMIT, clean_text, json_value, key_text
+from noisycorr.runtime.errors import UsageError, listed
 
 SOURCE = Source(path="x")
 

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from noisycorr.formats import Source, open_source
-from noisycorr.pairs import Pair, UsageError
+from noisycorr.data.pairs import Pair
+from noisycorr.data.readers import Source, open_source
+from noisycorr.runtime.errors import UsageError
 
 
 def read(path: Path | str, **options: Any) -> list[Pair]:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from noisycorr.formats import Source, open_source
-from noisycorr.formats.hf import read_dataset
-from noisycorr.pairs import UsageError
+from noisycorr.data.readers import Source, open_source
+from noisycorr.data.readers.hf import read_dataset
+from noisycorr.runtime.errors import UsageError
 
 datasets = pytest.importorskip("datasets")
 

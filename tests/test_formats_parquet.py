@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisycorr.formats import Source, open_source
-from noisycorr.pairs import Pair, UsageError
+from noisycorr.data.pairs import Pair
+from noisycorr.data.readers import Source, open_source
+from noisycorr.runtime.errors import UsageError
 
 
 def write(path: Path, columns: dict[str, Any], **options: Any) -> Path:

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from noisycorr.formats import Source, open_source, records
-from noisycorr.pairs import Pair, UsageError
+from noisycorr.data.pairs import Pair
+from noisycorr.data.readers import Source, open_source, records
+from noisycorr.runtime.errors import UsageError
 
 
 def read(path: Path | str, **options: Any) -> list[Pair]:

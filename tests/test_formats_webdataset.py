@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisycorr.formats import Source, open_source, webdataset
-from noisycorr.formats.webdataset import is_unsafe, safe_key, split_name
-from noisycorr.pairs import Pair, UsageError
+from noisycorr.data.pairs import Pair
+from noisycorr.data.readers import Source, open_source, webdataset
+from noisycorr.data.readers.webdataset import is_unsafe, safe_key, split_name
+from noisycorr.runtime.errors import UsageError
 
 JPG = b"\xff\xd8\xff picture"
 

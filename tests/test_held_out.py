@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from noisycorr.learn.loop import fit
-from noisycorr.strategies.held_out import bounded, held_rows, level_held, strangers, wrong_share
+from noisycorr.models.training.loop import fit
+from noisycorr.retrieval.strategies.held_out import bounded, held_rows, level_held, strangers, wrong_share
 from tests.learning import features, learner, train_set
 
 PAIRS = np.random.default_rng(0)

@@ -22,8 +22,8 @@ from PIL import Image
 from sources import sample_rows, write_tar
 from test_end_to_end import TINY, check_run
 
-from noisycorr.cli import main
-from noisycorr.run import Run
+from noisycorr.__main__ import main
+from noisycorr.runtime.folder import Run
 
 SCRIPT = "<script>alert(1)</script>"
 TEXTS: dict[str, str | bytes] = {

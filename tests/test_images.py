@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, features
 
-from noisycorr.formats.images import BadImage, decode_image, sniff_format
+from noisycorr.data.readers.images import BadImage, decode_image, sniff_format
 
 
 def encode(image: Image.Image, format_: str, **options: Any) -> bytes:

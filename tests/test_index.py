@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from reference import index_reference as slow
 
-from noisycorr import index, inverted
-from noisycorr.index import Neighbors, mutual_neighbors, neighbors
-from noisycorr.pairs import UsageError
+from noisycorr.runtime.errors import UsageError
+from noisycorr.stats import index, inverted
+from noisycorr.stats.index import Neighbors, mutual_neighbors, neighbors
 
 
 def clustered(n: int, d: int = 32, seed: int = 0) -> np.ndarray:

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from noisycorr import inject as module
-from noisycorr.formats import Source, open_source
-from noisycorr.inject import Inject, inject
-from noisycorr.noise import from_noise_index
-from noisycorr.pairs import UsageError, content_hash
+from noisycorr.clean import inject as module
+from noisycorr.clean.inject import Inject, inject
+from noisycorr.data.noise.recipes import from_noise_index
+from noisycorr.data.pairs import content_hash
+from noisycorr.data.readers import Source, open_source
+from noisycorr.runtime.errors import UsageError
 
 
 def picture(row: int) -> bytes:

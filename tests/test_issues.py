@@ -15,11 +15,11 @@ from PIL import Image
 from reference.duplicates_reference import alikeness as slow_alikeness
 from reference.duplicates_reference import phash as slow_phash
 
-from noisycorr.formats.facts import image_facts, perceptual_hash
-from noisycorr.noise_swaps import text_ids
-from noisycorr.pairs import PAIRS
-from noisycorr.score.image_issues import IMAGE_ISSUES, ImageLimits, image_issues, is_animated
-from noisycorr.score.text_issues import TEXT_ISSUES, TextLimits, _alikeness, shared_text_alikeness, text_issues
+from noisycorr.clean.signals.image_issues import IMAGE_ISSUES, ImageLimits, image_issues, is_animated
+from noisycorr.clean.signals.text_issues import TEXT_ISSUES, TextLimits, _alikeness, shared_text_alikeness, text_issues
+from noisycorr.data.noise.swaps import text_ids
+from noisycorr.data.pairs import PAIRS
+from noisycorr.data.readers.facts import image_facts, perceptual_hash
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the real data sets are not beside the project")
@@ -293,7 +293,7 @@ def test_real_texts_have_few_issues():
 def test_class_names_of_real_photos_are_no_boilerplate():
     import torch
 
-    from noisycorr.encoders.embedded import EmbeddedEncoder
+    from noisycorr.models.encoders.embedded import EmbeddedEncoder
 
     images, names = photos("caltech101/train.parquet", "class_name", 160)
     encoder = EmbeddedEncoder()

@@ -14,14 +14,14 @@ import pytest
 import torch
 from learning import SMALL, features, learner, train_set
 
-from noisycorr.evaluate import auroc
-from noisycorr.learn.batches import epoch_order, split_batches
-from noisycorr.learn.checkpoint import checkpoints, load_checkpoint, load_latest, save_checkpoint, sweep
-from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
-from noisycorr.learn.learner import Learner, TrainSet
-from noisycorr.learn.loop import Hooks, backward, fit, plan_epoch
-from noisycorr.learn.memory import Memory
-from noisycorr.losses import info_nce
+from noisycorr.models.losses import info_nce
+from noisycorr.models.training.batches import epoch_order, split_batches
+from noisycorr.models.training.checkpoint import checkpoints, load_checkpoint, load_latest, save_checkpoint, sweep
+from noisycorr.models.training.contract import Encoded, Loss, Strategy, Trust
+from noisycorr.models.training.learner import Learner, TrainSet
+from noisycorr.models.training.loop import Hooks, backward, fit, plan_epoch
+from noisycorr.models.training.memory import Memory
+from noisycorr.stats.detection import auroc
 
 
 def state(one: Learner) -> dict[str, Any]:
@@ -154,14 +154,14 @@ def test_what_is_watched_changes_nothing():
 
 
 def test_exchanging_the_names_of_the_twins_exchanges_their_results(monkeypatch: pytest.MonkeyPatch):
-    import noisycorr.learn.loop as loop
+    import noisycorr.models.training.loop as loop
 
     data = train_set(60, wrong=20)
     one, two = learner("coteach", data, options={"warm_up": 1}), learner("coteach", data, options={"warm_up": 1})
     two.load_weights({f"{1 - int(k[0])}{k[1:]}": v for k, v in one.snapshot().items()})
     fit(one)
     other = {"train 0": "train 1", "train 1": "train 0", "judge 0": "judge 1", "judge 1": "judge 0"}
-    for module in (loop, __import__("noisycorr.learn.learner", fromlist=["x"])):
+    for module in (loop, __import__("noisycorr.models.training.learner", fromlist=["x"])):
         monkeypatch.setattr(module, "epoch_order",
                             lambda n, *, seed, epoch, stream: epoch_order(n, seed=seed, epoch=epoch,
                                                                           stream=other[stream]))  # fmt: skip
@@ -291,7 +291,7 @@ def test_half_a_checkpoint_is_none(tmp_path: Path):
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import noisycorr.learn.checkpoint as module
+    import noisycorr.models.training.checkpoint as module
 
     one = learner()
     save_checkpoint(one, tmp_path)

@@ -14,14 +14,18 @@ import pytest
 from safetensors.numpy import save_file
 from test_crossfit import make_view
 
-from noisycorr.decide import Decide
-from noisycorr.ledger import decide_run, read_labels
-from noisycorr.noise_swaps import text_ids
-from noisycorr.pairs import PAIRS, UsageError
-from noisycorr.run import Run, read_json, write_json
-from noisycorr.score.pipeline import Score
-from noisycorr.scoring import load_pairs, part_ranges, read_fit, read_scores, score_run
-from noisycorr.stages import Plan, Source, clean
+from noisycorr.clean.decide import Decide
+from noisycorr.clean.ledger import decide_run, read_labels
+from noisycorr.clean.pipeline import clean
+from noisycorr.clean.plan import Plan
+from noisycorr.clean.score import load_pairs, read_fit, score_run
+from noisycorr.clean.signals.pipeline import Score
+from noisycorr.data.noise.swaps import text_ids
+from noisycorr.data.pairs import PAIRS
+from noisycorr.data.readers import Source
+from noisycorr.data.store import part_ranges, read_scores
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run, read_json, write_json
 
 COLUMNS = {
     "key": pa.string(), "uid": pa.string(), "text": pa.string(), "row": pa.int64(),

@@ -15,10 +15,10 @@ import pytest
 from sources import sample_rows
 from test_end_to_end import TINY
 
-from noisycorr import console, lock
-from noisycorr.cli import main
-from noisycorr.lock import NAME, Owner, locked, read_owner
-from noisycorr.pairs import UsageError
+from noisycorr.__main__ import main
+from noisycorr.runtime import console, lock
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.lock import NAME, Owner, locked, read_owner
 
 
 def write_lock(folder: Path, **changes: object) -> Path:
@@ -100,7 +100,7 @@ def test_the_heart_beats_and_silence_does_not_ask_our_clock(tmp_path: Path, monk
 
 
 def test_two_at_once_and_a_look_at_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    code = f"import time, pathlib\nfrom noisycorr.lock import locked\nwith locked(pathlib.Path({str(tmp_path)!r}), 'clean'):\n print('in', flush=True)\n time.sleep(60)"  # noqa: E501
+    code = f"import time, pathlib\nfrom noisycorr.runtime.lock import locked\nwith locked(pathlib.Path({str(tmp_path)!r}), 'clean'):\n print('in', flush=True)\n time.sleep(60)"  # noqa: E501
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline() == "in\n"
@@ -177,7 +177,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path):
 
 
 def test_doctor_fails_where_the_self_test_does(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    from noisycorr import stages
+    from noisycorr.clean import pipeline as stages
 
     monkeypatch.setattr(stages, "clean", lambda *_, **__: 1 / 0)
     with pytest.raises(SystemExit) as ended:

@@ -12,7 +12,7 @@ import torch
 from reference import losses_reference as slow
 from torch import Tensor
 
-from noisycorr import losses
+from noisycorr.models import losses
 
 B = 6
 PENALTY = {

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from noisycorr import losses
-from noisycorr.losses.directions import directions
+from noisycorr.models import losses
+from noisycorr.models.losses.directions import directions
 
 
 def soft(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

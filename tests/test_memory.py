@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from noisycorr.learn.memory import Memory
+from noisycorr.models.training.memory import Memory
 
 
 def some() -> Memory:

@@ -13,11 +13,11 @@ from reference import losses_reference as losses
 from reference import methods_reference as slow
 from torch import Tensor
 
-from noisycorr.learn.checkpoint import load_latest, save_checkpoint
-from noisycorr.learn.contract import Encoded, Strategy, Trust
-from noisycorr.learn.loop import Hooks, fit, plan_epoch
-from noisycorr.strategies import load_strategy
-from noisycorr.testing import check_strategy
+from noisycorr.models.training.checkpoint import load_latest, save_checkpoint
+from noisycorr.models.training.contract import Encoded, Strategy, Trust
+from noisycorr.models.training.loop import Hooks, fit, plan_epoch
+from noisycorr.retrieval.strategies import load_strategy
+from noisycorr.retrieval.testing import check_strategy
 
 B, SCALE = 12, 0.1
 METHODS = ("bicro", "crcl", "cream", "decl", "ncr", "rcl")
@@ -357,7 +357,7 @@ def test_a_batch_is_of_open_sets_alone():
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(name: str, options: dict[str, object]):
-    from noisycorr.pairs import UsageError
+    from noisycorr.runtime.errors import UsageError
 
     with pytest.raises(UsageError, match="refused its options"):
         load_strategy(name, options)

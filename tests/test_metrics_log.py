@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from learning import SMALL, features
 
-from noisycorr.learn import retrieval
-from noisycorr.learn.choice import Train
-from noisycorr.learn.corpus import TRAIN, VALID, Corpus
-from noisycorr.learn.metrics_log import align_log
-from noisycorr.run import Run
-from noisycorr.strategies import load_strategy
+from noisycorr.clean.corpus import TRAIN, VALID, Corpus
+from noisycorr.models.training.choice import Train
+from noisycorr.retrieval import fit as retrieval
+from noisycorr.retrieval.metrics_log import align_log
+from noisycorr.retrieval.strategies import load_strategy
+from noisycorr.runtime.folder import Run
 
 
 def history(count: int) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import mixture_reference as slow
 
-from noisycorr.evaluate import calibration
-from noisycorr.mixture import Fit, constant_fit, fit_beta, fit_gaussian, fit_labels, fit_null, null_share
+from noisycorr.stats.detection import calibration
+from noisycorr.stats.mixture import Fit, constant_fit, fit_beta, fit_gaussian, fit_labels, fit_null, null_share
 
 NUMBERS = st.floats(-100, 100, width=32).map(lambda x: x + 0.0)
 SCORES = st.lists(NUMBERS, min_size=0, max_size=120) | st.lists(st.integers(0, 3).map(float), min_size=20, max_size=90)

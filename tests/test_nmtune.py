@@ -14,9 +14,11 @@ import torch
 from reference import tuning_reference as slow
 from torch.nn import functional
 
-from noisycorr.cli import main
-from noisycorr.learn.labelled import read_labelled
-from noisycorr.learn.nmtune import (
+from noisycorr.__main__ import main
+from noisycorr.classify.heads.choice import NMTune, Rows
+from noisycorr.classify.heads.labelled import read_labelled
+from noisycorr.classify.heads.losses import dominant_values, feature_consistency, feature_covariance
+from noisycorr.classify.heads.nmtune import (
     TuneData,
     apply_head,
     feature_scale,
@@ -27,10 +29,8 @@ from noisycorr.learn.nmtune import (
     save_head,
     tune_loss,
 )
-from noisycorr.learn.nmtune_choice import NMTune, Rows
-from noisycorr.losses.tuning import dominant_values, feature_consistency, feature_covariance
-from noisycorr.pairs import UsageError
-from noisycorr.score.spectrum import sampled_spectrum, spectrum
+from noisycorr.classify.heads.spectrum import sampled_spectrum, spectrum
+from noisycorr.runtime.errors import UsageError
 
 SHAPES = [(6, 4), (4, 6), (9, 5)]
 

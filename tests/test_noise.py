@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.noise_reference import texts_by_image
 
-from noisycorr.noise import (
+from noisycorr.data.noise.recipes import (
     GenericCaption,
     HardSwap,
     Injected,
@@ -23,8 +23,8 @@ from noisycorr.noise import (
     from_noise_index,
     save_noise_index,
 )
-from noisycorr.noise_swaps import normalise_text, text_ids
-from noisycorr.pairs import UsageError
+from noisycorr.data.noise.swaps import normalise_text, text_ids
+from noisycorr.runtime.errors import UsageError
 
 WORDS = st.sampled_from(["cat", "Cat!", "dog", "red shirt", "blue shirt", "", "  ", None, "猫", "🍎", "🍊"])
 
@@ -145,7 +145,7 @@ def test_hard_swap_of_lone_classes_takes_the_next_label():
 
 
 def test_hard_swap_by_features_finds_near_texts_and_excludes_equal_ones(monkeypatch):
-    monkeypatch.setattr("noisycorr.noise_swaps.CELL", 64)  # so that sets are cut into cells
+    monkeypatch.setattr("noisycorr.data.noise.swaps.CELL", 64)  # so that sets are cut into cells
     centres = features(20, 16, seed=1) * 4
     which = np.arange(400) % 20
     vectors = centres[which] + features(400, 16, seed=2)

@@ -11,7 +11,7 @@ import pytest
 from sources import sample_rows
 from test_end_to_end import TINY
 
-from noisycorr.cli import main
+from noisycorr.__main__ import main
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from test_strategies_borrow import ready
 
-from noisycorr.evaluate import auroc
-from noisycorr.learn.loop import Hooks, fit
-from noisycorr.learn.retrieval import watch_truth
+from noisycorr.models.training.loop import Hooks, fit
+from noisycorr.retrieval.fit import watch_truth
+from noisycorr.stats.detection import auroc
 
 TOLD = ("classes_in_use", "oscillation_auc", "partner_fit")
 

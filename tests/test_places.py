@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from recaption_run import write_source
 
-from noisycorr.cli import main
+from noisycorr.__main__ import main
 
 
 def test_a_source_that_is_not_found_is_told_with_its_config(

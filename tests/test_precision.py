@@ -8,9 +8,9 @@ import pytest
 import torch
 from learning import learner, train_set
 
-from noisycorr.learn.checkpoint import load_latest, save_checkpoint
-from noisycorr.learn.learner import Learner
-from noisycorr.learn.loop import Hooks, backward, fit
+from noisycorr.models.training.checkpoint import load_latest, save_checkpoint
+from noisycorr.models.training.learner import Learner
+from noisycorr.models.training.loop import Hooks, backward, fit
 
 HALVES = ("bf16", "fp16")
 

@@ -19,10 +19,10 @@ from prompt_process import KINDS, learned, prepare
 from safetensors.torch import load_file
 from tiny_checkpoints import write_clip
 
-from noisycorr.cli import main
-from noisycorr.pairs import UsageError
+from noisycorr.__main__ import main
 from noisycorr.prompt.choice import Context, Rounds, Steps
 from noisycorr.prompt.task import read_classes, read_labels
+from noisycorr.runtime.errors import UsageError
 
 HERE = Path(__file__).parent
 N = 24

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noisycorr.pairs import UsageError
 from noisycorr.prompt.choice import Rounds, Steps
 from noisycorr.prompt.keep import Rounds as Kept
 from noisycorr.prompt.keep import load_prompt, save_prompt
@@ -21,7 +20,8 @@ from noisycorr.prompt.model import restore, snapshot
 from noisycorr.prompt.posterior import averaged
 from noisycorr.prompt.select import Selected
 from noisycorr.prompt.task import Task, check_leak
-from noisycorr.run import Run
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run
 
 C, D, N = 5, 12, 200
 

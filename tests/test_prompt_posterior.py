@@ -13,9 +13,9 @@ from noisycorr.prompt.choice import Rounds, Steps
 from noisycorr.prompt.loop import pick, probabilities, tune
 from noisycorr.prompt.model import ResidualPrompt, snapshot
 from noisycorr.prompt.posterior import Posterior
+from noisycorr.prompt.summary import changes
 from noisycorr.prompt.task import Task
-from noisycorr.prompt_summary import changes
-from noisycorr.score.transclip import PULL, SHARE, alike, answer, settle
+from noisycorr.prompt.transclip import PULL, SHARE, alike, answer, settle
 
 C, D, E, N = 5, 24, 16, 240
 

@@ -13,12 +13,10 @@ from reference import prompt_reference as slow
 from scipy import special
 
 from noisycorr.prompt import objective
-from noisycorr.prompt.exclusive import exclusive_greedy
-from noisycorr.prompt.knn_clean import neighbor_clean
-from noisycorr.prompt.leaderboard import leaderboard
+from noisycorr.prompt.posterior import neighbor_clean
 from noisycorr.prompt.schedule import capacities, per_round
-from noisycorr.prompt.select import SELECTORS, candidate_sets, class_factors, select
-from noisycorr.transport import sinkhorn
+from noisycorr.prompt.select import SELECTORS, candidate_sets, class_factors, exclusive_greedy, leaderboard, select
+from noisycorr.stats.transport import sinkhorn
 
 SCHEDULES = [
     (800, 10, [8, 16, 24, 32, 40, 48, 56, 64, 72, 80]),

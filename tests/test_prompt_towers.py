@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_checkpoints import ARCHITECTURE, pictures, write_clip, write_open_clip, write_siglip
 
-from noisycorr.encoders import load_encoder
-from noisycorr.pairs import UsageError
+from noisycorr.models.encoders import load_encoder
 from noisycorr.prompt.keep import save_prompt, write_classifier
 from noisycorr.prompt.model import UnifiedPrompt
 from noisycorr.prompt.text import ClassTexts, plain_texts, text_side, word_vectors
 from noisycorr.prompt.vision import Vision
-from noisycorr.run import Run
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run
 
 CPU = torch.device("cpu")
 NAMES = ["dog", "red square", "two blue horses"]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from noisycorr.losses import NeighbourRefiner, PairCost, PlaceCost, cost_contrast, known_cost, mean_prototype
+from noisycorr.models.losses import NeighbourRefiner, PairCost, PlaceCost, cost_contrast, known_cost, mean_prototype
 
 DOUBLE = torch.float64
 

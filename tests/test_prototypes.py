@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from noisycorr.index import neighbors
-from noisycorr.pairs import UsageError
-from noisycorr.score.anchors import select_anchors, select_tag_anchors
-from noisycorr.score.completion import Graph, build_graph, complete_texts, lenders
-from noisycorr.score.prototypes import class_cosines, match, prepare_text, text_prototypes
-from noisycorr.score.rerank import rerank, rerank_graph
+from noisycorr.classify.anchors import select_anchors, select_tag_anchors
+from noisycorr.classify.completion import Graph, build_graph, complete_texts, lenders
+from noisycorr.classify.prototypes import class_cosines, match, prepare_text, text_prototypes
+from noisycorr.classify.rerank import rerank, rerank_graph
+from noisycorr.runtime.errors import UsageError
+from noisycorr.stats.index import neighbors
 from tests.reference import rerank as reference
 
 

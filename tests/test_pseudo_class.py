@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from noisycorr import losses
+from noisycorr.models import losses
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from noisycorr.learn.rate import cosine_share
+from noisycorr.models.training.rate import cosine_share
 
 
 @pytest.mark.parametrize("least", [0.0, 0.1])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import recall_reference as slow
 
-from noisycorr.recall import (
+from noisycorr.stats.recall import (
     feature_blocks,
     fold_metrics,
     matrix_blocks,

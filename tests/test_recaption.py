@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from recaption_run import concept_pairs
 from reference import caption_reference as slow
 
-from noisycorr.pairs import UsageError
-from noisycorr.recaption import propose
-from noisycorr.recaption.guards import (
+from noisycorr.caption.recaption import propose
+from noisycorr.caption.recaption.guards import (
     WordRates,
     content_words,
     disturb,
@@ -24,7 +23,7 @@ from noisycorr.recaption.guards import (
     steadiness,
     word_rates,
 )
-from noisycorr.recaption.judge import (
+from noisycorr.caption.recaption.judge import (
     Asked,
     call_jury,
     conservative,
@@ -33,7 +32,7 @@ from noisycorr.recaption.judge import (
     judge_new,
     judging_folds,
 )
-from noisycorr.recaption.propose import (
+from noisycorr.caption.recaption.propose import (
     Lenders,
     agreeing_lender,
     class_lender,
@@ -41,9 +40,10 @@ from noisycorr.recaption.propose import (
     nearest_lender,
     trusted_rows,
 )
-from noisycorr.recaption.repair import repair
-from noisycorr.recaption.rule import Recaption, act, fired, merge_texts
-from noisycorr.score.view import View, take
+from noisycorr.caption.recaption.repair import repair
+from noisycorr.caption.recaption.rule import Recaption, act, fired, merge_texts
+from noisycorr.clean.signals.view import View, take
+from noisycorr.runtime.errors import UsageError
 
 RNG = np.random.default_rng(0)
 numbers = st.one_of(st.floats(-5, 5), st.just(math.nan))

@@ -15,16 +15,16 @@ import pytest
 import torch
 from pictures import write_pictures
 
-from noisycorr.captioner.stored import load_captioner
-from noisycorr.cli import main
-from noisycorr.embed import open_features
-from noisycorr.encoders import encode_texts, load_encoder
-from noisycorr.learn.batches import stream_seed
-from noisycorr.recaption.ledger import read_ledger
-from noisycorr.recaption.rule import Recaption
-from noisycorr.recaption_stage import Captioner
-from noisycorr.run import Run, read_json, write_json
-from noisycorr.score.view import take
+from noisycorr.__main__ import main
+from noisycorr.caption.captioner.stored import load_captioner
+from noisycorr.caption.recaption.ledger import read_ledger
+from noisycorr.caption.recaption.rule import Recaption
+from noisycorr.caption.recaption.stage import Captioner
+from noisycorr.clean.signals.view import take
+from noisycorr.data.store import open_features
+from noisycorr.models.encoders import encode_texts, load_encoder
+from noisycorr.models.training.batches import stream_seed
+from noisycorr.runtime.folder import Run, read_json, write_json
 
 N, WRONG = 240, 0.3
 SIZE = ["--width", "32", "--layers", "1", "--attention_heads", "2", "--vocabulary", "360", "--prefix_tokens", "2",

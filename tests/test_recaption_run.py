@@ -16,22 +16,23 @@ import pyarrow.parquet as pq
 import pytest
 from recaption_run import write_source
 
-from noisycorr import recaption_stage as stage
-from noisycorr.caption_images import check_reads, encoder_identity
-from noisycorr.captioner.choice import Decode
-from noisycorr.captioner.stored import Texts
-from noisycorr.cli import main
-from noisycorr.export import Export, export
-from noisycorr.formats import open_source
-from noisycorr.learn.corpus import TEST, VALID, read_corpus, rectify_texts, split_corpus, without_new_texts
-from noisycorr.pairs import UsageError
-from noisycorr.plan_flags import stored_plan
-from noisycorr.recaption import ledger as overlay
-from noisycorr.recaption.ledger import COLUMNS, marked_rows, read_ledger, recaption_run
-from noisycorr.recaption.rule import Recaption
-from noisycorr.run import Run
-from noisycorr.scoring import load_pairs
-from noisycorr.stages import decided
+from noisycorr.__main__ import main
+from noisycorr.caption.captioner.choice import Decode
+from noisycorr.caption.captioner.stored import Texts
+from noisycorr.caption.images import check_reads
+from noisycorr.caption.recaption import ledger as overlay
+from noisycorr.caption.recaption import stage
+from noisycorr.caption.recaption.ledger import COLUMNS, marked_rows, read_ledger, recaption_run
+from noisycorr.caption.recaption.rule import Recaption
+from noisycorr.clean.corpus import TEST, VALID, read_corpus, rectify_texts, split_corpus, without_new_texts
+from noisycorr.clean.export import Export, export
+from noisycorr.clean.pipeline import decided
+from noisycorr.clean.plan_flags import stored_plan
+from noisycorr.clean.score import load_pairs
+from noisycorr.clean.sources import encoder_identity
+from noisycorr.data.readers import open_source
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run
 
 ADDED = set(COLUMNS)
 MAY_CHANGE = {"verdict", "reason", "rule", "stage", "sample_weight"}
@@ -375,7 +376,7 @@ def test_a_captioner_of_a_folder_writes_for_rows(run: Run, tmp_path: Path, monke
     with pytest.raises(UsageError, match=r"by other@1, but .* by precomputed.* with that encoder\.$"):
         check_reads(Trained("other@1"), tmp_path, run)  # type: ignore[arg-type]
     trained = Trained(encoder_identity(run))
-    monkeypatch.setattr("noisycorr.captioner.stored.load_captioner", lambda folder: trained)
+    monkeypatch.setattr("noisycorr.caption.captioner.stored.load_captioner", lambda folder: trained)
     write = stage.Captioner(trained, run, "a", Recaption(disturbance=0.5), None)
     image = np.concatenate(load_pairs(stored_plan(run), run).view.image)
     assert write(np.array([7, 300])) == [f"{row} {np.linalg.norm(image[row]):.3f}" for row in (7, 300)]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from reference import rectify_reference as slow
 from scipy import stats
 
-from noisycorr import partition, rectify
-from noisycorr.posterior import beta_posterior, gaussian_posterior
+from noisycorr.retrieval import partition, rectify
+from noisycorr.retrieval.posterior import beta_posterior, gaussian_posterior
 
 UNIT = st.floats(0, 1)
 PAIRS = st.lists(st.tuples(UNIT, UNIT), min_size=1, max_size=40).map(lambda rows: np.array(rows).T)

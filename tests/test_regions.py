@@ -15,18 +15,18 @@ from learning import train_set
 from region_data import NOUNS, REGIONS, SIZES, WIDTH, write_regions, write_vocabulary
 from safetensors.numpy import load_file
 
-from noisycorr.cli import main
-from noisycorr.formats.regions import count_vocabulary, find_tokens, read_regions, read_vocabulary, split_words
-from noisycorr.learn.checkpoint import load_latest, save_checkpoint
-from noisycorr.learn.choice import Train
-from noisycorr.learn.corpus import TRAIN
-from noisycorr.learn.learner import Learner
-from noisycorr.learn.loop import Hooks, fit
-from noisycorr.learn.retrieval import make_learner
-from noisycorr.learn.tune_choice import Regions
-from noisycorr.pairs import UsageError
-from noisycorr.strategies import load_strategy
-from noisycorr.train_regions import read_region_corpus
+from noisycorr.__main__ import main
+from noisycorr.clean.corpus import TRAIN
+from noisycorr.data.readers.regions import count_vocabulary, find_tokens, read_regions, read_vocabulary, split_words
+from noisycorr.models.training.checkpoint import load_latest, save_checkpoint
+from noisycorr.models.training.choice import Train
+from noisycorr.models.training.learner import Learner
+from noisycorr.models.training.loop import Hooks, fit
+from noisycorr.models.training.tune_choice import Regions
+from noisycorr.retrieval.fit import make_learner
+from noisycorr.retrieval.region_source import read_region_corpus
+from noisycorr.retrieval.strategies import load_strategy
+from noisycorr.runtime.errors import UsageError
 
 SMALL: dict[str, Any] = {"word_dim": 12, "sim_dim": 8, "region_chunk": 3}
 FAST = ["--word_dim", "12", "--sim_dim", "8", "--embed_dim", "12", "--batch_size", "10", "--warmup", "2", "-q"]

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from report_run import THUMBNAILS, decide_facts, make_run, report_of
 
-from noisycorr.pairs import UsageError
-from noisycorr.report import write_report
-from noisycorr.run import Run
+from noisycorr.clean.report import write_report
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run
 
 
 class Page(HTMLParser):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from report_run import make_run, report_of
 
-from noisycorr.report.tally import Numbers, Tally, gini, in_sample
+from noisycorr.clean.report.tally import Numbers, Tally, gini, in_sample
 
 
 def label_of(tmp_path: Path, columns: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisycorr import run as run_module
-from noisycorr.run import (
+from noisycorr.runtime import folder as run_module
+from noisycorr.runtime.folder import (
     RUN_CONTENT,
     Run,
     atomic_path,

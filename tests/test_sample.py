@@ -12,6 +12,6 @@ PINNED = {
 
 
 def test_the_shipped_sample_has_the_pinned_hashes():
-    folder = Path(noisycorr.__file__).parent / "sample"
+    folder = Path(noisycorr.__file__).parent / "data" / "sample"
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
     assert found == PINNED

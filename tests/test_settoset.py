@@ -10,8 +10,8 @@ import torch
 from reference.region_reference import pool, saf_text, sgr
 from torch import Tensor, nn
 
-from noisycorr.learn.regions import GlobalNorm
-from noisycorr.learn.settoset import OrderedPooling, SetSimilarity, unit
+from noisycorr.retrieval.regions import GlobalNorm
+from noisycorr.retrieval.settoset import OrderedPooling, SetSimilarity, unit
 
 A, B, R, T, D, W = 4, 5, 6, 7, 8, 6
 LENGTHS = [3, 7, 1, 5, 2]

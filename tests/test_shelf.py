@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_checkpoints import pictures
 
-from noisycorr.cli import main
-from noisycorr.formats import Piece
-from noisycorr.formats.tables import ParquetReader
-from noisycorr.learn import shelf
-from noisycorr.pairs import Pair, UsageError
-from noisycorr.plan_flags import stored_reader
-from noisycorr.run import Run, read_json
+from noisycorr.__main__ import main
+from noisycorr.clean.plan_flags import stored_reader
+from noisycorr.data.pairs import Pair
+from noisycorr.data.readers import Piece
+from noisycorr.data.readers.tables import ParquetReader
+from noisycorr.models.training import shelf
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run, read_json
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from reference import siblings_reference as slow
 from scipy import special
 
-from noisycorr.evaluate import auroc, calibration
-from noisycorr.score import siblings
-from noisycorr.score.pipeline import Score, Scored, score_pairs
-from noisycorr.score.view import View, repaired
+from noisycorr.clean.signals import siblings
+from noisycorr.clean.signals.pipeline import Score, Scored, score_pairs
+from noisycorr.clean.signals.view import View, repaired
+from noisycorr.stats.detection import auroc, calibration
 
 
 def make_pictures(count: int = 150, each: int = 4, *, noise: float = 0.3, unit: str = "caption",

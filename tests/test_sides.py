@@ -7,9 +7,9 @@ import functools
 import numpy as np
 import pytest
 
-from noisycorr.index import Neighbors, neighbors
-from noisycorr.score import sides
-from noisycorr.score.sides import first_neighbors, search_side, whole_neighbors
+from noisycorr.clean.signals import sides
+from noisycorr.clean.signals.sides import first_neighbors, search_side, whole_neighbors
+from noisycorr.stats.index import Neighbors, neighbors
 
 
 def rows(n: int, copies: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,16 +13,25 @@ from hypothesis import strategies as st
 from reference import signals_reference as slow
 from test_crossfit import make_view
 
-from noisycorr.evaluate import auroc, calibration
-from noisycorr.index import neighbors
-from noisycorr.learn import trained_heads as module
-from noisycorr.learn.trained_heads import trained_heads
-from noisycorr.pairs import UsageError
-from noisycorr.score.combine import PENALTY, combine, logistic_loss
-from noisycorr.score.neighbors import consensus, mean_feature
-from noisycorr.score.pipeline import Score, score_pairs
-from noisycorr.score.similarity import margin
-from noisycorr.score.view import Repaired, View, blocks, own_cosine, pair_cosine, repaired, take, with_near_misses
+from noisycorr.clean.signals import trained_heads as module
+from noisycorr.clean.signals.combine import PENALTY, combine, logistic_loss
+from noisycorr.clean.signals.neighbors import consensus, mean_feature
+from noisycorr.clean.signals.pipeline import Score, score_pairs
+from noisycorr.clean.signals.similarity import margin
+from noisycorr.clean.signals.trained_heads import trained_heads
+from noisycorr.clean.signals.view import (
+    Repaired,
+    View,
+    blocks,
+    own_cosine,
+    pair_cosine,
+    repaired,
+    take,
+    with_near_misses,
+)
+from noisycorr.runtime.errors import UsageError
+from noisycorr.stats.detection import auroc, calibration
+from noisycorr.stats.index import neighbors
 
 Features = tuple[np.ndarray, np.ndarray]
 

@@ -12,13 +12,13 @@ import torch
 from learning import learner, train_set
 from torch import Tensor, nn
 
-from noisycorr.learn.contract import Encoded, Loss, Strategy, Trust
-from noisycorr.learn.loop import fit
-from noisycorr.learn.memory import Memory
-from noisycorr.losses import info_nce
-from noisycorr.pairs import UsageError
-from noisycorr.strategies import BUILT_IN, describe, find_strategy, load_strategy
-from noisycorr.testing import check_strategy
+from noisycorr.models.losses import info_nce
+from noisycorr.models.training.contract import Encoded, Loss, Strategy, Trust
+from noisycorr.models.training.loop import fit
+from noisycorr.models.training.memory import Memory
+from noisycorr.retrieval.strategies import BUILT_IN, describe, find_strategy, load_strategy
+from noisycorr.retrieval.testing import check_strategy
+from noisycorr.runtime.errors import UsageError
 
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     *((name, {}) for name in BUILT_IN),
@@ -124,8 +124,8 @@ def test_the_check_finds_what_is_wrong(kind: type[Strategy], said: str):
 MINE = """
 from dataclasses import dataclass
 from torch import nn
-from noisycorr.learn.contract import Loss, Strategy
-from noisycorr.losses import info_nce
+from noisycorr.models.training.contract import Loss, Strategy
+from noisycorr.models.losses import info_nce
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(Strategy):
@@ -212,10 +212,10 @@ def test_modules_of_a_method_are_trained_along():
 
 
 def test_every_method_is_in_the_paper_index():
-    import noisycorr.strategies as package
+    import noisycorr.retrieval.strategies as package
 
     text = (Path(package.__file__).parent / "README.md").read_text(encoding="utf-8")
     for name in BUILT_IN:
         assert f"| `{name}` |" in text, name
         assert "Source:" in (find_strategy(name).__doc__ or ""), name
-        assert (Path(package.__file__).parents[2] / "configs" / "retrieval" / f"{name}.yaml").is_file(), name
+        assert (Path(package.__file__).parents[3] / "configs" / "retrieval" / f"{name}.yaml").is_file(), name

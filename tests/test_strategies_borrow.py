@@ -13,14 +13,14 @@ from learning import features, learner, train_set
 from test_learn_loop import state
 from torch import Tensor
 
-from noisycorr.learn.checkpoint import load_latest, save_checkpoint
-from noisycorr.learn.contract import Encoded, Trust
-from noisycorr.learn.learner import Learner
-from noisycorr.learn.loop import Hooks, fit, plan_epoch
-from noisycorr.pairs import UsageError
-from noisycorr.strategies import load_strategy
-from noisycorr.strategies.pc2 import partner_purity
-from noisycorr.testing import check_strategy, tiny_learner
+from noisycorr.models.training.checkpoint import load_latest, save_checkpoint
+from noisycorr.models.training.contract import Encoded, Trust
+from noisycorr.models.training.learner import Learner
+from noisycorr.models.training.loop import Hooks, fit, plan_epoch
+from noisycorr.retrieval.strategies import load_strategy
+from noisycorr.retrieval.strategies.pc2 import partner_purity
+from noisycorr.retrieval.testing import check_strategy, tiny_learner
+from noisycorr.runtime.errors import UsageError
 
 NAMES = ("gsc", "in2r", "l2rm", "osa", "pc2", "sps")
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -175,7 +175,7 @@ def posteriors(s: Tensor, tau: float) -> tuple[Tensor, Tensor]:
 
 
 def test_released_l2rm_is_the_slow_loop():
-    from noisycorr.transport import partial_transport
+    from noisycorr.stats.transport import partial_transport
 
     one, enc, trust = batch("l2rm", {"faithful": True, "reg": 0.01})
     s, b = enc.sims, len(enc.rows)
@@ -339,7 +339,7 @@ def test_the_refiner_learns_and_is_left_out_of_the_model():
 
 
 def test_prototypes_are_those_of_the_plain_function():
-    from noisycorr.rectify import neighbour_prototype
+    from noisycorr.retrieval.rectify import neighbour_prototype
 
     one, enc, trust = batch("in2r", {"k": 4, "same_image": True, "refine": False})
     one.evidence(0)

@@ -22,8 +22,8 @@ import yaml
 from learning import features
 from safetensors.numpy import load_file
 
-from noisycorr.cli import main
-from noisycorr.learn.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, _rectified, rectify_texts, split_corpus
+from noisycorr.__main__ import main
+from noisycorr.clean.corpus import TEST, TRAIN, UNUSED, VALID, Corpus, _rectified, rectify_texts, split_corpus
 
 N = 240
 FAST = ["--epochs", "3", "--batch_size", "32", "--embed_dim", "8", "--hidden", "12", "-q"]

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from test_train import FAST, write_source
 
-from noisycorr import dist
-from noisycorr.cli import main
-from noisycorr.learn import retrieval
-from noisycorr.learn.choice import Train
-from noisycorr.report import plots
-from noisycorr.report.training import notes, write_training_report
-from noisycorr.run import Run, write_json
+from noisycorr.__main__ import main
+from noisycorr.clean.report import plots
+from noisycorr.models.training.choice import Train
+from noisycorr.retrieval import fit as retrieval
+from noisycorr.retrieval.report import notes, write_training_report
+from noisycorr.runtime import dist
+from noisycorr.runtime.folder import Run, write_json
 
 HOSTILE = "</title></style><script>alert(1)</script>{{ 7*7 }}\x1b[31m"
 

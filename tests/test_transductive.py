@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from reference import transductive_reference as slow
 
-from noisycorr.score.transclip import transclip
-from noisycorr.score.transductive import balanced, class_features, linear_probe, neighbor_labels, zero_shot
-from noisycorr.score.zlap import zlap
+from noisycorr.prompt.transclip import transclip
+from noisycorr.prompt.zlap import zlap
+from noisycorr.stats.transductive import balanced, class_features, linear_probe, neighbor_labels, zero_shot
 
 
 def space(n: int = 30, d: int = 6, c: int = 4, spread: float = 0.5, seed: int = 0):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reference import transport_reference as slow
 from torch import Tensor
 
-from noisycorr.transport import balanced_assignment, partial_transport, plan_entropy, sinkhorn
+from noisycorr.stats.transport import balanced_assignment, partial_transport, plan_entropy, sinkhorn
 
 
 def costs(seed: int, n: int, m: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_checkpoints import write_clip
 from transformers import CLIPModel
 
-from noisycorr.cli import main
+from noisycorr.__main__ import main
 
 N = 48
 

@@ -20,18 +20,18 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
-from noisycorr.cli import main
-from noisycorr.encoders import scratch
-from noisycorr.encoders.trainable import Trainable, load_trainable
-from noisycorr.learn.checkpoint import load_latest, save_checkpoint
-from noisycorr.learn.choice import Train
-from noisycorr.learn.learner import Learner, TrainSet
-from noisycorr.learn.loop import Hooks, backward, fit
-from noisycorr.learn.pictures import Pictures, PictureTowers, Shelf, random_box
-from noisycorr.learn.tune_choice import Tune
-from noisycorr.learn.tuned import TunedNetwork, choose_part
-from noisycorr.pairs import UsageError
-from noisycorr.strategies import load_strategy
+from noisycorr.__main__ import main
+from noisycorr.models.encoders import load_trainable, scratch
+from noisycorr.models.encoders.trainable import Trainable
+from noisycorr.models.training.checkpoint import load_latest, save_checkpoint
+from noisycorr.models.training.choice import Train
+from noisycorr.models.training.learner import Learner, TrainSet
+from noisycorr.models.training.loop import Hooks, backward, fit
+from noisycorr.models.training.pictures import Pictures, PictureTowers, Shelf, random_box
+from noisycorr.models.training.tune_choice import Tune
+from noisycorr.models.training.tuned import TunedNetwork, choose_part
+from noisycorr.retrieval.strategies import load_strategy
+from noisycorr.runtime.errors import UsageError
 
 CPU = torch.device("cpu")
 FAST = ["--epochs", "2", "--batch_size", "12", "--warmup", "2", "--lr", "1e-3", "--workers", "0", "-q",

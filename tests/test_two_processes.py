@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tiny_checkpoints import write_open_clip
 from two_processes import CLASSES, NETWORKS, found
 
-from noisycorr.strategies import BUILT_IN
-from noisycorr.webly.methods import BUILT_IN as METHODS
+from noisycorr.classify.webly.methods import BUILT_IN as METHODS
+from noisycorr.retrieval.strategies import BUILT_IN
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.xdist_group("two processes")  # they share one launch

@@ -11,18 +11,18 @@ import pytest
 import torch
 from webly_data import METHODS, OPTIONS, blobs, learner, some_anchors, tags_of
 
-from noisycorr.class_metrics import changed_labels, tag_metrics
-from noisycorr.encoders.backbones import load_backbone
-from noisycorr.learn.checkpoint import load_latest, save_checkpoint
-from noisycorr.learn.loop import Hooks, fit
-from noisycorr.learn.tune_choice import Tune
-from noisycorr.pairs import UsageError
-from noisycorr.webly.choice import TrainClasses
-from noisycorr.webly.contract import ClassSet
-from noisycorr.webly.fitting import feature_learner, final_opinion, predict_features, probabilities, tune_on
-from noisycorr.webly.learner import ClassLearner
-from noisycorr.webly.methods import find_method, load_method
-from noisycorr.webly.network import PictureBackbone, StrongView
+from noisycorr.classify.webly.choice import TrainClasses
+from noisycorr.classify.webly.contract import ClassSet
+from noisycorr.classify.webly.fitting import feature_learner, final_opinion, predict_features, probabilities, tune_on
+from noisycorr.classify.webly.learner import ClassLearner
+from noisycorr.classify.webly.methods import find_method, load_method
+from noisycorr.classify.webly.network import PictureBackbone, StrongView
+from noisycorr.models.encoders.backbones import load_backbone
+from noisycorr.models.training.checkpoint import load_latest, save_checkpoint
+from noisycorr.models.training.loop import Hooks, fit
+from noisycorr.models.training.tune_choice import Tune
+from noisycorr.runtime.errors import UsageError
+from noisycorr.stats.class_metrics import changed_labels, tag_metrics
 
 SINGLE = [name for name in METHODS if name != "capro_tags"]
 
@@ -70,7 +70,7 @@ def train(name: str, *, wrong: float = 0.35, **options):
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_methods_learn_and_tell_wrong_labels(name: str):
-    from noisycorr.evaluate import auroc
+    from noisycorr.stats.detection import auroc
 
     one, truth, given = train(name)
     x, label, _ = blobs(400, 8, width=16)

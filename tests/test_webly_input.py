@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import write_pictures
 
-from noisycorr.audit import _class_notes
-from noisycorr.cli import main
-from noisycorr.pairs import UsageError
-from noisycorr.score.anchors import named_classes, teaching_labels
-from noisycorr.score.class_list import make_classes, read_classes, resolve_labels
-from noisycorr.score.completion import build_graph, complete_texts
-from noisycorr.score.prototypes import text_prototypes
-from noisycorr.score.rerank import reciprocal_match
-from noisycorr.score.strata import fit_strata, mixture_share
-from noisycorr.webly.anchors import repeats_label
+from noisycorr.__main__ import main
+from noisycorr.classify.anchors import named_classes, teaching_labels
+from noisycorr.classify.audit.audit import _class_notes
+from noisycorr.classify.audit.class_list import make_classes, read_classes, resolve_labels
+from noisycorr.classify.audit.strata import fit_strata, mixture_share
+from noisycorr.classify.completion import build_graph, complete_texts
+from noisycorr.classify.prototypes import text_prototypes
+from noisycorr.classify.rerank import reciprocal_match
+from noisycorr.classify.webly.anchors import repeats_label
+from noisycorr.runtime.errors import UsageError
 from tests.reference import rerank as reference
 
 COLOURS = ("red", "green", "blue", "white")

@@ -8,12 +8,12 @@ import torch
 from reference import labels_reference as slow
 from torch.nn import functional
 
-from noisycorr.losses import labels as fast
-from noisycorr.webly.anchors import complete_through_images, text_classes, trusted_rows
-from noisycorr.webly.bank import CosineHead, Prototypes, Queue
-from noisycorr.webly.cleaning import collective_targets, mixed_score, remove_noise, remove_tag_noise
-from noisycorr.webly.methods.nested import accuracy_of_cuts, first_channels
-from noisycorr.webly.mixup import mix_rows
+from noisycorr.classify.webly import losses as fast
+from noisycorr.classify.webly.anchors import complete_through_images, text_classes, trusted_rows
+from noisycorr.classify.webly.bank import CosineHead, Prototypes, Queue
+from noisycorr.classify.webly.cleaning import collective_targets, mixed_score, remove_noise, remove_tag_noise
+from noisycorr.classify.webly.methods.nested import accuracy_of_cuts, first_channels
+from noisycorr.classify.webly.mixup import mix_rows
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,12 +11,12 @@ from reference import labels_reference as slow
 from torch import Tensor
 from torch.nn import functional
 
-from noisycorr.learn.memory import Memory
-from noisycorr.webly.contract import Batch, Method
-from noisycorr.webly.methods import load_method
-from noisycorr.webly.methods.pls import large_mode
-from noisycorr.webly.methods.pls_lsa import separate
-from noisycorr.webly.network import ClassNetwork, FeatureBackbone
+from noisycorr.classify.webly.contract import Batch, Method
+from noisycorr.classify.webly.methods import load_method
+from noisycorr.classify.webly.methods.pls import large_mode
+from noisycorr.classify.webly.methods.pls_lsa import separate
+from noisycorr.classify.webly.network import ClassNetwork, FeatureBackbone
+from noisycorr.models.training.memory import Memory
 
 B, D, C, P = 7, 5, 4, 3
 

@@ -25,7 +25,7 @@ from transformers import (
     SiglipModel,
 )
 
-from noisycorr.encoders import DualEncoder
+from noisycorr.models.encoders import DualEncoder
 
 ARCHITECTURE = "tiny-test-clip"
 WORDS = ("a", "red", "green", "blue", "square", "circle", "photo", "of", "the", "dog", "two", "horses")

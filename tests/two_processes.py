@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from noisycorr import dist
-from noisycorr.learn.loop import backward, fit
-from noisycorr.strategies import load_strategy
-from noisycorr.testing import outcome
+from noisycorr.models.training.loop import backward, fit
+from noisycorr.retrieval.strategies import load_strategy
+from noisycorr.retrieval.testing import outcome
+from noisycorr.runtime import dist
 
 OPTIONS: dict[str, dict[str, object]] = {"bicro": {"noisy_from": 0.0}}
 NETWORKS = ("tuned", "sgr", "saf", "gpo")
@@ -40,7 +40,7 @@ def found(case: str, place: Path) -> dict[str, Tensor]:
     if case == "tuned":
         import test_tuned
 
-        from noisycorr.learn.tune_choice import Tune
+        from noisycorr.models.training.tune_choice import Tune
 
         one = test_tuned.learner(place / "tuned", precision="fp64", tune=Tune(train_part="lora", workers=0))
     else:
@@ -62,7 +62,7 @@ def _captioner() -> dict[str, Tensor]:
     import numpy as np
     from caption_data import open_small
 
-    from noisycorr.captioner import train
+    from noisycorr.caption.captioner import train
 
     changes = {"precision": "fp64", "weight_by": "p_clean", "image_dropout": 0.2, "dropout": 0.2, "epochs": 1}
     trainer = open_small(**changes).trainer

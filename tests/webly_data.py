@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noisycorr import dist
-from noisycorr.learn.loop import backward, fit
-from noisycorr.learn.tune_choice import Tune
-from noisycorr.webly.choice import TrainClasses
-from noisycorr.webly.fitting import feature_learner, picture_learner
-from noisycorr.webly.learner import ClassLearner
-from noisycorr.webly.methods import BUILT_IN, load_method
+from noisycorr.classify.webly.choice import TrainClasses
+from noisycorr.classify.webly.fitting import feature_learner, picture_learner
+from noisycorr.classify.webly.learner import ClassLearner
+from noisycorr.classify.webly.methods import BUILT_IN, load_method
+from noisycorr.models.training.loop import backward, fit
+from noisycorr.models.training.tune_choice import Tune
+from noisycorr.runtime import dist
 
 SMALL: dict[str, Any] = {"epochs": 6, "batch_size": 16, "embed_dim": 6, "hidden": 8, "warmup": 2, "save_every": 0.0,
                          "lr": 0.05, "layer": 10}  # fmt: skip

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from noisycorr.learn.batches import stream_seed
-from noisycorr.pairs import UsageError
+from noisycorr.models.training.batches import stream_seed
 from noisycorr.prompt.choice import WORDS_RANDOM, Context
 from noisycorr.prompt.model import (
     JointPrompt,
@@ -25,6 +24,7 @@ from noisycorr.prompt.model import (
 )
 from noisycorr.prompt.text import ClassTexts, TextSide, plain_texts, word_vectors
 from noisycorr.prompt.vision import Vision
+from noisycorr.runtime.errors import UsageError
 
 EMBEDDED_SCALE = 10.0  # on a calibrated scale ConSE's cosines want less than CLIP's; see docs/prompt.md
 

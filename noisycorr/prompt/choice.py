@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from noisycorr.pairs import UsageError, check_least, check_words
+from noisycorr.runtime.errors import UsageError, check_least, check_words
 
 WORDS_RANDOM = "random"
 LONGEST = 64

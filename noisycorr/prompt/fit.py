@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from noisycorr import dist
-from noisycorr.learn.batches import stream_seed
-from noisycorr.learn.rate import cosine_share
+from noisycorr.models.training.batches import stream_seed
+from noisycorr.models.training.rate import cosine_share
 from noisycorr.prompt.choice import Steps
 from noisycorr.prompt.model import Prompted
 from noisycorr.prompt.objective import (
@@ -24,6 +23,7 @@ from noisycorr.prompt.objective import (
     soft_cross_entropy,
     update_bank,
 )
+from noisycorr.runtime import dist
 
 PICTURES = 64  # images of one step where their pictures are encoded anew
 

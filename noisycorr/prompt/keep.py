@@ -16,12 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from noisycorr import dist
-from noisycorr.pairs import UsageError, pair_uid
+from noisycorr.data.pairs import pair_uid
 from noisycorr.prompt.loop import State
 from noisycorr.prompt.select import Selected
 from noisycorr.prompt.task import Task
-from noisycorr.run import Run, atomic_path, read_json, write_array, write_json
+from noisycorr.runtime import dist
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run, atomic_path, read_json, write_array, write_json
 
 KIND = "noisycorr_prompt"
 

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from noisycorr.prompt.choice import Rounds, Steps
 from noisycorr.prompt.fit import Lesson, fit_round
-from noisycorr.prompt.knn_clean import neighbor_clean
 from noisycorr.prompt.measure import doubts
 from noisycorr.prompt.model import Prompted, restore, snapshot
 from noisycorr.prompt.objective import transport_clean, trust
-from noisycorr.prompt.posterior import Posterior
+from noisycorr.prompt.posterior import Posterior, neighbor_clean
 from noisycorr.prompt.schedule import capacities, per_round
 from noisycorr.prompt.select import Selected, select
 from noisycorr.prompt.task import Task

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noisycorr import dist
 from noisycorr.prompt.text import ClassTexts
 from noisycorr.prompt.vision import Vision
+from noisycorr.runtime import dist
 
 Pixels = Callable[[list[int]], Float[Tensor, "b 3 h w"]]
 ENCODED = 64  # pictures of one forward pass

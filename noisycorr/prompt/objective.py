@@ -152,7 +152,7 @@ def transport_clean(logits: Float[Tensor, "m c"], label: Int[Tensor, " m"], *, r
     Source: NLPrompt (Pan et al., CVPR 2025). Differs: columns hold the counts of the given labels instead of equal
     mass; costs are -log p, where the released code takes the log-softmax of a softmax.
     """
-    from noisycorr.transport import sinkhorn
+    from noisycorr.stats.transport import sinkhorn
 
     m, c = logits.shape
     counts = torch.bincount(label, minlength=c).to(torch.float64)

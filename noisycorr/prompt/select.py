@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from noisycorr.prompt.exclusive import exclusive_greedy
-from noisycorr.prompt.leaderboard import leaderboard
-
 SELECTORS = ("exclusive", "leaderboard", "argmax", "column", "threshold", "candidates", "balanced")
 LEAST = 1e-30  # of what is divided by; float32 holds it
 ROWS = 4096  # images whose products with the classes' factors are held at once
@@ -150,7 +147,7 @@ def class_factors(p: Float[np.ndarray, "n c"], mass: Float[np.ndarray, " c"], *,
 
         u_i = 1 / sum_c p_ic v_c,    v_c = mass_c / sum_i u_i p_ic
 
-    That is `noisycorr.transport.sinkhorn` at cost -log p and reg = 1, without logarithms: two products of a matrix and
+    That is `stats.transport.sinkhorn` at cost -log p and reg = 1, without logarithms: two products of a matrix and
     a vector a step, so that 60,000 images and 1,000 classes take seconds.
 
     Args:
@@ -175,3 +172,103 @@ def _best_of(p: np.ndarray, label: np.ndarray, capacity: np.ndarray) -> Selected
     found = Selected.of(p, np.arange(len(p)), label)
     kept = np.flatnonzero(found.rank <= capacity[label])
     return Selected(rows=kept, label=label[kept], probability=found.probability[kept], rank=found.rank[kept])
+
+
+BLOCK = 8192  # images that look for a class at once, which bounds the memory
+
+
+def exclusive_greedy(
+    p: Float[np.ndarray, "n c"], capacity: Int[np.ndarray, " c"]
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    """Walk over all pairs of image and class, the highest p first; take a pair if both still have a place.
+
+    Of equal p the smaller image goes first, then the smaller class. The walk is not done pair by pair: both sides rank
+    by the same numbers, so its outcome is the only stable matching, which images find by proposing to the best class
+    that would still have them, while classes drop the worst of those they hold (Gale and Shapley, 1962).
+
+    Args:
+        p: Probability of each class; NaN and -inf are never taken.
+        capacity: Places of each class, >= 0.
+
+    Returns:
+        Rows in ascending order and their classes; m = min(n, total of the capacities) where p is finite.
+
+    Source: specification of GRIP's selector without its doubled labels; see the paper index.
+    """
+    n, c = p.shape
+    holder = np.full(n, -1, np.int64)
+    worst = np.where(capacity > 0, -np.inf, np.inf)  # p that a newcomer has to beat
+    worst_row = np.full(c, n, np.int64)  # and at equal p the row that he has to be before
+    free = np.arange(n)
+    while len(free):
+        asked = np.concatenate([_best(p, free[at : at + BLOCK], worst, worst_row) for at in range(0, len(free), BLOCK)])
+        alive = asked >= 0
+        holder[free[alive]] = asked[alive]
+        dropped = [_trim(p, holder, int(k), int(capacity[k]), worst, worst_row) for k in np.unique(asked[alive])]
+        free = np.sort(np.concatenate([np.zeros(0, np.int64), *dropped]))
+    rows = np.flatnonzero(holder >= 0)
+    return rows, holder[rows]
+
+
+def _best(p: np.ndarray, rows: np.ndarray, worst: np.ndarray, worst_row: np.ndarray) -> np.ndarray:
+    """The best class that would have each row; -1 where none would."""
+    mine = p[rows]
+    open_to = mine > worst
+    ties = mine == worst
+    if ties.any():
+        open_to |= ties & np.isfinite(mine) & (rows[:, None] < worst_row)
+    value = np.where(open_to, mine, -np.inf)
+    best = value.argmax(1)
+    return np.where(np.isfinite(value[np.arange(len(rows)), best]), best, -1)
+
+
+def _trim(
+    p: np.ndarray, holder: np.ndarray, k: int, places: int, worst: np.ndarray, worst_row: np.ndarray
+) -> np.ndarray:
+    """Let class k drop those it has no place for; notes what a newcomer has to beat. Returns the dropped rows."""
+    mine = np.flatnonzero(holder == k)
+    if len(mine) < places:
+        return np.zeros(0, np.int64)
+    order = mine[np.argsort(-p[mine, k], kind="stable")]
+    worst[k], worst_row[k] = p[order[places - 1], k], order[places - 1]
+    holder[order[places:]] = -1
+    return order[places:]
+
+
+def leaderboard(
+    p: Float[np.ndarray, "n c"], capacity: Int[np.ndarray, " c"]
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    """Every image is offered to the list of its likeliest class, and if that refuses, to all others.
+
+    A list with room takes what is offered, at its end. A full one takes what beats its *last* entry, is sorted, and
+    loses its lowest. So a list is unsorted until it first overflows, an image may stand in several lists with different
+    labels, one that fell out of a list is not offered again, and the order of the rows matters.
+
+    Args:
+        p: Probability of each class, finite.
+        capacity: Places of each list, >= 0.
+
+    Returns:
+        Rows and classes of all entries, class by class, in the order of the lists.
+
+    Source: Menghini et al., NeurIPS 2023, released code (its pseudo-label helper, and FPL's assignment).
+    """
+    n, c = p.shape
+    lists: list[list[int]] = [[] for _ in range(c)]
+    size = np.zeros(c, np.int64)
+    last = np.full(c, -np.inf)
+    every = np.arange(c)
+    for row in range(n):
+        mine = p[row]
+        wanted = (size < capacity) | ((last < mine) & (capacity > 0))
+        top = int(mine.argmax())
+        takers = [top] if wanted[top] else every[wanted].tolist()
+        for k in takers:
+            entries = lists[k]
+            entries.append(row)
+            if len(entries) > capacity[k]:
+                entries.sort(key=lambda other: -p[other, k])
+                entries.pop()
+            size[k], last[k] = len(entries), p[entries[-1], k]
+    rows = np.array([row for entries in lists for row in entries], np.int64)
+    return rows, np.repeat(every, [len(entries) for entries in lists])

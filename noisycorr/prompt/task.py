@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from noisycorr.formats.given import load_labels
-from noisycorr.pairs import UsageError
-from noisycorr.strict_yaml import load_yaml
+from noisycorr.data.readers.given import load_labels
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.strict_yaml import load_yaml
 
 UNKNOWN = -1
 

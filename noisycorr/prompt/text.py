@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noisycorr.encoders.trainable import OpenClipTrainable, TransformersTrainable
-from noisycorr.pairs import UsageError
+from noisycorr.models.encoders.trainable import OpenClipTrainable, TransformersTrainable
+from noisycorr.runtime.errors import UsageError
 
 PLACEHOLDERS = ("x", "a", "the", "photo")  # words that are one token in every vocabulary that was met
 CHUNK = 32  # class names of one forward pass

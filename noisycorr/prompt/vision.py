@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from noisycorr.encoders.trainable import OpenClipTrainable, TransformersTrainable
-from noisycorr.pairs import UsageError
+from noisycorr.models.encoders.trainable import OpenClipTrainable, TransformersTrainable
+from noisycorr.runtime.errors import UsageError
 
 
 class Vision:

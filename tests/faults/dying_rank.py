@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 
-from noisycorr import embed
-from noisycorr.cli import main
+from noisycorr.__main__ import main
+from noisycorr.clean import embed
 
 if os.environ["RANK"] == "1":
     embed.embed_piece = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)

@@ -18,8 +18,8 @@ import pytest
 from sources import sample_rows
 from test_end_to_end import TINY
 
-from noisycorr import run as run_module
-from noisycorr.cli import main
+from noisycorr.__main__ import main
+from noisycorr.runtime import folder as run_module
 
 HERE = Path(__file__).parent
 
@@ -198,7 +198,7 @@ def test_memory_that_runs_out_is_told_and_continued(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr("noisycorr.embed.np.concatenate", concatenate)
+        patched.setattr("noisycorr.clean.embed.np.concatenate", concatenate)
         assert at(place, *words()) == 1
     assert "not enough memory" in capsys.readouterr().err
     assert at(place, *words()) == 0

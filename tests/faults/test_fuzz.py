@@ -23,11 +23,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from noisycorr.flags import read_config
-from noisycorr.formats import Source, open_source
-from noisycorr.formats.images import BadImage, decode_image
-from noisycorr.formats.writers.values import cell_line, harmless
-from noisycorr.pairs import PROBLEMS, Pair, UsageError
+from noisycorr.data.pairs import PROBLEMS, Pair
+from noisycorr.data.readers import Source, open_source
+from noisycorr.data.readers.images import BadImage, decode_image
+from noisycorr.data.writers.values import cell_line, harmless
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.flags import read_config
 
 EXAMPLES = int(os.environ.get("NOISYCORR_FUZZ_EXAMPLES", "12"))
 some = settings(max_examples=EXAMPLES, deadline=None, derandomize="NOISYCORR_FUZZ_EXAMPLES" not in os.environ,

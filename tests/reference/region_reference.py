@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from noisycorr.learn.settoset import OrderedPooling, SetSimilarity
+from noisycorr.retrieval.settoset import OrderedPooling, SetSimilarity
 
 
 def l2n(x: Tensor) -> Tensor:

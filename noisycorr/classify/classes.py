@@ -1,0 +1,108 @@
+"""Classes of the samples of a run: their column, their names or definitions, and features of these."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from noisycorr.data.store import read_facts
+from noisycorr.models.encoders import DualEncoder
+from noisycorr.runtime import console
+from noisycorr.runtime.errors import UsageError, listed
+from noisycorr.runtime.folder import Run
+
+CHUNK = 64
+CUT_WORD = " zebra"
+
+
+def column_values(run: Run, name: str) -> list[Any]:
+    """Values of an input column for every sample of a run, None where there is none.
+
+    Raises:
+        UsageError: If no sample has it.
+    """
+    facts = read_facts(run, ["text", "columns"])
+    texts, found, known = facts.column("text").to_pylist(), [], set()
+    stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    for text, body in zip(texts, facts.column("columns").to_pylist()):
+        columns = json.loads(body) if body else {}
+        known |= set(columns)
+        found.append(columns.get(name, text if name in ("text", stored.get("caption_col")) else None))
+    if all(value is None for value in found):
+        raise UsageError(f"{run.folder} has no column {name!r}; it has {listed({*known, 'text'})}: name one of them.")
+    return found
+
+
+def class_names(classes: list[str]) -> list[str]:
+    """Names as words: dashes and underscores are spaces."""
+    return [" ".join(name.replace("-", " ").replace("_", " ").split()) for name in classes]
+
+
+def read_definitions(path: Path) -> dict[str, str]:
+    """What each class means: a YAML mapping from name to a definition, or to a list of them for several senses.
+
+    Raises:
+        UsageError: If it is something else, or a class stands twice.
+    """
+    from noisycorr.runtime.flags import read_config
+
+    try:
+        body = read_config(path)
+    except OSError as error:
+        raise UsageError(f"--classes {path} cannot be read: {' '.join(str(error).split())}.") from error
+    if isinstance(body.get("classes"), dict) and len(body) == 1:
+        body = body["classes"]
+    out = {}
+    for name, value in body.items():
+        senses = value if isinstance(value, list) else [value]
+        if not senses or not all(isinstance(sense, str) and sense.strip() for sense in senses):
+            raise UsageError(f"--classes {path}: {name!r} has no definition; expected words, or a list of them.")
+        out[str(name)] = f"{class_names([str(name)])[0]}: {' '.join(senses)}"
+    if not out:
+        raise UsageError(f"--classes {path} holds no classes, expected a mapping from name to definition.")
+    return out
+
+
+def encode_names(run: Run, texts: list[str], clip_model: str) -> np.ndarray:
+    """Features (c, e) of class names or definitions by the encoder of the texts of a run.
+
+    Args:
+        run: Embedded.
+        texts: c texts.
+        clip_model: Encoder to take where the run's embeddings came without one.
+
+    Raises:
+        UsageError: If the encoder does not fit the texts of the run.
+    """
+    from noisycorr.models.encoders import encode_texts, load_encoder
+    from noisycorr.runtime import dist
+
+    stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    embedded = (run.stage("embed") or {})["facts"]["encoder"]
+    came = embedded.startswith("precomputed")
+    encoder = load_encoder(clip_model if came else stored["clip_model"], device=dist.device(),
+                           precision=stored["model_precision"])  # fmt: skip
+    if not came and encoder.name != embedded:
+        raise UsageError(f"{run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+    for note in cut_note(texts, encoder):
+        console.warn(f"warning: {note}")
+    return encode_texts(encoder, texts, batch_size=CHUNK)
+
+
+def cut_note(texts: list[str], encoder: DualEncoder) -> list[str]:
+    """How many definitions are longer than the encoder reads, in a sentence; nothing if none is."""
+    cut = [text for text in texts if _is_cut(text, encoder)]
+    return [f"{len(cut)} definitions are longer than the encoder reads and were cut, for example {text[:60]!r}"
+            for text in cut[:1]]  # fmt: skip
+
+
+def _is_cut(text: str, encoder: DualEncoder) -> bool:
+    """True if one more word changes nothing: the encoder did not read to the end."""
+    one, two = encoder.tokenize([text]), encoder.tokenize([text + CUT_WORD])
+    if hasattr(one, "items"):
+        one, two = one["input_ids"], two["input_ids"]
+    return tuple(one.shape) == tuple(two.shape) and bool((one == two).all())

@@ -1,0 +1,118 @@
+"""One front door: whatever a source is, a folder of a run with its features, and the encoder that made them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from noisycorr.clean.embed import Embed
+from noisycorr.clean.pipeline import clean
+from noisycorr.clean.plan import Plan
+from noisycorr.clean.plan import Plan as CleanPlan
+from noisycorr.clean.plan_flags import stored_plan
+from noisycorr.data.readers import Source
+from noisycorr.models.encoders import load_encoder
+from noisycorr.models.encoders.trainable import SCRATCH
+from noisycorr.runtime import dist
+from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.folder import Run
+
+
+def run_of_pairs(source: Source, clip_model: str, run: Run, name: str, *, score: bool, overwrite: bool = False) -> Run:
+    """The run folder that a source is, or the one that its pairs are embedded into, inside the model's folder.
+
+    Args:
+        source: What the user named.
+        clip_model: Encoder of a source that is not embedded yet.
+        run: Of the model.
+        name: Of the folder inside it.
+        score: Score and decide, too.
+        overwrite: Embed anew if the folder holds other pairs.
+    """
+    path = source.path
+    if (Path(path) / "stages" / "embed.json").is_file():
+        return Run(path)
+    inner = Run(run.folder / name)
+    cleaning = CleanPlan(source=source, embed=Embed(clip_model=embedding_model(clip_model)))
+    stages = ("embed", "score", "decide") if score else ("embed",)
+    clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
+    dist.wait()
+    return inner
+
+
+def text_encoder(source_run: Run, need: str) -> Callable[[list[str]], np.ndarray]:
+    """The text side of the encoder that a run was embedded with: texts to features (k, e).
+
+    Args:
+        source_run: The run.
+        need: What it is needed for, as the begin of a sentence.
+
+    Raises:
+        UsageError: If the embeddings came without an encoder, or it is another one by now.
+    """
+    from noisycorr.models.encoders import encode_texts
+
+    stored = yaml.safe_load((source_run.folder / "config.yaml").read_text(encoding="utf-8"))
+    embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
+    if embedded.startswith("precomputed"):
+        raise UsageError(f"{need}, but the embeddings of {source_run.folder} came without an encoder.")
+    encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
+    if encoder.name != embedded:
+        raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+
+    return partial(encode_texts, encoder)
+
+
+def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
+    """True if the folder holds the pairs of another source or encoder, as far as its config tells."""
+    if not (inner.folder / "config.yaml").is_file():
+        return False
+    stored = yaml.safe_load((inner.folder / "config.yaml").read_text(encoding="utf-8"))
+    wanted = dataclasses.asdict(cleaning.source) | {"clip_model": cleaning.embed.clip_model}
+    return any(stored.get(name) != value for name, value in wanted.items())
+
+
+def same_encoder(one: Run, two: Run, flag: str) -> None:
+    """Refuse pairs that another encoder embedded.
+
+    Raises:
+        UsageError: With both names.
+    """
+    names = [(run.stage("embed") or {})["facts"]["encoder"] for run in (one, two)]
+    if names[0] != names[1]:
+        raise UsageError(f"{flag} was embedded by {names[1]}, but the training pairs by {names[0]}: use one encoder.")
+
+
+def embedding_model(clip_model: str) -> str:
+    """The encoder that finds near-duplicates and scores pairs before training: one that knows something."""
+    return "embedded" if clip_model.startswith(SCRATCH) else clip_model
+
+
+def embedded_run(place: str, folder: Path, *, caption_col: str | None, clip_model: str) -> Run:
+    """The run folder that a place is, or the one that its samples are embedded into."""
+    if (Path(place) / "stages" / "embed.json").is_file():
+        return Run(place)
+    inner = Run(folder)
+    source = Source(path=place, caption_col=caption_col)
+    clean(Plan(source=source, embed=Embed(clip_model=clip_model)), inner, stages=("embed",))
+    return inner
+
+
+def clip_model_of(source_run: Run) -> str:
+    """How `load_encoder` finds the encoder that a run was embedded with."""
+    return stored_plan(source_run).embed.clip_model
+
+
+def encoder_identity(source_run: Run) -> str:
+    """Name of the encoder of a run with its weights; of embeddings that came without one, that of their files.
+
+    Two sets of such embeddings may be of different encoders although they have the same width.
+    """
+    stage = source_run.stage("embed") or {}
+    name = str(stage["facts"]["encoder"])
+    return f"{name}@{stage['inputs']['weights'][:12]}" if name.startswith("precomputed") else name
