@@ -17,6 +17,8 @@ from noisycorr.retrieval.strategies import load_strategy
 from noisycorr.retrieval.testing import outcome
 from noisycorr.runtime import dist
 
+sys.path += [str(place) for place in sorted(Path(__file__).parent.iterdir()) if place.is_dir()]
+
 OPTIONS: dict[str, dict[str, object]] = {"bicro": {"noisy_from": 0.0}}
 NETWORKS = ("tuned", "sgr", "saf", "gpo")
 CLASSES = "classes-"  # before the name of a method that learns from labels

@@ -21,7 +21,7 @@ from noisycorr.clean.plan import Plan
 from noisycorr.clean.plan_flags import SHARED, plan_choices
 from noisycorr.runtime.errors import UsageError
 
-SNAPSHOTS = Path(__file__).parent / "snapshots"
+SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
 NAMES = [verb.name for verb in verbs.VERBS]
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "open_clip", "timm", "torchvision", "matplotlib")
 

@@ -20,7 +20,7 @@ from noisycorr.models.encoders.frozen import bounded_aspect, encode_by_length, h
 from noisycorr.runtime.errors import UsageError
 
 CPU = torch.device("cpu")
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
 torch.set_num_threads(1)
 
 

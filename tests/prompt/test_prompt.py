@@ -24,7 +24,7 @@ from noisycorr.prompt.choice import Context, Rounds, Steps
 from noisycorr.prompt.task import read_classes, read_labels
 from noisycorr.runtime.errors import UsageError
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 N = 24
 FAST = ["--rounds", "2", "--epochs", "2", "--guard", "false", "-q"]
 

@@ -32,7 +32,7 @@ def test_killed_and_continued_leaves_the_same_bytes(tmp_path: Path, capsys: pyte
             "--output_folder"]  # fmt: skip
     assert main([*line, str(tmp_path / "alone")]) == 0
     killed = tmp_path / "killed"
-    paths = filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])
+    paths = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen([sys.executable, "-m", "noisycorr", *line, str(killed)], env=environment)
     started = time.monotonic()

@@ -14,7 +14,7 @@ from noisycorr.clean.signals import duplicates
 from noisycorr.clean.signals.duplicates import DuplicateGroups, Duplicates, group_names, keepers, near_duplicates
 from noisycorr.data.readers.facts import perceptual_hash
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from noisycorr.data.noise.swaps import text_ids
 from noisycorr.data.pairs import PAIRS
 from noisycorr.data.readers.facts import image_facts, perceptual_hash
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the real data sets are not beside the project")
 
 

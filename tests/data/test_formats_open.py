@@ -17,7 +17,7 @@ from noisycorr.data.pairs import PROBLEMS
 from noisycorr.data.readers import Piece, Source, locate, open_source
 from noisycorr.runtime.errors import UsageError
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the folder of real data, ../shared/data, is absent")
 
 

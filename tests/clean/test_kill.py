@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "kill_test.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_test.py"
 Alone = tuple[list[str], dict[str, str]]
 
 
