@@ -20,7 +20,7 @@ from noisycorr.caption.captioner.choice import CaptionTrain, Decode, Design
 from noisycorr.caption.captioner.decode import Next, write
 from noisycorr.caption.captioner.levels import Levels
 from noisycorr.caption.captioner.stored import build
-from noisycorr.caption.captioner.train import Lesson, Trainer, take_step
+from noisycorr.caption.captioner.train import Trainer, TrainSet, take_step
 from noisycorr.caption.captioner.words import Pieces
 
 
@@ -71,10 +71,10 @@ def main() -> None:
     trainers = {}
     for name, some in (("without levels", None), ("with levels", levels)):
         network = build(design, words, None, image_dim=1280, cells=1, levels=some, precision="fp32")
-        lesson = Lesson(image=rng.normal(size=(n, 1280)).astype(np.float16), weight=np.ones(n),
+        train_set = TrainSet(image=rng.normal(size=(n, 1280)).astype(np.float16), weight=np.ones(n),
                         tokens=rng.integers(3, words.size, (n, length)), length=np.full(n, length),
                         level=None if some is None else rng.integers(0, 8, n))  # fmt: skip
-        trainers[name] = Trainer(network, lesson, CaptionTrain())
+        trainers[name] = Trainer(network, train_set, CaptionTrain())
     compare_steps(trainers, given.repeats)
     network.eval()
     memory = network.memory(torch.randn(given.pictures, 1280), torch.zeros(given.pictures, dtype=torch.int64)).detach()

@@ -32,7 +32,7 @@ from bench_features import FILES, NATURAL, Features, load_features
 
 from noisycorr.clean.signals.pipeline import Heads, Score, score_pairs
 from noisycorr.clean.signals.trained_heads import trained_heads
-from noisycorr.clean.signals.view import View, own_cosine
+from noisycorr.clean.signals.view import PairEmbeddings, own_cosine
 from noisycorr.data.noise.recipes import HardSwap, Injected, RandomSwap
 from noisycorr.data.noise.swaps import text_ids
 from noisycorr.models.encoders.embedded import EmbeddedEncoder
@@ -161,7 +161,7 @@ def corrupt(features: Features, key: Key, seed: int) -> Injected:
 def ours(features: Features, noise: Injected, seed: int, heads_of: Heads | None = None) -> Answer:
     """What `noisycorr clean` does with these features."""
     source = noise.source_row
-    view = View(
+    view = PairEmbeddings(
         image=[features.image],
         text=[features.text[source]],
         text_id=text_ids(noise.texts),

@@ -24,7 +24,7 @@ from noisycorr.caption.recaption.repair import Repairs, repair
 from noisycorr.caption.recaption.rule import Recaption
 from noisycorr.clean.corpus import Corpus, read_corpus
 from noisycorr.clean.signals.pipeline import Score, score_pairs
-from noisycorr.clean.signals.view import View, unit
+from noisycorr.clean.signals.view import PairEmbeddings, unit
 from noisycorr.data.noise.recipes import RandomSwap
 from noisycorr.data.noise.swaps import text_ids
 from noisycorr.models.encoders.embedded import EmbeddedEncoder
@@ -37,11 +37,11 @@ from noisycorr.retrieval.strategies import load_strategy
 from noisycorr.runtime.folder import Run, write_json
 
 
-def view_of(data: Features, source: np.ndarray) -> tuple[View, list[str]]:
+def view_of(data: Features, source: np.ndarray) -> tuple[PairEmbeddings, list[str]]:
     """The set with the texts of other rows."""
     texts = [data.texts[row] for row in source]
     text = data.text[source]
-    view = View(image=[data.image], text=[text], text_id=text_ids(texts), image_id=data.group, seed=0,
+    view = PairEmbeddings(image=[data.image], text=[text], text_id=text_ids(texts), image_id=data.group, seed=0,
                 present=np.asarray(data.image.any(1) & text.any(1)), picture=data.shown)  # fmt: skip
     return view, texts
 
@@ -62,17 +62,19 @@ def repaired_set(data: Features, source: np.ndarray, choice: Recaption, encoder:
     return p_clean, repair(view, texts, rows, trust, p_clean, choice, joint=(*joint, into)), view
 
 
-def measure(data: Features, source: np.ndarray, wrong: np.ndarray, view: View, found: Repairs) -> dict[str, Any]:
+def measure(
+    data: Features, source: np.ndarray, wrong: np.ndarray, view: PairEmbeddings, found: Repairs
+) -> dict[str, Any]:
     """Shares, in percent, of what was replaced; by truth, and by heads that were learned on the true pairs."""
     taken = np.isin(found.action, ("replace", "merge"))
-    rows, lender = found.rows[taken], found.lender[taken]
-    true, old, new = (unit(data.text[r]) for r in (rows, source[rows], source[lender]))
+    rows, donor = found.rows[taken], found.donor[taken]
+    true, old, new = (unit(data.text[r]) for r in (rows, source[rows], source[donor]))
     near_old, near_new = (old * true).sum(1), (new * true).sum(1)
     fold = judging_folds(view, 5)
     clean, _ = view_of(data, np.arange(len(source)))
     scorer = fold_scorer(clean, np.ones(len(source), np.float32), fold)
     ids = text_ids([data.texts[i] for i in range(len(source))])
-    asked = [Asked(rows, data.text[r].astype(np.float32), ids[r], fold[r]) for r in (source[rows], source[lender])]
+    asked = [Asked(rows, data.text[r].astype(np.float32), ids[r], fold[r]) for r in (source[rows], source[donor])]
     by_heads = scorer(asked[1]) > scorer(asked[0])
     bad = wrong[rows]
     share = lambda part: round(100 * float(np.mean(part)), 1) if len(part) else None  # noqa: E731
@@ -81,7 +83,7 @@ def measure(data: Features, source: np.ndarray, wrong: np.ndarray, view: View, f
         "replaced": int(taken.sum()), "replaced_of_wrong": share(np.isin(np.flatnonzero(wrong), rows)),
         "flagged": int((found.action == "flag").sum()), "kept": int((found.action == "keep").sum()),
         "better_by_truth": share((near_new > near_old)[bad]), "better_by_heads": share(by_heads[bad]),
-        "same_text": share((ids[source[lender]] == ids[rows])[bad]),
+        "same_text": share((ids[source[donor]] == ids[rows])[bad]),
         "cosine_old": round(float(near_old[bad].mean()), 3), "cosine_new": round(float(near_new[bad].mean()), 3),
         "right_replaced": round(100 * float((~bad).sum() / max((~wrong).sum(), 1)), 2),
         "jury": found.facts["jury"],
@@ -94,7 +96,7 @@ def train(data: Features, source: np.ndarray, wrong: np.ndarray, p_clean: np.nda
     valid, test = (read_corpus(Run(place)) for place in places)
     taken = np.isin(found.action, ("replace", "merge"))
     repaired_source = source.copy()
-    repaired_source[found.rows[taken]] = source[found.lender[taken]]
+    repaired_source[found.rows[taken]] = source[found.donor[taken]]
     everything, kept = np.arange(len(source)), p_clean >= 0.5
     mended = kept.copy()
     mended[found.rows[taken]] = True

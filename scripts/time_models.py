@@ -27,7 +27,7 @@ def main() -> int:
     spent: Spent = {}
     for kind in (EmbeddedEncoder, TinyEncoder):
         for name in ("image", "text", "preprocess", "tokenize"):
-            setattr(kind, name, timed(getattr(kind, name), name, spent))
+            setattr(kind, name, run_stage(getattr(kind, name), name, spent))
     words = sys.argv[1:] or ["sample"]
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +41,7 @@ def main() -> int:
     return int(status or 0)
 
 
-def timed(work: Callable[..., Any], name: str, spent: Spent) -> Callable[..., Any]:
+def run_stage(work: Callable[..., Any], name: str, spent: Spent) -> Callable[..., Any]:
     """The same function, with its time added up."""
 
     def wrapped(*given: Any) -> Any:

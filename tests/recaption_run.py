@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from noisycorr.clean.signals.view import View
+from noisycorr.clean.signals.view import PairEmbeddings
 from noisycorr.data.noise.swaps import text_ids
 
 NOUNS = ("dog", "cat", "boat", "tree", "house", "cup", "shoe", "lamp", "plane", "horse", "chair", "knife")
 COLOURS = ("red", "blue", "green", "white")
 
 
-def concept_pairs(n: int = 480, noise: float = 0.4, *, seed: int = 0) -> tuple[View, list[str], np.ndarray, np.ndarray]:
-    """View, texts, the row whose text each pair has, and which are wrong: 12 things in 4 colours."""
+def concept_pairs(
+    n: int = 480, noise: float = 0.4, *, seed: int = 0
+) -> tuple[PairEmbeddings, list[str], np.ndarray, np.ndarray]:
+    """PairEmbeddings, texts, the row whose text each pair has, and which are wrong: 12 things in 4 colours."""
     rng = np.random.default_rng(seed)
     kind = rng.integers(len(NOUNS), size=n), rng.integers(len(COLOURS), size=n)
     spots, tints = rng.normal(size=(len(NOUNS), 24)), 0.6 * rng.normal(size=(len(COLOURS), 24))
@@ -27,8 +29,9 @@ def concept_pairs(n: int = 480, noise: float = 0.4, *, seed: int = 0) -> tuple[V
     source[chosen] = np.roll(chosen, 1)
     wrong = kind[0][source] != kind[0]
     texts = [words[row] for row in source]
-    view = View(image=[image[: n // 3], image[n // 3 :]], text=[text[source][: n // 3], text[source][n // 3 :]],
-                text_id=text_ids(texts), image_id=np.arange(n), present=np.ones(n, bool), seed=seed)  # fmt: skip
+    image, text = [image[: n // 3], image[n // 3 :]], [text[source][: n // 3], text[source][n // 3 :]]
+    view = PairEmbeddings(image=image, text=text, text_id=text_ids(texts), image_id=np.arange(n),
+                          present=np.ones(n, bool), seed=seed)  # fmt: skip
     return view, texts, source, wrong
 
 

@@ -34,13 +34,13 @@ from noisycorr.caption.captioner.align import NAMES, Aligner, Encode, align_with
 from noisycorr.caption.captioner.best import write_best
 from noisycorr.caption.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
 from noisycorr.caption.captioner.teach import (
-    Class,
+    CaptionTraining,
     Material,
     Recipe,
+    choose_decoding,
     kept_rows,
     open_class,
     pair_shares,
-    settle,
     train_class,
 )
 from noisycorr.caption.metrics import cider_d, tokenize
@@ -49,7 +49,7 @@ from noisycorr.clean.bench_sets import BenchSet, listed, read_set, read_spec, re
 from noisycorr.clean.corpus import Corpus
 from noisycorr.clean.signals.pipeline import Score, score_pairs
 from noisycorr.clean.signals.text_issues import TextLimits, shared_text_alikeness, text_issues
-from noisycorr.clean.signals.view import View
+from noisycorr.clean.signals.view import PairEmbeddings
 from noisycorr.clean.sources import encoder_identity
 from noisycorr.data.noise.swaps import text_ids
 from noisycorr.runtime import console
@@ -181,7 +181,7 @@ class _Scored(Noisy):
 
     columns: Mapping[str, np.ndarray]
     aligner: Aligner
-    taught: dict[str, Class] = dataclasses.field(default_factory=dict)  # trainings on these pairs
+    taught: dict[str, CaptionTraining] = dataclasses.field(default_factory=dict)  # trainings on these pairs
 
 
 def make_noisy(data: BenchSet, noise: str, ratio: float, seed: int, encode: Encode, folder: Path,
@@ -214,8 +214,9 @@ def _elsewhere(data: BenchSet, val_limit: int) -> Aligner:
 def _score(corpus: Corpus, seed: int,
            elsewhere: Aligner | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
     """Columns of the ledger, and the heads that score written texts."""
-    view = View(image=[corpus.image], text=[corpus.text], text_id=corpus.text_group, image_id=corpus.image_group,
-                present=corpus.usable, seed=seed, picture=corpus.shown)  # fmt: skip
+    view = PairEmbeddings(image=[corpus.image], text=[corpus.text], text_id=corpus.text_group,
+                          image_id=corpus.image_group, present=corpus.usable,
+                          seed=seed, picture=corpus.shown)  # fmt: skip
     joint = None if elsewhere is None else ([elsewhere.images(corpus.image)], [elsewhere.texts(corpus.text)])
     scored = score_pairs(view, joint, Score(seed=seed), learn=joint is None)
     p_clean = np.nan_to_num(scored.fit(scored.pair.given))
@@ -258,7 +259,7 @@ def run_cell(data: BenchSet, noisy: Callable[[], _Scored], cell: dict[str, Any],
     recipe = _with_budget(recipe, material, int(given.corpus.usable.sum()), cell["seed"])
     group = _taught(material, recipe, method, given.taught)
     align = align_with(given.aligner, material.valid_image, encode)
-    chosen = settle(group, material, recipe, align, choice.val_limit)
+    chosen = choose_decoding(group, material, recipe, align, choice.val_limit)
     trained_seconds = time.process_time() - started
     picked = next(row for row in chosen if row["chosen"])
     row: dict[str, Any] = {"set": data.name, **cell, "pairs": len(group.rows), "level": picked["level"],
@@ -278,7 +279,7 @@ def _with_budget(recipe: Recipe, material: Material, pairs: int, seed: int) -> R
     return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=seed, epochs=epochs))
 
 
-def _taught(material: Material, recipe: Recipe, method: str, taught: dict[str, Class]) -> Class:
+def _taught(material: Material, recipe: Recipe, method: str, taught: dict[str, CaptionTraining]) -> CaptionTraining:
     """Trained, as it came from its training; done before for another way of writing, or now."""
     pairs = method if method in ("default", "oracle") else "all"
     said = fingerprint([pairs, {name: value for name, value in recipe.settings().items() if name != "decode"}])
@@ -290,7 +291,7 @@ def _taught(material: Material, recipe: Recipe, method: str, taught: dict[str, C
     return group
 
 
-def _measure(group: Class, data: BenchSet, method: str, evaluator: Aligner, noisy: _Scored, encode: Encode,
+def _measure(group: CaptionTraining, data: BenchSet, method: str, evaluator: Aligner, noisy: _Scored, encode: Encode,
              choice: Bench) -> dict[str, Any]:  # fmt: skip
     """Texts for test pictures, one for each picture, against all of its own."""
     trained = group.trained

@@ -11,7 +11,7 @@ from noisycorr.caption.captioner.tower import Pixels, grid_file, make_tower
 from noisycorr.clean.plan_flags import picture_reader
 from noisycorr.clean.sources import clip_model_of, encoder_identity
 from noisycorr.models.encoders import DualEncoder, load_encoder
-from noisycorr.models.training.shelf import open_shelf
+from noisycorr.models.training.image_store import open_image_store
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
@@ -38,7 +38,7 @@ def images_of(source_run: Run, design: Design, folder: Path) -> tuple[Any, Any]:
     embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
     if encoder.name != embedded:
         raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
-    pixels = Pixels(open_shelf(source_run, reader, folder), encoder)
+    pixels = Pixels(open_image_store(source_run, reader, folder), encoder)
     tower = make_tower(encoder, design.image_grid, tuned=design.tower == "tuned")
     if design.tower == "tuned":
         return pixels, tower

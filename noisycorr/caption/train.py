@@ -18,7 +18,15 @@ from noisycorr.caption.captioner.align import Aligner, Encode, align_with, fit_a
 from noisycorr.caption.captioner.best import best_of_levels, write_best
 from noisycorr.caption.captioner.choice import Decode, Held
 from noisycorr.caption.captioner.stored import Trained, captioner_identity, load_captioner
-from noisycorr.caption.captioner.teach import Class, Material, Recipe, check_columns, open_class, settle, train_class
+from noisycorr.caption.captioner.teach import (
+    CaptionTraining,
+    Material,
+    Recipe,
+    check_columns,
+    choose_decoding,
+    open_class,
+    train_class,
+)
 from noisycorr.caption.captioner.tower import Some
 from noisycorr.caption.images import check_reads, images_of
 from noisycorr.clean.corpus import TRAIN, UNUSED, VALID, read_corpus, rectified_columns, rectify_texts, split_corpus
@@ -85,14 +93,14 @@ def train_captioner(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[st
     group = open_class(material, plan.recipe)
     _introduce(group)
     with console.bar(
-        label="caption", total=plan.recipe.train.epochs * group.trainer.lesson.per_epoch, hidden=not dist.is_main()
+        label="caption", total=plan.recipe.train.epochs * group.trainer.train_set.per_epoch, hidden=not dist.is_main()
     ) as bar:
         train_class(group, checkpoints=run.folder / "checkpoints", moved=bar.update,
-                    told=lambda record, seconds, pairs: _tell(run, record, seconds, plan, pairs))  # fmt: skip
+                    on_epoch=lambda record, seconds, pairs: _tell(run, record, seconds, plan, pairs))  # fmt: skip
     trained = group.trained
     trained.aligner = _aligner(material, source_run, plan) if encode is not None else None
     align = None if encode is None else align_with(trained.aligner, material.valid_vectors, remember(encode))
-    chosen = settle(group, material, plan.recipe, align, plan.held.val_most)
+    chosen = choose_decoding(group, material, plan.recipe, align, plan.held.val_most)
     report = {"pairs": group.facts, "history": group.trainer.at.history, "best_epoch": group.trainer.at.best,
               "levels": chosen}  # fmt: skip
     if dist.is_main():
@@ -332,7 +340,7 @@ def _start(plan: Plan, run: Run, source_run: Run, inputs: dict[str, Any]) -> Non
     write_json(run.path("provenance.json"), provenance() | {"pairs": str(source_run.folder)})
 
 
-def _introduce(group: Class) -> None:
+def _introduce(group: CaptionTraining) -> None:
     facts, levels = group.facts, group.trained.levels
     left = ", ".join(f"{facts[name]:,} {name.replace('_', ' ')}" for name in ("not_kept", "without_text", "cut")
                      if facts[name])  # fmt: skip
@@ -358,7 +366,7 @@ def _conclude(trained: Trained, chosen: Sequence[dict[str, Any]], material: Mate
         level = "without levels" if row["level"] is None else f"level {row['level']}"
         if trained.levels is not None and row["level"] == trained.levels.unscored:
             level = "unscored"
-        columns = ("alignment", "told_apart", "length", "fluency", "unique", "valid_loss")
+        columns = ("alignment", "self_retrieval_mrr", "length", "fluency", "unique", "valid_loss")
         numbers = ", ".join(f"{name} {row[name]:.3f}" for name in columns if name in row)
         marks = "" if row.get("allowed", True) else " (not fluent)"
         level += f" of epoch {row['epoch'] + 1}" if "epoch" in row else ""

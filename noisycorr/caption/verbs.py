@@ -183,9 +183,9 @@ class Recaption:
         run = open_run(given.output_folder)
         from noisycorr.caption.recaption.stage import recaption_stage, stored_options
         from noisycorr.clean.pipeline import report_stage
-        from noisycorr.runtime.stage import need
+        from noisycorr.runtime.stage import require_stage
 
-        need(run, "decide")
+        require_stage(run, "decide")
         plan = dataclasses.replace(stored_plan(run), recaption=given.model, recaption_options=stored_options(choice))
         recaption_stage(plan, run)
         report_stage(run)

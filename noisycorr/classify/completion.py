@@ -181,7 +181,7 @@ def complete_texts(
     return out, np.clip(support, 0, 1).astype(np.float32)
 
 
-def lenders(
+def donors(
     graph: Graph, has_text: Bool[np.ndarray, " n"], rows: np.ndarray, *, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Who lent its text to these rows: the evidence behind a completed text.

@@ -216,7 +216,7 @@ def rectified_columns(corpus: Corpus) -> dict[str, np.ndarray]:
 
 
 def _rectified(ledger: pa.Table | None, texts: list[str | None]) -> dict[int, str]:
-    """Repaired texts that differ from the given ones."""
+    """ShuffledPairs texts that differ from the given ones."""
     if ledger is None or "text_rectified" not in ledger.column_names:
         return {}
     found = ledger.column("text_rectified").to_pylist()

@@ -177,7 +177,7 @@ def decide(choice: Decide, evidence: Evidence, cut: Cut) -> dict[str, np.ndarray
     n = len(evidence.score)
     verdict, reason = np.full(n, "", object), np.full(n, "", object)
 
-    def settle(rows: np.ndarray, what: str, why: Any) -> None:
+    def set_verdict(rows: np.ndarray, what: str, why: Any) -> None:
         open_ = rows & (verdict == "")
         verdict[open_] = what
         reason[open_] = why[open_] if isinstance(why, np.ndarray) else why
@@ -185,20 +185,20 @@ def decide(choice: Decide, evidence: Evidence, cut: Cut) -> dict[str, np.ndarray
     p, score = evidence.p_clean, evidence.score
     judged = np.isfinite(evidence.label)
     mismatch = np.where(judged, evidence.label == 0, np.isfinite(score) & (score < cut.score))
-    settle(_some(evidence.problem), "drop", _reasons(evidence.problem, PROBLEMS))
-    settle(evidence.label == 1, "keep", "a person judged this pair as right")
-    settle(evidence.label == 0, "drop", "a person judged this pair as wrong")
+    set_verdict(_some(evidence.problem), "drop", _reasons(evidence.problem, PROBLEMS))
+    set_verdict(evidence.label == 1, "keep", "a person judged this pair as right")
+    set_verdict(evidence.label == 0, "drop", "a person judged this pair as wrong")
     if not choice.keep_issues:
         for codes in (evidence.image_issue, evidence.text_issue):
-            settle(_some(codes), "drop", _reasons(codes, WORDS))
+            set_verdict(_some(codes), "drop", _reasons(codes, WORDS))
     near = np.isfinite(p) & (np.abs(p - cut.p_clean) < choice.review_margin)
-    settle(near, "review", _numbers(p, "close to the line: p_clean {:.2f}"))
-    settle(mismatch, "drop", _numbers(p, "text and image look mismatched: p_clean {:.2f}"))
+    set_verdict(near, "review", _numbers(p, "close to the line: p_clean {:.2f}"))
+    set_verdict(mismatch, "drop", _numbers(p, "text and image look mismatched: p_clean {:.2f}"))
     if not choice.keep_duplicates:
-        settle(~evidence.is_keeper, "drop", _groups(evidence.group, ~evidence.is_keeper))
-    settle(~np.isfinite(p), "review", "no score: nothing is known about this pair")
+        set_verdict(~evidence.is_keeper, "drop", _groups(evidence.group, ~evidence.is_keeper))
+    set_verdict(~np.isfinite(p), "review", "no score: nothing is known about this pair")
     fits = "kept unjudged: nothing speaks against this pair" if cut.score == -np.inf else "text and image fit"
-    settle(np.ones(n, bool), "keep", _numbers(p, fits + ": p_clean {:.2f}"))
+    set_verdict(np.ones(n, bool), "keep", _numbers(p, fits + ": p_clean {:.2f}"))
     weight = np.where(verdict == "drop", 0.0, np.nan_to_num(p, nan=0.0)).astype(np.float32)
     return {"verdict": verdict, "reason": reason, "sample_weight": weight, "is_mismatch_issue": mismatch}
 

@@ -120,8 +120,8 @@ def _label(ledger: dict[str, Any]) -> list[str]:
         f"of no class at all     {_number(ledger['out_of_set'])}",
         f"texts around it say    {_short(ledger['text_class'], 90)} (support {_number(ledger['text_support'])})",
     ]
-    if lenders := ledger["text_lenders"]:
-        lines.append("texts lent by          " + ", ".join(_short(key, 40) for key in lenders[:TOLD]))
+    if donors := ledger["text_donors"]:
+        lines.append("texts lent by          " + ", ".join(_short(key, 40) for key in donors[:TOLD]))
     return lines
 
 

@@ -32,7 +32,7 @@ from noisycorr.runtime.folder import (
     write_json,
 )
 from noisycorr.runtime.lock import refuse_other_kind
-from noisycorr.runtime.stage import decided_with, forget, need, say, tell, timed
+from noisycorr.runtime.stage import decided_with, invalidate_stage, require_stage, run_stage, say, tell
 
 STAGES = ("embed", "score", "decide", "report")
 
@@ -165,7 +165,7 @@ def score_stage(plan: Plan, run: Run) -> None:
     """Signals, near-duplicates and issues of every pair, from what is stored."""
     from noisycorr.clean.score import score_run
 
-    inputs = {"embed": need(run, "embed")["fingerprint"]}
+    inputs = {"embed": require_stage(run, "embed")["fingerprint"]}
     write_config(run, plan)
     for name in ("score", "duplicates", "image_limits", "text_limits"):
         inputs[name] = dataclasses.asdict(getattr(plan, name))
@@ -173,9 +173,9 @@ def score_stage(plan: Plan, run: Run) -> None:
     if plan.score.align == "trained":  # the scorer itself knows of no training
         from noisycorr.clean.signals.trained_heads import trained_heads
 
-        timed(run, "score", inputs, lambda: score_run(plan, run, trained_heads), files)
+        run_stage(run, "score", inputs, lambda: score_run(plan, run, trained_heads), files)
     else:
-        timed(run, "score", inputs, lambda: score_run(plan, run), files)
+        run_stage(run, "score", inputs, lambda: score_run(plan, run), files)
 
 
 def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
@@ -186,7 +186,7 @@ def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
     from noisycorr.clean.ledger import decide_run, read_labels, touched
 
     labels = Path(plan.labels) if plan.labels else None
-    score = need(run, "score")["fingerprint"]
+    score = require_stage(run, "score")["fingerprint"]
     if labels is not None:  # what cannot be used is refused before anything is taken back
         read_labels(labels, read_facts(run, ["key"]).column("key").to_pylist())
     write_config(run, plan)
@@ -197,17 +197,17 @@ def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
             say("decide: nothing changed, so the new texts of `recaption` stay (`noisycorr decide` takes them back)")
             return
         say("decide: new texts of an earlier `recaption` are taken back")
-        forget(run, "decide")
+        invalidate_stage(run, "decide")
 
     def work() -> dict[str, Any]:
-        forget(run, "recaption")
+        invalidate_stage(run, "recaption")
         write_config(run, plan)  # it no longer names the recaption
         found = decide_run(plan.decide, run, labels)
-        forget(run, "recaption_started")
+        invalidate_stage(run, "recaption_started")
         return found
 
-    timed(run, "decide", inputs, work, each_part(run, "ledger"))
-    lines = need(run, "decide")["facts"]["summary"]
+    run_stage(run, "decide", inputs, work, each_part(run, "ledger"))
+    lines = require_stage(run, "decide")["facts"]["summary"]
     tell([*lines[:1], *_drop_reasons(run), *lines[1:]])
 
 
@@ -231,7 +231,7 @@ def report_stage(run: Run) -> None:
     inputs = {"decide": decided(run)["fingerprint"], "config": fingerprint(shown)}
     if (repaired := run.stage("recaption")) is not None:
         inputs["recaption"] = repaired["fingerprint"]
-    timed(run, "report", inputs, lambda: {"file": write_report(run).name}, ["report.html", "report.json"])
+    run_stage(run, "report", inputs, lambda: {"file": write_report(run).name}, ["report.html", "report.json"])
     say(f"report: {run.folder / 'report.html'}")
 
 
@@ -243,8 +243,8 @@ def decided(run: Run) -> dict[str, Any]:
     """
     if run.stage("decide") is None and run.stage("audit") is not None:
         return decided_with(run, "audit", "audit_score")
-    record = need(run, "decide")
-    if record["inputs"]["score"] != need(run, "score")["fingerprint"]:
+    record = require_stage(run, "decide")
+    if record["inputs"]["score"] != require_stage(run, "score")["fingerprint"]:
         raise UsageError(f"{run.folder} was scored anew after its verdicts: run `noisycorr decide` on it first.")
     if (run.folder / "stages" / "recaption_started.json").exists() and run.stage("recaption") is None:
         raise UsageError(f"{run.folder} was being given new texts when that was interrupted: run the same command "

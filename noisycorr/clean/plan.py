@@ -20,7 +20,7 @@ from noisycorr.models.encoders.precomputed import PrecomputedEncoder
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run, atomic_path, fingerprint
-from noisycorr.runtime.stage import need
+from noisycorr.runtime.stage import require_stage
 
 if TYPE_CHECKING:
     from noisycorr.data.readers import Reader
@@ -96,7 +96,7 @@ def _flat(plan: Plan) -> dict[str, Any]:
 
 def _refuse_other(plan: Plan, run: Run) -> None:
     """A plan that does not embed must be about the pairs that were embedded."""
-    need(run, "embed")
+    require_stage(run, "embed")
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
     for name, value in (dataclasses.asdict(plan.source) | dataclasses.asdict(plan.embed)).items():
         if name not in HOW and stored.get(name) != value:

@@ -18,7 +18,7 @@ from noisycorr.clean.signals.image_issues import image_issues
 from noisycorr.clean.signals.pipeline import Heads, Scored, score_pairs
 from noisycorr.clean.signals.sides import Side
 from noisycorr.clean.signals.text_issues import shared_text_alikeness, text_issues
-from noisycorr.clean.signals.view import View
+from noisycorr.clean.signals.view import PairEmbeddings
 from noisycorr.data.columns import Column, codes, release
 from noisycorr.data.noise.swaps import text_ids
 from noisycorr.data.store import open_facts, open_features, pairs_path, part_ranges
@@ -78,7 +78,7 @@ class Loaded:
     has_image: np.ndarray
     has_text: np.ndarray
     groups: DuplicateGroups
-    view: View
+    view: PairEmbeddings
     sides: tuple[Side, Side] | None
 
     @property
@@ -108,7 +108,7 @@ def load_pairs(plan: Plan, run: Run) -> Loaded:
     copies = _same(image_code)
     del image_code
     groups = _groups(plan, run, image, text, texts, hashes, copies, sides)
-    view = View(
+    view = PairEmbeddings(
         image=image,
         text=text,
         text_id=_all_numbered(text_id),
@@ -163,7 +163,7 @@ def _own_row(group: np.ndarray) -> np.ndarray:
     return np.where(group >= 0, group, np.arange(len(group)))
 
 
-def joint_features(plan: Plan, embedded: dict[str, Any], view: View) -> tuple[Features, Features] | None:
+def joint_features(plan: Plan, embedded: dict[str, Any], view: PairEmbeddings) -> tuple[Features, Features] | None:
     """Features whose cosine means alignment without training; None where the encoder has none.
 
     Args:

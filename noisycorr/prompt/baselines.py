@@ -14,7 +14,7 @@ from jaxtyping import Float
 from noisycorr.prompt.build import class_vectors
 from noisycorr.prompt.task import Task
 from noisycorr.prompt.text import TextSide
-from noisycorr.prompt.transclip import alike, settle, transclip
+from noisycorr.prompt.transclip import alike, iterate_transclip, transclip
 from noisycorr.prompt.zlap import zlap
 from noisycorr.stats.index import unit_rows
 from noisycorr.stats.transductive import balanced, linear_probe, neighbor_labels
@@ -90,4 +90,4 @@ def ensemble_vectors(side: TextSide, names: Sequence[str], device: torch.device)
 def settled(chances: Float[np.ndarray, "n c"], image: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
     """TransCLIP's mixture in the centred features of the image tower, from the zero-shot answer."""
     x = unit_rows(np.asarray(image - image.mean(0), np.float32)).astype(np.float64)
-    return settle(x, np.log(np.maximum(np.asarray(chances, np.float64), 1e-12)), alike(x, 3)).z
+    return iterate_transclip(x, np.log(np.maximum(np.asarray(chances, np.float64), 1e-12)), alike(x, 3)).z

@@ -238,13 +238,13 @@ def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: in
                       device=device)  # fmt: skip
         chances = torch.softmax(logits, 1).cpu().numpy()
         posterior = Posterior(task, data.images.features, chances, method.rounds, seed=seed)
-        hopeless = False
+        zero_shot_failed = False
         if method.kind == "labels":
             learn_labels(task, model, steps)
         else:
             corrupt = partial(make_wrong, len(task.open), method.wrong, seed) if method.wrong else None
             state = tune(task, model, logits, method.rounds, steps, posterior=posterior, corrupt=corrupt)
-            hopeless = state.hopeless
+            zero_shot_failed = state.zero_shot_failed
             row |= {"stopped": state.stopped, "retried": sum(one["retried"] for one in state.history),
                     "precision": precision(task, data.truth, state.selected)}  # fmt: skip
         every = np.flatnonzero(task.usable)
@@ -252,7 +252,7 @@ def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: in
         p[every] = probabilities(model, task, every, every=True)
         after = p[test].argmax(1)
         if posterior.mixes:
-            answers = (p if hopeless else posterior.answers(p))[test].argmax(1)
+            answers = (p if zero_shot_failed else posterior.answers(p))[test].argmax(1)
             row |= {"settled": accuracy(answers, data.truth[test])}
             if task.seen.any():
                 row |= {"settled_harmonic": compare(before, answers, data.truth[test], len(data.names),

@@ -29,7 +29,7 @@ PICTURES = 64  # images of one step where their pictures are encoded anew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
+class TrainSet:
     """What a round learns from: m images, each with one target; an image may come twice.
 
     Attributes:
@@ -56,12 +56,14 @@ class Lesson:
         return len(self.rows)
 
 
-def fit_round(model: Prompted, lesson: Lesson, choice: Steps, *, number: int, slower: bool = False) -> dict[str, float]:
-    """Learn from a lesson, from where the model stands.
+def fit_round(
+    model: Prompted, train_set: TrainSet, choice: Steps, *, number: int, slower: bool = False
+) -> dict[str, float]:
+    """Learn from a train_set, from where the model stands.
 
     Args:
         model: Changed in place.
-        lesson: m >= 1 images.
+        train_set: m >= 1 images.
         choice: How.
         number: Of the round; the order of the images is a function of seed, round and epoch alone.
         slower: A third of the learning rate, and gradients no longer than 1.
@@ -76,21 +78,21 @@ def fit_round(model: Prompted, lesson: Lesson, choice: Steps, *, number: int, sl
     rate = choice.lr / 3 if slower else choice.lr
     clip = min(choice.grad_clip_norm or 1.0, 1.0) if slower else choice.grad_clip_norm
     optimizer = _optimizer(parameters, choice, rate)
-    tensors = _tensors(lesson, parameters[0])
-    parts = part_weights(choice.loss_weights, labelled=int(lesson.is_labelled.sum()),
-                         pseudo=int((~lesson.is_labelled).sum()), one_round=lesson.one_round,
-                         transductive=lesson.transductive)  # fmt: skip
+    tensors = _tensors(train_set, parameters[0])
+    parts = part_weights(choice.loss_weights, labelled=int(train_set.is_labelled.sum()),
+                         pseudo=int((~train_set.is_labelled).sum()), one_round=train_set.one_round,
+                         transductive=train_set.transductive)  # fmt: skip
     bank = torch.zeros_like(tensors["targets"])
-    batches = max(1, math.ceil(len(lesson) / (choice.batch_size or len(lesson))))
+    batches = max(1, math.ceil(len(train_set) / (choice.batch_size or len(train_set))))
     total = choice.epochs * batches
     steps, loss = 0, 0.0
     for epoch in range(choice.epochs):
-        order = np.random.default_rng(stream_seed(choice.seed, "prompt", number, epoch)).permutation(len(lesson))
+        order = np.random.default_rng(stream_seed(choice.seed, "prompt", number, epoch)).permutation(len(train_set))
         losses = []
         for batch in np.array_split(order, batches):
             for group in optimizer.param_groups:
                 group["lr"] = rate * cosine_share(steps / total, 0.1)
-            value = _batch_loss(model, lesson, tensors, torch.from_numpy(batch), bank, choice, parts)
+            value = _batch_loss(model, train_set, tensors, torch.from_numpy(batch), bank, choice, parts)
             if not torch.isfinite(value):
                 raise FloatingPointError(f"the loss is {value.item()} in round {number + 1}: take a smaller --lr.")
             optimizer.zero_grad()
@@ -101,7 +103,7 @@ def fit_round(model: Prompted, lesson: Lesson, choice: Steps, *, number: int, sl
             optimizer.step()
             losses.append(value.item() * len(batch))
             steps += 1
-        loss = sum(losses) / len(lesson)
+        loss = sum(losses) / len(train_set)
     return {"loss": loss, "steps": steps}
 
 
@@ -111,15 +113,15 @@ def logits_of(model: Prompted, rows: list[int], allowed: Tensor | None = None) -
     return logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
 
 
-def _batch_loss(model: Prompted, lesson: Lesson, tensors: dict[str, Tensor], batch: Tensor, bank: Tensor, choice: Steps,
-                parts: tuple[float, float] | None) -> Tensor:  # fmt: skip
-    rows = lesson.rows[batch.numpy()].tolist()
+def _batch_loss(model: Prompted, train_set: TrainSet, tensors: dict[str, Tensor], batch: Tensor,
+                bank: Tensor, choice: Steps, parts: tuple[float, float] | None) -> Tensor:  # fmt: skip
+    rows = train_set.rows[batch.numpy()].tolist()
     logits = logits_of(model, rows, tensors.get("allowed"))
     targets, where = tensors["targets"][batch], batch.to(logits.device)
     loss = per_image(logits, targets, choice, bank[where])
     if choice.loss == "elr":
         bank[where] = update_bank(bank[where], logits)
-    if lesson.is_set.any():
+    if train_set.is_set.any():
         loss = torch.where(tensors["is_set"][batch], set_likelihood(logits, targets), loss)
     return combine(loss, tensors["weight"][batch], tensors["is_labelled"][batch], parts)
 
@@ -135,15 +137,15 @@ def per_image(logits: Tensor, targets: Tensor, choice: Steps, bank: Tensor) -> F
     return soft_cross_entropy(logits, targets)
 
 
-def _tensors(lesson: Lesson, like: Tensor) -> dict[str, Tensor]:
+def _tensors(train_set: TrainSet, like: Tensor) -> dict[str, Tensor]:
     out = {
-        "targets": torch.from_numpy(lesson.targets).to(like),
-        "weight": torch.from_numpy(lesson.weight).to(like),
-        "is_labelled": torch.from_numpy(lesson.is_labelled).to(like.device),
-        "is_set": torch.from_numpy(lesson.is_set).to(like.device),
+        "targets": torch.from_numpy(train_set.targets).to(like),
+        "weight": torch.from_numpy(train_set.weight).to(like),
+        "is_labelled": torch.from_numpy(train_set.is_labelled).to(like.device),
+        "is_set": torch.from_numpy(train_set.is_set).to(like.device),
     }
-    if lesson.allowed is not None:
-        out["allowed"] = torch.from_numpy(lesson.allowed).to(like.device)
+    if train_set.allowed is not None:
+        out["allowed"] = torch.from_numpy(train_set.allowed).to(like.device)
     return out
 
 

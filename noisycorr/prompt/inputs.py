@@ -17,8 +17,8 @@ from noisycorr.clean.plan import Plan as CleanPlan
 from noisycorr.clean.plan_flags import stored_reader
 from noisycorr.data.readers import Source
 from noisycorr.data.store import open_features, read_facts
+from noisycorr.models.training.image_store import open_image_store
 from noisycorr.models.training.pictures import Pictures, stacked
-from noisycorr.models.training.shelf import open_shelf
 from noisycorr.prompt.choice import Context, Rounds, Steps
 from noisycorr.prompt.model import Prompted
 from noisycorr.prompt.posterior import Posterior
@@ -156,9 +156,11 @@ def make_pixels(run: Run, images: Images, encoder: Any, device: torch.device) ->
     parts: list[Pictures] = []
     for number, one in enumerate(images.runs):
         reader = stored_reader(one)
-        shelf = open_shelf(one, reader, run.folder / "pictures" / str(number))
-        parts.append(Pictures(shelf=shelf, preprocess=encoder.preprocess, size=(0, 0), aug_scale=1.0, seed=0))
-    border = len(parts[0].shelf)
+        image_store = open_image_store(one, reader, run.folder / "pictures" / str(number))
+        parts.append(
+            Pictures(image_store=image_store, preprocess=encoder.preprocess, size=(0, 0), aug_scale=1.0, seed=0)
+        )
+    border = len(parts[0].image_store)
 
     def pixels(rows: list[int]) -> torch.Tensor:
         found = [parts[int(row >= border)][(row - border if row >= border else row, None)] for row in rows]

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from noisycorr.prompt.choice import Rounds, Steps
-from noisycorr.prompt.fit import Lesson, fit_round
+from noisycorr.prompt.fit import TrainSet, fit_round
 from noisycorr.prompt.measure import doubts
 from noisycorr.prompt.model import Prompted, restore, snapshot
 from noisycorr.prompt.objective import transport_clean, trust
@@ -53,7 +53,7 @@ class State:
     stopped: bool = False
 
     @property
-    def hopeless(self) -> bool:
+    def zero_shot_failed(self) -> bool:
         """True if the guard did not let the loop begin."""
         return self.stopped and not self.history
 
@@ -86,7 +86,7 @@ class Store(Protocol):
 def tune(
     task: Task, model: Prompted, zero: Float[Tensor, "n c"], rounds: Rounds, steps: Steps, *,
     posterior: Posterior | None = None, prior: Float[np.ndarray, " c"] | None = None,
-    store: Store | None = None, told: Callable[[dict[str, Any]], None] | None = None,
+    store: Store | None = None, on_round: Callable[[dict[str, Any]], None] | None = None,
     corrupt: Callable[[Selected], Selected] | None = None,
 ) -> State:  # fmt: skip
     """Run all rounds that are not done yet; the model ends with the prompt of the last one that was kept.
@@ -101,7 +101,7 @@ def tune(
             same.
         prior: Share of each class among the unlabelled images; None = as `rounds.balance` says.
         store: Keeps rounds.
-        told: Called with the record of each round.
+        on_round: Called with the record of each round.
         corrupt: Changes pseudo-labels, for experiments with known noise.
 
     Returns:
@@ -118,9 +118,9 @@ def tune(
     reference = None
     if rounds.guard and not len(task.labelled) and not state.history and doubts(p)["warning"]:
         state.stopped = True  # nothing built on such an answer has gained
-    elif posterior is not None and posterior.witnesses and rounds.guard:
+    elif posterior is not None and posterior.has_neighbor_vote and rounds.guard:
         before = softmax(zero[task.unlabelled][:, task.open])
-        told_first = posterior.witness(before).argmax(1)
+        told_first = posterior.neighbor_vote(before).argmax(1)
         reference = Reference(told_first, float((before.argmax(1) == told_first).mean()))
     for number in range(len(state.history), len(counts)):
         if state.stopped:
@@ -128,11 +128,11 @@ def tune(
         selected = pick(p if posterior is None else posterior(p), counts[number], rounds, prior, task)
         selected = corrupt(selected) if corrupt is not None else selected
         begin = first if steps.reinit else state.weights
-        lesson = make_lesson(task, selected, state, p, rounds, steps, number, posterior)
-        p = run_round(model, task, lesson, selected, state, p, begin, rounds, steps, number, reference)
+        train_set = make_lesson(task, selected, state, p, rounds, steps, number, posterior)
+        p = run_round(model, task, train_set, selected, state, p, begin, rounds, steps, number, reference)
         state.history[-1]["per_class"] = counts[number]
-        if told is not None:
-            told(state.history[-1])
+        if on_round is not None:
+            on_round(state.history[-1])
         if store is not None:
             store.save(state)
     kept = [one for one in state.history if not one["tripped"]]
@@ -150,14 +150,14 @@ def learn_labels(task: Task, model: Prompted, steps: Steps) -> None:
     mine, c = task.labelled, len(task.names)
     targets = np.zeros((len(mine), c), np.float32)
     targets[np.arange(len(mine)), task.label[mine]] = 1
-    lesson = Lesson(rows=mine, targets=targets, weight=np.ones(len(mine), np.float32),
+    train_set = TrainSet(rows=mine, targets=targets, weight=np.ones(len(mine), np.float32),
                     is_labelled=np.ones(len(mine), bool), is_set=np.zeros(len(mine), bool),
                     allowed=task.seen if task.seen.any() else None)  # fmt: skip
-    fit_round(model, lesson, steps, number=0)
+    fit_round(model, train_set, steps, number=0)
 
 
 def run_round(
-    model: Prompted, task: Task, lesson: Lesson, selected: Selected, state: State, before: np.ndarray,
+    model: Prompted, task: Task, train_set: TrainSet, selected: Selected, state: State, before: np.ndarray,
     begin: dict[str, Tensor], rounds: Rounds, steps: Steps, number: int, reference: Reference | None = None,
 ) -> Float[np.ndarray, "u c"]:  # fmt: skip
     """Learn; if the guard trips, once more and slower; if it trips again, undo the round and stop.
@@ -166,12 +166,12 @@ def run_round(
         Probabilities of the prompt that was kept.
     """
     record: dict[str, Any] = {"round": number + 1, "selected": len(selected), "images": len(np.unique(selected.rows)),
-                              "learned_from": len(lesson)}  # fmt: skip
+                              "learned_from": len(train_set)}  # fmt: skip
     last_fit = state.history[-1]["fit"] if state.history else None
     for slower in (False, True):
         restore(model, begin)
         try:
-            record |= fit_round(model, lesson, steps, number=number, slower=slower)
+            record |= fit_round(model, train_set, steps, number=number, slower=slower)
         except FloatingPointError:
             if not rounds.guard:
                 raise
@@ -217,7 +217,7 @@ def pick(p: np.ndarray, count: int, rounds: Rounds, prior: np.ndarray | None, ta
 def make_lesson(
     task: Task, selected: Selected, state: State, p: np.ndarray, rounds: Rounds, steps: Steps, number: int,
     posterior: Posterior | None = None,
-) -> Lesson:  # fmt: skip
+) -> TrainSet:  # fmt: skip
     """Given labels and pseudo-labels with their weights."""
     c, m = len(task.names), len(selected)
     soft = np.zeros((m, c), np.float32)
@@ -237,7 +237,7 @@ def make_lesson(
     if not len(mine) + len(chosen):  # nothing passed: learn from all rather than from nothing
         chosen = np.arange(m)
     labelled = np.arange(len(mine) + len(chosen)) < len(mine)
-    return Lesson(
+    return TrainSet(
         rows=np.concatenate([mine, task.unlabelled[selected.rows[chosen]]]),
         targets=np.concatenate([given, soft[chosen]]),
         weight=np.concatenate([np.ones(len(mine), np.float32), weight[chosen].astype(np.float32)]),

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from noisycorr.prompt.choice import Rounds
 from noisycorr.prompt.task import Task
-from noisycorr.prompt.transclip import Settled, alike, answer, settle
+from noisycorr.prompt.transclip import Settled, alike, answer, iterate_transclip
 from noisycorr.stats.index import neighbors as nearest
 from noisycorr.stats.index import unit_rows
 
@@ -42,7 +42,7 @@ class Posterior:
         self._features = features
         small = len(self._rows) > 3 and len(self._rows) * len(task.names) <= MOST
         self.mixes = self._kind == "mixture" and small
-        self.witnesses = small and (self.mixes or rounds.guard)
+        self.has_neighbor_vote = small and (self.mixes or rounds.guard)
         if self._kind == "neighbors":
             self._near = lookalikes(features[task.unlabelled], rounds.neighbors, seed=seed)
 
@@ -57,13 +57,13 @@ class Posterior:
 
     def __call__(self, p: Float[np.ndarray, "u o"]) -> Float[np.ndarray, "u o"]:
         """Probabilities of the unlabelled images among the open classes, from the model's."""
-        return self.witness(p) if self.mixes else averaged(p, self._near)
+        return self.neighbor_vote(p) if self.mixes else averaged(p, self._near)
 
-    def witness(self, p: Float[np.ndarray, "u o"]) -> Float[np.ndarray, "u o"]:
+    def neighbor_vote(self, p: Float[np.ndarray, "u o"]) -> Float[np.ndarray, "u o"]:
         """The mixture's answer, whatever labels are chosen from: what the guard compares a prompt with."""
         whole = np.zeros((len(p), len(self._task.names)))
         whole[:, self._task.open] = p
-        chances = self._settle(whole).z[: len(p)][:, self._task.open]
+        chances = self._by_mixture(whole).z[: len(p)][:, self._task.open]
         return (chances / np.maximum(chances.sum(1, keepdims=True), LEAST)).astype(np.float32)
 
     def similar(self, rows: Int[np.ndarray, " m"], count: int) -> Int[np.ndarray, "m k"]:
@@ -78,7 +78,7 @@ class Posterior:
         """
         if not self.mixes:
             return p
-        found = self._settle(np.asarray(p, np.float64)[self._task.unlabelled])
+        found = self._by_mixture(np.asarray(p, np.float64)[self._task.unlabelled])
         out = np.zeros(p.shape)
         out[self._rows] = found.z
         others = np.setdiff1d(np.flatnonzero(self._task.usable), self._rows)
@@ -87,13 +87,13 @@ class Posterior:
             out[others] = answer(found, self._x[self._rows], self._x[others], start, seed=self._seed)
         return out.astype(np.float32)
 
-    def _settle(self, p: Float[np.ndarray, "u c"]) -> Settled:
+    def _by_mixture(self, p: Float[np.ndarray, "u c"]) -> Settled:
         """Classes from unlabelled images, that only open classes are for, and labelled ones, whose class is told."""
         first = _between(p, self._zero[self._task.unlabelled])
         first[:, self._task.seen] = 0
         told = np.zeros((len(self._task.labelled), p.shape[1]))
         told[np.arange(len(told)), self._task.label[self._task.labelled]] = 1
-        return settle(self._x[self._rows], _logarithm(np.concatenate([first, told])), self._graph)
+        return iterate_transclip(self._x[self._rows], _logarithm(np.concatenate([first, told])), self._graph)
 
 
 def _between(p: np.ndarray, zero: np.ndarray) -> np.ndarray:

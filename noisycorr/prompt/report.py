@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from noisycorr.clean.report import read_config
 from noisycorr.clean.report.decision import percent
+from noisycorr.clean.report.frequency_sketch import plain
 from noisycorr.clean.report.page import fill, number
-from noisycorr.clean.report.tally import plain
 from noisycorr.data.store import pairs_path, part_sizes
 from noisycorr.runtime.folder import Run, atomic_path
 

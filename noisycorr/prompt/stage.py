@@ -77,7 +77,7 @@ def prompt(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
         say(f"warning: {evidence['warning']}")
     started = time.perf_counter()
     state = tune(ready.task, ready.model, ready.zero, plan.rounds, steps_of(plan), posterior=ready.posterior,
-                 prior=ready.prior, store=Rounds(run, ready.zero), told=tell)  # fmt: skip
+                 prior=ready.prior, store=Rounds(run, ready.zero), on_round=tell)  # fmt: skip
     seconds = time.perf_counter() - started
     return finish(plan, run, images, ready, state, evidence, inputs, seconds)
 
@@ -124,7 +124,9 @@ def finish(plan: Plan, run: Run, images: Images, ready: Ready, state: State, evi
     with torch.no_grad():
         vectors = model.classes().float().cpu().numpy()
     zero = ready.baselines["zero-shot"]
-    report = summary(plan, ready, state, evidence, p, p if state.hopeless else ready.posterior.answers(p), seconds)
+    report = summary(
+        plan, ready, state, evidence, p, p if state.zero_shot_failed else ready.posterior.answers(p), seconds
+    )
     if not dist.is_main():
         return report
     save_prompt(run.path("prompt.safetensors"), state.weights,

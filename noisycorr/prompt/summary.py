@@ -59,7 +59,7 @@ def summary(plan: Plan, ready: Ready, state: State, evidence: dict[str, Any], p:
         report["baselines"] = {
             name: accuracy(labels_of(found)[asked], truth) for name, found in ready.baselines.items()
         }
-        if ready.posterior.mixes and not state.hopeless:
+        if ready.posterior.mixes and not state.zero_shot_failed:
             report["settled"] = accuracy(settled.argmax(1)[asked], truth)
         report["label_precision"] = _precision(task, state, ready.truth)
     return report

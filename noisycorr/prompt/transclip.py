@@ -47,7 +47,7 @@ def transclip(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "c d"], *
     """
     x = unit_rows(image).astype(np.float64)
     start = np.log(np.maximum(zero_shot(image, text, scale=scale), 1e-300))
-    return settle(x, start, alike(x, k, seed=seed), keep=keep, blocks=blocks, sweeps=sweeps).z
+    return iterate_transclip(x, start, alike(x, k, seed=seed), keep=keep, blocks=blocks, sweeps=sweeps).z
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +65,8 @@ class Settled:
     variance: np.ndarray
 
 
-def settle(x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n c"], both: sparse.csr_matrix, *, keep: float = 1.0,
-           blocks: int = 10, sweeps: int = 5) -> Settled:  # fmt: skip
+def iterate_transclip(x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n c"], both: sparse.csr_matrix, *,
+                      keep: float = 1.0, blocks: int = 10, sweeps: int = 5) -> Settled:  # fmt: skip
     """The iteration of `transclip` from any first answer, in any space of images.
 
     Args:

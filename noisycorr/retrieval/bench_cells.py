@@ -17,7 +17,7 @@ import numpy as np
 from noisycorr.clean.bench_sets import BenchSet, read_spec, read_value
 from noisycorr.clean.corpus import Corpus, swap_texts
 from noisycorr.clean.signals.pipeline import Score, score_pairs
-from noisycorr.clean.signals.view import View
+from noisycorr.clean.signals.view import PairEmbeddings
 from noisycorr.data.noise.recipes import RandomSwap
 from noisycorr.models.training.choice import Train
 from noisycorr.models.training.contract import Strategy, Trust
@@ -170,8 +170,9 @@ def _stored_p_clean(corpus: Corpus, data: BenchSet, cell: Cell, run: Run) -> np.
 
 def _p_clean(corpus: Corpus, seed: int) -> np.ndarray:
     """What `noisycorr clean` would say of these pairs with heads learned on them."""
-    view = View(image=[corpus.image], text=[corpus.text], text_id=corpus.text_group, image_id=corpus.image_group,
-                present=corpus.usable, seed=seed, picture=corpus.shown)  # fmt: skip
+    view = PairEmbeddings(image=[corpus.image], text=[corpus.text], text_id=corpus.text_group,
+                          image_id=corpus.image_group, present=corpus.usable,
+                          seed=seed, picture=corpus.shown)  # fmt: skip
     scored = score_pairs(view, None, Score(seed=seed), learn=True)
     return np.nan_to_num(scored.fit(scored.pair.given), nan=0.0)
 

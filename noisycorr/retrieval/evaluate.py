@@ -22,7 +22,7 @@ from noisycorr.models.encoders.trainable import Trainable
 from noisycorr.models.training.choice import Split, Train
 from noisycorr.models.training.contract import Strategy
 from noisycorr.models.training.heads import RetrievalNetwork, StoredTowers, Towers
-from noisycorr.models.training.pictures import PictureTowers, Shelf
+from noisycorr.models.training.pictures import ImageStore, PictureTowers
 from noisycorr.models.training.tune_choice import Regions, Tune
 from noisycorr.models.training.tuned import TunedNetwork
 from noisycorr.retrieval.fit import UNKNOWN, load_networks
@@ -134,7 +134,7 @@ def _text_towers(source_run: Run, choice: Train, tune: Tune, trainable: Trainabl
     """Towers that have texts alone."""
     dtype = torch.float64 if choice.precision == "fp64" else torch.float32
     if trainable is not None:
-        return PictureTowers(trainable, tune, Shelf(files=[None] * len(texts)), texts, seed=choice.seed,
+        return PictureTowers(trainable, tune, ImageStore(files=[None] * len(texts)), texts, seed=choice.seed,
                              device=dist.device(), dtype=dtype, keys=texts)  # fmt: skip
     features = text_encoder(source_run, "--classes needs the encoder of the texts")(texts)
     return StoredTowers(np.zeros((len(texts), 1), np.float32), features, device=dist.device(), dtype=dtype)

@@ -221,7 +221,7 @@ def _hooks(run: Run, learner: Learner, choice: Train, validation: Validation | N
         extra = {"watch": watch_truth(wrong[rows]), "watches": True}
     return Hooks(
         validate=validate,
-        told=told,
+        on_epoch=told,
         save=lambda it: save_checkpoint(it, run.folder / "checkpoints", keep=choice.keep_checkpoints),
         **extra,
     )

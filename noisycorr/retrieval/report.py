@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from noisycorr.clean.report import read_config
+from noisycorr.clean.report.frequency_sketch import plain
 from noisycorr.clean.report.page import fill, number
 from noisycorr.clean.report.plots import _flat, curve
-from noisycorr.clean.report.tally import plain
 from noisycorr.runtime import console
 from noisycorr.runtime.folder import Run, atomic_path, read_json
 

@@ -13,8 +13,8 @@ from noisycorr.models.encoders import load_trainable
 from noisycorr.models.encoders.trainable import SCRATCH, Trainable
 from noisycorr.models.training.choice import Train
 from noisycorr.models.training.heads import Towers
+from noisycorr.models.training.image_store import open_image_store
 from noisycorr.models.training.pictures import PictureTowers
-from noisycorr.models.training.shelf import open_shelf
 from noisycorr.models.training.tune_choice import Tune
 from noisycorr.retrieval.fit import make_towers
 from noisycorr.runtime import dist
@@ -57,10 +57,10 @@ def run_towers(run: Run, corpus: Corpus, train: Train, tune: Tune, trainable: Tr
     if trainable is None:
         return make_towers(corpus, train)
     reader = picture_reader(source_run, f"--train_part {tune.train_part}", "use heads")
-    shelf = open_shelf(source_run, reader, run.folder / "pictures" / name)
+    image_store = open_image_store(source_run, reader, run.folder / "pictures" / name)
     dtype = torch.float64 if train.precision == "fp64" else torch.float32
     texts = read_facts(source_run, ["text"]).column("text").to_pylist()
     for row, text in (rectified or {}).items():
         texts[row] = text
-    return PictureTowers(trainable, tune, shelf, texts, seed=train.seed, device=dist.device(), dtype=dtype,
+    return PictureTowers(trainable, tune, image_store, texts, seed=train.seed, device=dist.device(), dtype=dtype,
                          keys=corpus.keys)  # fmt: skip

@@ -23,7 +23,7 @@ def tell(lines: Sequence[str]) -> None:
         (console.warn if line.startswith("warning:") else console.say)(line)
 
 
-def forget(run: Run, name: str) -> None:
+def invalidate_stage(run: Run, name: str) -> None:
     """Take back the record of a stage."""
     (run.folder / "stages" / f"{name}.json").unlink(missing_ok=True)
 
@@ -34,18 +34,20 @@ def decided_with(run: Run, name: str, before: str) -> dict[str, Any]:
     Raises:
         UsageError: If either stage is not there, or the scores are newer.
     """
-    record = need(run, name)
-    if record["inputs"][before] != need(run, before)["fingerprint"]:
+    record = require_stage(run, name)
+    if record["inputs"][before] != require_stage(run, before)["fingerprint"]:
         raise UsageError(f"{run.folder} was scored anew after its verdicts: run `noisycorr audit` on it first.")
     return record
 
 
-def timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any]], files: list[str]) -> None:
+def run_stage(
+    run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[str, Any]], files: list[str]
+) -> None:
     """Do the work of a stage that leaves these files, unless it was done with the same inputs by the same version."""
     if run.is_current(name, inputs, files):
         say(f"{name}: nothing changed, skipped")
         return
-    forget(run, name)  # its files are about to change
+    invalidate_stage(run, name)  # its files are about to change
     started = time.perf_counter()
     facts = work()
     run.finish(name, stamped(inputs), facts)
@@ -54,7 +56,7 @@ def timed(run: Run, name: str, inputs: dict[str, Any], work: Callable[[], dict[s
     say(f"{name}: {seconds:.1f} s")
 
 
-def need(run: Run, name: str) -> dict[str, Any]:
+def require_stage(run: Run, name: str) -> dict[str, Any]:
     """The record of a finished stage; UsageError if it is not."""
     if (record := run.stage(name)) is None:
         cure = "give `noisycorr audit` other options" if run.stage("audit") else "run `noisycorr clean` into it first"

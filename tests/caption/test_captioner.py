@@ -20,15 +20,15 @@ from noisycorr.caption.captioner.best import Best, best_of_levels, make_writer, 
 from noisycorr.caption.captioner.choice import CaptionTrain, Decode, Design, Held, LevelChoice, Teach
 from noisycorr.caption.captioner.decode import Next, forbid, write
 from noisycorr.caption.captioner.levels import Levels, fit_levels
-from noisycorr.caption.captioner.select import Fluency, candidates, choose, prefer, told_apart
+from noisycorr.caption.captioner.select import Fluency, candidates, choose, prefer, self_retrieval_mrr
 from noisycorr.caption.captioner.stored import Texts, captioner_identity, load_captioner
 from noisycorr.caption.captioner.teach import (
-    Class,
+    CaptionTraining,
+    choose_decoding,
     kept_rows,
     open_class,
     pair_shares,
     pair_weights,
-    settle,
     train_class,
 )
 from noisycorr.caption.captioner.train import (
@@ -48,7 +48,7 @@ GREEDY = Decode(search="greedy", no_repeat_ngram=0)
 
 
 @pytest.fixture(scope="module")
-def taught() -> Class:
+def taught() -> CaptionTraining:
     """A captioner that has learned the small world."""
     group = open_small(epochs=35, lr=1e-2)
     train_class(group)
@@ -242,11 +242,11 @@ def test_weights_scale_the_loss_of_each_pair():
     material = world()
     material = dataclasses.replace(material, columns={**material.columns, "score_w": weights})
     group = open_small(material, weight_by="score_w", dropout=0.0, level_dropout=0.0, precision="fp64")
-    rows, lesson = np.arange(7, 40), group.trainer.lesson
+    rows, train_set = np.arange(7, 40), group.trainer.train_set
     value = backward(group.trainer, rows)
-    losses = text_losses(group.trained.network, lesson)[rows]
+    losses = text_losses(group.trained.network, train_set)[rows]
     weight = weights[rows] / weights.mean()
-    assert value == pytest.approx((losses * weight).sum() / (weight * (lesson.length[rows] - 1)).sum(), rel=1e-9)
+    assert value == pytest.approx((losses * weight).sum() / (weight * (train_set.length[rows] - 1)).sum(), rel=1e-9)
     with pytest.raises(UsageError, match="nowhere above 0"):
         pair_weights({"score_w": -weights}, np.arange(5), Teach(weight_by="score_w"))
     unknown = pair_weights({"score_w": np.array([1.0, np.nan, 3.0])}, np.arange(3), Teach(weight_by="score_w"))
@@ -267,13 +267,13 @@ def test_pairs_are_drawn_as_often_as_they_are_held_to_be_right():
     share = np.array([1.0, 0.0, 0.5, 0.25, 0.25, 1.0])
     group = open_small(dataclasses.replace(world(), columns={"p_clean": np.tile(share, 20)}), level_by="none",
                        draw_by="p_clean")  # fmt: skip
-    lesson = group.trainer.lesson
-    epochs = [draw_rows(lesson, seed=3, epoch=epoch) for epoch in range(400)]
+    train_set = group.trainer.train_set
+    epochs = [draw_rows(train_set, seed=3, epoch=epoch) for epoch in range(400)]
     assert {len(rows) for rows in epochs} == {60}, "an epoch is as long as the shares add up to"
     counts = np.stack([np.bincount(rows, minlength=120) for rows in epochs])
     assert counts.max() == 1 and not counts[:, 1::6].any()
     np.testing.assert_allclose(counts.mean(0), np.tile(share, 20), atol=0.12)
-    np.testing.assert_array_equal(draw_rows(lesson, seed=3, epoch=7), epochs[7])
+    np.testing.assert_array_equal(draw_rows(train_set, seed=3, epoch=7), epochs[7])
     assert not np.array_equal(epochs[0], epochs[1])
     known = pair_shares({"p_clean": np.array([np.nan, 0.4, 0.6])}, np.arange(3), Teach())
     assert known == pytest.approx(np.array([0.5, 0.4, 0.6]))
@@ -285,7 +285,7 @@ def test_pairs_are_drawn_as_often_as_they_are_held_to_be_right():
 # Training
 
 
-def test_levels_tell_junk_from_description(taught: Class):
+def test_levels_tell_junk_from_description(taught: CaptionTraining):
     material = world()
     low, high = (taught.trained.write(material.valid_image, level).texts for level in (0, 1))
     assert low.count(JUNK) >= 18
@@ -325,7 +325,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path):
 
 def test_a_loss_that_is_no_number_stops():
     group = open_small()
-    group.trainer.lesson.weight[:] = np.inf
+    group.trainer.train_set.weight[:] = np.inf
     with pytest.raises(FloatingPointError, match="lower --lr"):
         take_step(group.trainer, np.arange(16), 8)
 
@@ -334,7 +334,7 @@ def test_a_loss_that_is_no_number_stops():
 
 
 @pytest.mark.parametrize("decode", [GREEDY, Decode(), Decode(search="nucleus", heat=2.0), Decode(guidance=1.0)])
-def test_the_cache_changes_nothing(taught: Class, decode: Decode):
+def test_the_cache_changes_nothing(taught: CaptionTraining, decode: Decode):
     image = world().valid_image
     one, two = (taught.trained.write(image, 1, decode, cached=cached) for cached in (True, False))
     assert one.texts == two.texts and np.allclose(one.log_prob, two.log_prob, atol=1e-5)
@@ -369,7 +369,7 @@ def test_beams_find_what_greedy_misses():
     assert found["beam"].log_prob.exp().tolist() == pytest.approx([0.4] * 2)
 
 
-def test_beams_never_find_less_than_greedy(taught: Class):
+def test_beams_never_find_less_than_greedy(taught: CaptionTraining):
     image = np.random.default_rng(0).normal(size=(60, 9)).astype(np.float32)  # nothing that it has seen: many ways on
     better = 0
     for decode in (Decode(length_penalty=0, beams=4), Decode(length_penalty=0, beams=2, no_repeat_ngram=2)):
@@ -380,15 +380,17 @@ def test_beams_never_find_less_than_greedy(taught: Class):
     assert better, "or the search does nothing"
 
 
-def test_log_prob_is_that_of_the_text(taught: Class):
+def test_log_prob_is_that_of_the_text(taught: CaptionTraining):
     trained, image = taught.trained, world().valid_image
     found = trained.write(image, 1, GREEDY)
     tokens, length = token_table(found.texts, trained.words, trained.design.longest)
-    lesson = dataclasses.replace(taught.valid, image=image, tokens=tokens, length=length, level=np.ones(20, np.int64))
-    assert found.ended.all() and np.allclose(text_losses(trained.network, lesson), -found.log_prob, atol=1e-4)
+    train_set = dataclasses.replace(
+        taught.valid, image=image, tokens=tokens, length=length, level=np.ones(20, np.int64)
+    )
+    assert found.ended.all() and np.allclose(text_losses(trained.network, train_set), -found.log_prob, atol=1e-4)
 
 
-def test_levels_of_each_row(taught: Class):
+def test_levels_of_each_row(taught: CaptionTraining):
     image = world().valid_image
     level = np.arange(20) % 2
     mixed = taught.trained.write(image, level).texts
@@ -398,7 +400,7 @@ def test_levels_of_each_row(taught: Class):
     assert write(np.array([3, 0])) == [mixed[3], mixed[0]]
 
 
-def test_what_the_nucleus_draws_depends_on_the_name_alone(taught: Class):
+def test_what_the_nucleus_draws_depends_on_the_name_alone(taught: CaptionTraining):
     image, decode = world().valid_image, Decode(search="nucleus", heat=3.0, top_p=1.0)
     one = taught.trained.write(image, 1, decode, names=list(range(20)))
     rows = np.array([7, 2])
@@ -419,7 +421,7 @@ def test_no_run_of_words_comes_twice(n: int):
         assert banned == repeats_loop(tokens[row, 1:].tolist(), n)
 
 
-def test_least_and_most_tokens(taught: Class):
+def test_least_and_most_tokens(taught: CaptionTraining):
     image = world().valid_image
     short = taught.trained.write(image, 1, Decode(most_tokens=2))
     pieces = [len(taught.trained.words.encode(text)) for text in short.texts]
@@ -428,7 +430,7 @@ def test_least_and_most_tokens(taught: Class):
     assert min(len(taught.trained.words.encode(text)) for text in long.texts) >= 8
 
 
-def test_pictures_that_are_missing_get_an_empty_text(taught: Class):
+def test_pictures_that_are_missing_get_an_empty_text(taught: CaptionTraining):
     image = world().valid_image.copy()
     image[4] = 0
     found = taught.trained.write(image, 1)
@@ -436,7 +438,7 @@ def test_pictures_that_are_missing_get_an_empty_text(taught: Class):
     assert taught.trained.write(image[:0], 1).texts == []
 
 
-def test_wrong_questions(taught: Class):
+def test_wrong_questions(taught: CaptionTraining):
     image = world().valid_image
     for level, said in ((9, "level 9"), (-1, "level -1")):
         with pytest.raises(UsageError, match=said):
@@ -459,13 +461,13 @@ def real_align(texts: list[str]):
     return lambda rows, written: np.array([float(written[i] == texts[row]) for i, row in enumerate(rows)])
 
 
-def test_the_level_is_chosen_by_alignment(taught: Class):
+def test_the_level_is_chosen_by_alignment(taught: CaptionTraining):
     material = world()
-    rows = settle(taught, material, recipe(guidances=(0.0, 1.0)), real_align(material.valid_texts), 0)
+    rows = choose_decoding(taught, material, recipe(guidances=(0.0, 1.0)), real_align(material.valid_texts), 0)
     chosen = [row for row in rows if row["chosen"]]
     assert len(chosen) == 1 and chosen[0]["level"] == taught.trained.level == 1
     assert [row["alignment"] for row in rows if row["level"] == 0] == [0.0]
-    by_loss = settle(taught, material, recipe(), None, 0)
+    by_loss = choose_decoding(taught, material, recipe(), None, 0)
     assert [row["level"] for row in by_loss if row["chosen"]] == [1]
 
 
@@ -477,9 +479,9 @@ def test_texts_find_their_pictures_again():
         return table[rows, [texts.index(text) for text in some]]
 
     ranks = [1 + sum(table[j, i] >= table[i, i] for j in range(5) if j != i) for i in range(5)]
-    found = told_apart(texts, align, np.diag(table))
+    found = self_retrieval_mrr(texts, align, np.diag(table))
     assert found == pytest.approx(np.mean([1 / rank for rank in ranks])) and max(ranks) > 1
-    assert told_apart(["a"], align, table[:1, 0]) == 1
+    assert self_retrieval_mrr(["a"], align, table[:1, 0]) == 1
 
 
 @pytest.mark.parametrize("good", ["first", "last"])
@@ -499,18 +501,20 @@ def test_the_epoch_that_writes_better_is_kept(good: str):
         own = np.array_equal(rows, np.arange(len(rows)))
         return np.full(len(rows), 1.0 if own and of_last == (good == "last") else 0.1)
 
-    rows = settle(group, world(), recipe(select="writing"), align, 0)
+    rows = choose_decoding(group, world(), recipe(select="writing"), align, 0)
     kept = trainer.last if good == "last" else first
     assert all(torch.equal(value, kept[name]) for name, value in trainer.snapshot().items())
     (chosen,) = [row for row in rows if row["chosen"]]
     assert chosen["epoch"] == (2 if good == "last" else 0) and chosen["level"] == group.trained.level
     trainer.load(first)
-    rows = settle(group, world(), recipe(select="loss"), align, 0)
+    rows = choose_decoding(group, world(), recipe(select="loss"), align, 0)
     assert all("epoch" not in row for row in rows), "by loss nothing else is tried"
 
 
 @pytest.mark.parametrize("wild", [False, True])
-def test_the_best_of_several_texts_is_kept_if_it_is_fluent(taught: Class, monkeypatch: pytest.MonkeyPatch, wild: bool):
+def test_the_best_of_several_texts_is_kept_if_it_is_fluent(
+    taught: CaptionTraining, monkeypatch: pytest.MonkeyPatch, wild: bool
+):
     material, known = world(), {text for text in world().texts if text}
 
     def align(rows: np.ndarray, texts: list[str]) -> np.ndarray:
@@ -524,14 +528,14 @@ def test_the_best_of_several_texts_is_kept_if_it_is_fluent(taught: Class, monkey
     if wild:
         monkeypatch.setattr("noisycorr.caption.captioner.teach.write_best", gibberish)
     decode = Decode(search="greedy", align_weight=1e6, each_level=False)
-    rows = settle(taught, material, dataclasses.replace(recipe(), decode=decode), align, 0)
+    rows = choose_decoding(taught, material, dataclasses.replace(recipe(), decode=decode), align, 0)
     row = rows[-1]
     assert row["texts"] == 9 and row["chosen"] == row["allowed"] == (not wild)
     assert taught.trained.decode.samples == (0 if wild else 8)
     assert sum(row["chosen"] for row in rows) == 1 and taught.trained.spread is not None
 
 
-def test_what_is_not_fluent_is_not_chosen(taught: Class):
+def test_what_is_not_fluent_is_not_chosen(taught: CaptionTraining):
     material = world()
     fluency = Fluency.learn([JUNK] * 3, [JUNK])  # as if only the phrase were a text
     options = candidates(taught.trained, Decode(), (0.0,))
@@ -568,7 +572,7 @@ def test_of_ways_that_are_alike_the_highest_level_is_taken():
     assert pick((None, 0, 0, True)) == (0, [True])
 
 
-def test_best_of_levels_and_of_samples(taught: Class):
+def test_best_of_levels_and_of_samples(taught: CaptionTraining):
     material = world()
     align = real_align(material.valid_texts)
     found = best_of_levels(taught.trained, material.valid_image, align, [0, 1])
@@ -592,7 +596,7 @@ def test_best_of_levels_and_of_samples(taught: Class):
     taught.trained.spread = None
 
 
-def test_the_best_of_several_texts_equals_a_slow_loop(taught: Class, monkeypatch: pytest.MonkeyPatch):
+def test_the_best_of_several_texts_equals_a_slow_loop(taught: CaptionTraining, monkeypatch: pytest.MonkeyPatch):
     material, rng = world(), np.random.default_rng(0)
     image, trained = material.valid_image, taught.trained
     worth: dict[tuple[int, str], float] = {}
@@ -623,7 +627,7 @@ def test_the_best_of_several_texts_equals_a_slow_loop(taught: Class, monkeypatch
     trained.spread = None
 
 
-def test_a_writer_with_an_encoder_keeps_what_fits(taught: Class):
+def test_a_writer_with_an_encoder_keeps_what_fits(taught: CaptionTraining):
     material = world()
     image, trained = material.valid_image, taught.trained
 
@@ -697,7 +701,7 @@ def test_a_captioner_is_what_its_files_hold(tmp_path: Path, monkeypatch: pytest.
     assert len(seen | {captioner_identity(folder)}) == 5
 
 
-def test_saved_and_loaded(taught: Class, tmp_path: Path):
+def test_saved_and_loaded(taught: CaptionTraining, tmp_path: Path):
     image = world().valid_image
     taught.trained.level, taught.trained.decode = 1, Decode(beams=2)
     taught.trained.save_pretrained(tmp_path)

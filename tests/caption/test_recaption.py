@@ -1,4 +1,4 @@
-"""Recaption on arrays: lenders, scorers, guards and rule against slow loops; what they promise; odd inputs."""
+"""Recaption on arrays: donors, scorers, guards and rule against slow loops; what they promise; odd inputs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from noisycorr.caption.recaption.judge import (
     judging_folds,
 )
 from noisycorr.caption.recaption.propose import (
-    Lenders,
+    Donors,
     agreeing_lender,
     class_lender,
     find_lenders,
@@ -42,7 +42,7 @@ from noisycorr.caption.recaption.propose import (
 )
 from noisycorr.caption.recaption.repair import repair
 from noisycorr.caption.recaption.rule import Recaption, act, fired, merge_texts
-from noisycorr.clean.signals.view import View, take
+from noisycorr.clean.signals.view import PairEmbeddings, take
 from noisycorr.runtime.errors import UsageError
 
 RNG = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def test_lenders_equal_a_slow_search(same_image: bool) -> None:
     trust = np.where(np.arange(40) % 3 > 0, 0.9, 0.0)
     rows = np.array([3, 0, 9])
     found = find_lenders([image[:11], image[11:]], rows, trust, group, k=5, same_image=same_image, seed=0)
-    assert found.ids.tolist() == slow.lenders(image, rows.tolist(), trust, group, 5, same_image)
+    assert found.ids.tolist() == slow.donors(image, rows.tolist(), trust, group, 5, same_image)
     assert (7 in found.ids[0]) is same_image
     assert (np.diff(found.weight) <= 1e-6).all() and nearest_lender(found).tolist() == found.ids[:, 0].tolist()
 
@@ -68,7 +68,7 @@ def test_few_lenders_and_none() -> None:
     found = find_lenders([image], np.array([0]), np.array([0, 0.8, 0, 0]), np.arange(4), k=3, same_image=False, seed=0)
     assert found.ids.tolist() == [[1, -1, -1]] and found.weight[0, 1:].tolist() == [0, 0]
     assert agreeing_lender(found, [image], np.zeros(4, np.float32)).tolist() == [1]
-    none = Lenders(np.full((2, 3), -1), np.zeros((2, 3), np.float32))
+    none = Donors(np.full((2, 3), -1), np.zeros((2, 3), np.float32))
     assert agreeing_lender(none, [image], np.zeros(4, np.float32)).tolist() == [-1, -1]
     assert trusted_rows(np.array([0.9, np.nan, 0.5, 0.9]), np.array([True, True, True, False]), least=0.8).tolist() == [
         np.float32(0.9), 0, 0, 0
@@ -79,7 +79,7 @@ def test_the_agreeing_lender_equals_a_slow_loop() -> None:
     text, mean = RNG.normal(size=(30, 5)).astype(np.float32), RNG.normal(size=5).astype(np.float32)
     ids = np.stack([RNG.permutation(30)[:6] for _ in range(8)])
     weight = RNG.random((8, 6)).astype(np.float32)
-    found = agreeing_lender(Lenders(ids, weight), [text], mean)
+    found = agreeing_lender(Donors(ids, weight), [text], mean)
     assert found.tolist() == [ids[i, slow.agreeing(weight[i], text[ids[i]], mean)] for i in range(8)]
 
 
@@ -108,7 +108,7 @@ def test_the_class_lender_holds_a_few_of_many_trusted_at_once(monkeypatch: pytes
     text = (4 * np.eye(4)[kind] + rng.normal(size=(n, 4))).astype(np.float32)
     image, group = rng.normal(size=(n, 4)).astype(np.float32), np.arange(n)
     group[:50] = np.arange(m, m + 50)
-    own, theirs = (Lenders(m + rng.integers(t, size=(k, 3)), rng.random((k, 3)).astype(np.float32)) for k in (m, t))
+    own, theirs = (Donors(m + rng.integers(t, size=(k, 3)), rng.random((k, 3)).astype(np.float32)) for k in (m, t))
 
     def found() -> np.ndarray:
         return class_lender(own, theirs, trusted, [text], [image], rows, group, classes=4, same_image=False,
@@ -131,7 +131,7 @@ def test_a_class_lender_of_few(count: int) -> None:
     trust = np.zeros(120, np.float32)
     trust[np.flatnonzero(~wrong)[:count]] = 1
     found = repair(view, texts, np.flatnonzero(wrong), trust, np.where(wrong, 0.1, 0.9), Recaption(propose="class"))
-    assert set(found.lender.tolist()) <= {-1, *np.flatnonzero(trust).tolist()}
+    assert set(found.donor.tolist()) <= {-1, *np.flatnonzero(trust).tolist()}
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -146,7 +146,7 @@ def test_copies_of_a_picture_leave_room_for_others(k: int) -> None:
     rows = np.array([0, 0, 120])
     trust[rows] = 0
     found = find_lenders([image], rows, trust, group, k=k, same_image=False, seed=0)
-    assert found.ids.tolist() == slow.lenders(image, rows.tolist(), trust, group, k, False)
+    assert found.ids.tolist() == slow.donors(image, rows.tolist(), trust, group, k, False)
     assert nearest_lender(found)[0] == 101
     trust[100:] = 0
     none = find_lenders([image], rows[:2], trust, group, k=k, same_image=False, seed=0)
@@ -171,7 +171,7 @@ def test_conservative_scores_equal_a_slow_loop(rows: list[list[float]], penalty:
         conservative(scores, aggregate="best")  # type: ignore[arg-type]
 
 
-def asked_of(view: View, rows: np.ndarray, texts: np.ndarray, fold: np.ndarray) -> Asked:
+def asked_of(view: PairEmbeddings, rows: np.ndarray, texts: np.ndarray, fold: np.ndarray) -> Asked:
     return Asked(rows, take(view.text, texts), view.text_id[texts], fold[texts])
 
 
@@ -182,13 +182,12 @@ def test_heads_that_judge_saw_neither_the_image_nor_the_text() -> None:
     rows, texts = one[:8], two[:8]
     before = fold_scorer(view, np.ones(240), fold)(asked_of(view, rows, texts, fold))
 
-    def swapped(inside: tuple[int, ...]) -> View:
+    def swapped(inside: tuple[int, ...]) -> PairEmbeddings:
         """The same view, but some folds teach pairs that nobody gave: their images are permuted among each other."""
         image = np.concatenate(view.image)
         some = np.flatnonzero(np.isin(fold, inside) & ~np.isin(np.arange(240), rows))
         image[some] = image[np.roll(some, 1)]
-        return View(image=[image], text=view.text, text_id=view.text_id, image_id=view.image_id, present=view.present,
-                    seed=view.seed)  # fmt: skip
+        return dataclasses.replace(view, image=[image])
 
     unseen = fold_scorer(swapped((0, 1)), np.ones(240), fold)(asked_of(view, rows, texts, fold))
     seen = fold_scorer(swapped((2, 3)), np.ones(240), fold)(asked_of(view, rows, texts, fold))
@@ -301,7 +300,7 @@ def test_merged_texts_keep_what_neighbours_confirm() -> None:
     [
         ("propose", "magic", "nearest, agreement, class"), ("policy", "x", "replace, merge, flag"),
         ("aggregate", "max", "worst, uncertainty, mean"), ("below", 1.5, "0 to 1"), ("gain", -0.1, "0 to 1"),
-        ("lenders", 0, "1 to 200"), ("classes", 1, "at least 2"), ("penalty", -1.0, "0 or more"),
+        ("donors", 0, "1 to 200"), ("classes", 1, "at least 2"), ("penalty", -1.0, "0 or more"),
         ("guard_steady", 2.0, "cosine"),
     ],
 )  # fmt: skip
@@ -351,7 +350,7 @@ def test_a_captioner_is_judged_like_anybody_else() -> None:
 
     found = repair(view, texts, rows, trust, p_clean, Recaption(), write=Writer(), encode=encode)
     half = len(rows) // 2
-    assert found.source == "oracle" and (found.lender == -1).all() and found.action[half] == "none"
+    assert found.source == "oracle" and (found.donor == -1).all() and found.action[half] == "none"
     assert np.isin(found.action[:half], ("replace", "flag")).mean() > 0.7
     assert (found.action[half + 1 :] == "replace").mean() < 0.2
     assert found.steady[0] == pytest.approx(1, abs=1e-5)

@@ -54,7 +54,7 @@ def test_wrong_labels_are_found_and_repaired() -> None:
     assert (found.p_right + found.p_other + found.outside <= 1 + 1e-5).all()
     again = audit_labels(view(data), Audit())
     np.testing.assert_array_equal(found.score, again.score)
-    lent = found.lenders[found.lenders >= 0]
+    lent = found.donors[found.donors >= 0]
     assert data["text"][lent].any(axis=1).all(), "only those with a text lend one"
 
 
@@ -214,8 +214,8 @@ def test_the_ledger_holds_every_row(done: tuple[Path, list[str]]) -> None:
     assert all(row["reason"] and row["rule"] and row["stage"] == "audit" for row in ledger)
     assert all(row["label_rectified"] == row["label"] for row in ledger if row["verdict"] == "keep")
     keys = {row["key"] for row in ledger}
-    assert any(row["text_lenders"] for row in ledger)
-    assert all(set(row["text_lenders"]) <= keys - {row["key"], "k7"} for row in ledger)
+    assert any(row["text_donors"] for row in ledger)
+    assert all(set(row["text_donors"]) <= keys - {row["key"], "k7"} for row in ledger)
     facts = json.loads((folder / "out" / "stages" / "audit_score.json").read_text())["facts"]
     assert facts["column"] == "colour" and not facts["multi_label"]
     told = " ".join(facts["warnings"])

@@ -167,10 +167,10 @@ def test_continued_from_a_checkpoint_it_is_the_same(method: str, tmp_path: Path)
     data, place = blobs(), tmp_path / "head.safetensors"
     alone = fit_head(data, SMALL, method)
     with pytest.raises(Killed):
-        fit_head(data, SMALL, method, checkpoint=place, told=stop)
+        fit_head(data, SMALL, method, checkpoint=place, on_epoch=stop)
     torch.manual_seed(5)  # the state of the process must not matter
     epochs: list[int] = []
-    again = fit_head(data, SMALL, method, checkpoint=place, told=lambda epoch, _: epochs.append(epoch))
+    again = fit_head(data, SMALL, method, checkpoint=place, on_epoch=lambda epoch, _: epochs.append(epoch))
     assert epochs == [2, 3]
     assert all(torch.equal(a, b) for a, b in zip(alone.state_dict().values(), again.state_dict().values()))
     save_head(again, tmp_path / "done.safetensors")

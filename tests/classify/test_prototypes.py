@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from noisycorr.classify.anchors import select_anchors, select_tag_anchors
-from noisycorr.classify.completion import Graph, build_graph, complete_texts, lenders
+from noisycorr.classify.completion import Graph, build_graph, complete_texts, donors
 from noisycorr.classify.prototypes import class_cosines, match, prepare_text, text_prototypes
 from noisycorr.classify.rerank import rerank, rerank_graph
 from noisycorr.runtime.errors import UsageError
@@ -80,7 +80,7 @@ def test_faithful_completion_discards_the_own_text_and_averages_blanks() -> None
 
 
 def test_lenders_are_those_with_a_text() -> None:
-    ids, weight = lenders(line_graph(), np.array([True, False, True, False]), np.array([0, 1]), count=1)
+    ids, weight = donors(line_graph(), np.array([True, False, True, False]), np.array([0, 1]), count=1)
     assert ids.tolist() == [[-1], [0]]
     assert weight[1, 0] == pytest.approx(0.8)
 

@@ -14,13 +14,13 @@ from scipy import special
 
 from noisycorr.clean.signals import classes
 from noisycorr.clean.signals.pipeline import Score, Scored, score_pairs
-from noisycorr.clean.signals.view import View
+from noisycorr.clean.signals.view import PairEmbeddings
 from noisycorr.stats.detection import auroc, calibration
 
 
 def make_classes(
     n: int = 1500, count: int = 12, *, near: float = 0.0, random: float = 0.0, blur: float = 1.0, seed: int = 0
-) -> tuple[View, np.ndarray]:
+) -> tuple[PairEmbeddings, np.ndarray]:
     """Pictures of `count` classes; of a share `near` the text is the next class, of a share `random` any other."""
     rng = np.random.default_rng(seed)
     centre, word = rng.normal(size=(count, 24)), rng.normal(size=(count, 16))
@@ -32,12 +32,12 @@ def make_classes(
     given[two] = (right[two] + rng.integers(1, count, size=len(two))) % count
     image = (centre[right] + blur * rng.normal(size=(n, 24))).astype(np.float16)
     everything = np.ones(n, bool)
-    view = View(image=[image], text=[word[given].astype(np.float16)], text_id=given, image_id=np.arange(n),
+    view = PairEmbeddings(image=[image], text=[word[given].astype(np.float16)], text_id=given, image_id=np.arange(n),
                 present=everything, seed=seed)  # fmt: skip
     return view, given != right
 
 
-def scored(view: View, **choice) -> Scored:
+def scored(view: PairEmbeddings, **choice) -> Scored:
     return score_pairs(view, None, Score(**choice), learn=True)
 
 

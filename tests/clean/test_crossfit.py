@@ -14,14 +14,14 @@ from scipy.stats import mannwhitneyu
 
 from noisycorr.clean.signals import crossfit
 from noisycorr.clean.signals.crossfit import choose_reg, cross_fit, deal_folds, fold_moments, reduce_width, solve_heads
-from noisycorr.clean.signals.view import Repaired, View, own_cosine, pair_cosine, repaired
+from noisycorr.clean.signals.view import PairEmbeddings, ShuffledPairs, own_cosine, pair_cosine, shuffled_pairs
 from noisycorr.data.pairs import is_truth
 from noisycorr.stats.mixture import fit_null
 
 
 def make_view(
     n: int = 600, noise: float = 0.3, *, seed: int = 0, latent: int = 6, strength: float = 1.0
-) -> tuple[View, np.ndarray]:
+) -> tuple[PairEmbeddings, np.ndarray]:
     """Pairs with something in common, of which a share has another row's text; and which those are."""
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(n, latent)) * strength
@@ -31,7 +31,7 @@ def make_view(
     image = (z @ rng.normal(size=(latent, 24)) + rng.normal(size=(n, 24)) + 1).astype(np.float16)
     text = (z @ rng.normal(size=(latent, 16)) + rng.normal(size=(n, 16)) - 2)[rows].astype(np.float16)
     half = n // 3
-    view = View(
+    view = PairEmbeddings(
         image=[image[:half], image[half:]], text=[text[:half], text[half:]], text_id=rows, image_id=np.arange(n),
         present=np.ones(n, bool), seed=seed,
     )  # fmt: skip
@@ -40,12 +40,12 @@ def make_view(
 
 def test_a_view_has_no_place_for_truth():
     """Law 4: what scorers are given holds features and identities, nothing of the columns that came in."""
-    assert [field.name for field in fields(View)] == [
+    assert [field.name for field in fields(PairEmbeddings)] == [
         "image", "text", "text_id", "image_id", "present", "seed", "picture",
     ]  # fmt: skip
-    assert not any(is_truth(field.name) for field in fields(View))
+    assert not any(is_truth(field.name) for field in fields(PairEmbeddings))
     with pytest.raises(TypeError):
-        View(**{field.name: None for field in fields(View)}, truth_wrong=None)  # type: ignore[call-arg, arg-type]
+        PairEmbeddings(**{field.name: None for field in fields(PairEmbeddings)}, truth_wrong=None)  # type: ignore[call-arg, arg-type]
 
 
 @settings(max_examples=100, deadline=None)
@@ -153,7 +153,7 @@ def test_the_chosen_shrinkage_is_the_one_that_separates_best():
     view, _ = make_view(300, 0.2, strength=0.4)
     fold = deal_folds(view.image_id, 4, 0)
     x, t = reduce_width(view.image, 24), reduce_width(view.text, 24)
-    null = repaired(view, fold, count=500)
+    null = shuffled_pairs(view, fold, count=500)
     weight = np.ones(300, np.float32)
     found = {}
     for reg in crossfit.REGS:
@@ -197,7 +197,7 @@ def test_pure_noise_is_not_learned(rounds: int):
     """If nothing belongs together, held-out scores of given pairs are those of random ones."""
     view, _ = make_view(3000, 1.0, seed=3)
     heads = cross_fit(view, rounds=rounds, weigh=lambda given, null: fit_null(given, null, seed=0, rounds=2)(given))
-    null = pair_cosine([heads.image], [heads.text], repaired(view, heads.fold))
+    null = pair_cosine([heads.image], [heads.text], shuffled_pairs(view, heads.fold))
     score = own_cosine([heads.image], [heads.text])
     assert mannwhitneyu(score, null).statistic / len(score) / len(null) == pytest.approx(0.5, abs=0.03)
     assert fit_null(score, null, seed=0).kind == "constant"
@@ -286,7 +286,7 @@ def test_same_seed_same_heads_and_parts_do_not_matter():
     np.testing.assert_allclose(joined.image.astype(np.float32), one.image.astype(np.float32), atol=3e-3)
 
 
-def claimed(view: View) -> set[tuple[int, int]]:
+def claimed(view: PairEmbeddings) -> set[tuple[int, int]]:
     return set(zip(view.image_id.tolist(), view.text_id.tolist()))
 
 
@@ -301,9 +301,9 @@ def test_repaired_pairs_are_claimed_by_nobody(rows, count):
     image_id, text_id, fold = (np.array([row[i] for row in rows], np.int64) for i in range(3))
     present = np.array([row[3] for row in rows], bool)
     features = [np.ones((len(rows), 2), np.float16)]
-    view = View(image=features, text=features, text_id=text_id, image_id=image_id, present=present, seed=1)
-    pairs = repaired(view, fold, count=count)
-    assert isinstance(pairs, Repaired) and len(pairs.image) == len(pairs.text) == len(pairs.near)
+    view = PairEmbeddings(image=features, text=features, text_id=text_id, image_id=image_id, present=present, seed=1)
+    pairs = shuffled_pairs(view, fold, count=count)
+    assert isinstance(pairs, ShuffledPairs) and len(pairs.image) == len(pairs.text) == len(pairs.near)
     assert not pairs.near.any() and len(pairs.image) <= 4 * len(rows)
     for image, text in zip(pairs.image.tolist(), pairs.text.tolist()):
         assert present[image] and present[text] and fold[image] == fold[text]
@@ -313,7 +313,7 @@ def test_repaired_pairs_are_claimed_by_nobody(rows, count):
 def test_about_as_many_are_repaired_as_asked_and_folds_share_them_fairly():
     view, _ = make_view(1000)
     fold = np.arange(1000) % 4
-    pairs = repaired(view, fold, count=2000)
+    pairs = shuffled_pairs(view, fold, count=2000)
     assert 1900 <= len(pairs.image) <= 2000
     assert np.bincount(fold[pairs.image]).tolist() == pytest.approx([500] * 4, abs=15)
-    assert 3900 <= len(repaired(view, fold).image) <= 4000  # never more than four a row
+    assert 3900 <= len(shuffled_pairs(view, fold).image) <= 4000  # never more than four a row

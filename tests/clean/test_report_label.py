@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from report_run import make_run, report_of
 
-from noisycorr.clean.report.tally import Numbers, Tally, gini, in_sample
+from noisycorr.clean.report.frequency_sketch import FrequencySketch, Numbers, gini, in_sample
 
 
 def label_of(tmp_path: Path, columns: list[dict[str, Any]]) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_odd_columns_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_tally_bounds_hold_beyond_the_limit() -> None:
-    rng, tally = np.random.default_rng(0), Tally(limit=500, hashes=512)
+    rng, tally = np.random.default_rng(0), FrequencySketch(limit=500, hashes=512)
     values = [f"v{int(value)}" for value in rng.zipf(1.3, 60_000)]
     for start in range(0, len(values), 1000):
         tally.add(values[start : start + 1000])

@@ -14,12 +14,12 @@ from scipy import special
 
 from noisycorr.clean.signals import siblings
 from noisycorr.clean.signals.pipeline import Score, Scored, score_pairs
-from noisycorr.clean.signals.view import View, repaired
+from noisycorr.clean.signals.view import PairEmbeddings, shuffled_pairs
 from noisycorr.stats.detection import auroc, calibration
 
 
 def make_pictures(count: int = 150, each: int = 4, *, noise: float = 0.3, unit: str = "caption",
-                  seed: int = 0) -> tuple[View, np.ndarray]:  # fmt: skip
+                  seed: int = 0) -> tuple[PairEmbeddings, np.ndarray]:  # fmt: skip
     """Pictures with several texts; texts are exchanged one by one, or all of a picture together."""
     rng = np.random.default_rng(seed)
     n = count * each
@@ -36,12 +36,12 @@ def make_pictures(count: int = 150, each: int = 4, *, noise: float = 0.3, unit: 
         said = away[picture]
     image = (meaning + 0.7 * rng.normal(size=(count, 10)))[picture]
     text = meaning[said] + 0.7 * rng.normal(size=(n, 10))
-    view = View(image=[image.astype(np.float16)], text=[text.astype(np.float16)], text_id=np.arange(n),
+    view = PairEmbeddings(image=[image.astype(np.float16)], text=[text.astype(np.float16)], text_id=np.arange(n),
                 image_id=picture, present=np.ones(n, bool), seed=seed)  # fmt: skip
     return view, said != picture
 
 
-def scored(view: View, **choice) -> Scored:
+def scored(view: PairEmbeddings, **choice) -> Scored:
     return score_pairs(view, None, Score(**choice), learn=True)
 
 
@@ -69,7 +69,10 @@ def test_sets_without_siblings_are_left_alone():
     view, _ = make_pictures()
     single = replace(view, image_id=np.arange(view.n))
     space = (list(view.image), list(view.text))
-    assert siblings.vouch(single, np.full(view.n, 0.5), space, repaired(single, np.zeros(view.n, int))) is None
+    assert (
+        siblings.correct_by_siblings(single, np.full(view.n, 0.5), space, shuffled_pairs(single, np.zeros(view.n, int)))
+        is None
+    )
     one_text = replace(view, text_id=view.image_id)  # copies of one text are no second opinion
     assert siblings.sibling_groups(one_text) == []
 
@@ -90,7 +93,9 @@ def test_copies_share_the_verdict_and_missing_sides_have_none():
     view = replace(view, text_id=ids, present=present)
     p = np.random.default_rng(0).random(view.n)
     p[~present] = np.nan
-    found = siblings.vouch(view, p, (list(view.image), list(view.text)), repaired(view, np.zeros(view.n, int)))
+    found = siblings.correct_by_siblings(
+        view, p, (list(view.image), list(view.text)), shuffled_pairs(view, np.zeros(view.n, int))
+    )
     assert found is not None
     assert np.array_equal(found.p_clean[1::4], found.p_clean[0::4])
     assert np.isnan(found.p_clean[~present]).all()

@@ -20,12 +20,11 @@ from noisycorr.clean.signals.pipeline import Score, score_pairs
 from noisycorr.clean.signals.similarity import margin
 from noisycorr.clean.signals.trained_heads import trained_heads
 from noisycorr.clean.signals.view import (
-    Repaired,
-    View,
+    PairEmbeddings,
+    ShuffledPairs,
     blocks,
     own_cosine,
     pair_cosine,
-    repaired,
     take,
     with_near_misses,
 )
@@ -60,7 +59,7 @@ def test_cosines_equal_loops_over_any_parts(cuts: tuple[int, ...]):
     want = none_as_nan([slow.cosine(a, b) for a, b in zip(lists(image), lists(text))])
     np.testing.assert_allclose(own_cosine(*parts), want, atol=1e-6)
     assert np.isnan(own_cosine(*parts)).sum() == 4
-    pairs = Repaired(np.array([0, 29, 8, 7]), np.array([1, 28, 8, 0]), np.zeros(4, bool))
+    pairs = ShuffledPairs(np.array([0, 29, 8, 7]), np.array([1, 28, 8, 0]), np.zeros(4, bool))
     want = none_as_nan([slow.cosine(lists(image)[i], lists(text)[j]) for i, j in zip(pairs.image, pairs.text)])
     np.testing.assert_allclose(pair_cosine(*parts, pairs), want, atol=1e-6)
     rows = np.array([29, 0, 7, 7, 6, 13])
@@ -74,10 +73,10 @@ def test_long_sides_are_worked_through_in_blocks():
     starts = [(start, len(block)) for start, block in blocks([image[:20_000], image[20_000:]])]
     assert starts == [(0, 16_384), (16_384, 3_616), (20_000, 16_384), (36_384, 3_616)]
     rows = rng.integers(40_000, size=35_000)
-    pairs = Repaired(rows, rows[::-1], np.zeros(len(rows), bool))
+    pairs = ShuffledPairs(rows, rows[::-1], np.zeros(len(rows), bool))
     assert np.array_equal(
         pair_cosine([image], [text], pairs)[:5],
-        pair_cosine([image], [text], Repaired(rows[:5], rows[::-1][:5], pairs.near[:5])),
+        pair_cosine([image], [text], ShuffledPairs(rows[:5], rows[::-1][:5], pairs.near[:5])),
     )
     np.testing.assert_allclose(
         own_cosine([image], [text])[-1], slow.cosine(lists(image)[-1], lists(text)[-1]), atol=1e-5
@@ -92,7 +91,7 @@ def test_margin_equals_loops(side: str, centred: bool):
     fold, identity = np.arange(40) % 2, np.where(np.arange(40) < 20, np.arange(40) // 3, np.arange(40))
     picture = np.where(np.arange(40) >= 30, np.arange(40) // 4, np.arange(40) + 100)
     own = np.any(image != 0, 1) & np.any(text != 0, 1)
-    pairs = Repaired(np.array([0, 2, 11, 24, 31, 26]), np.array([6, 8, 5, 36, 5, 30]), np.arange(6) == 5)
+    pairs = ShuffledPairs(np.array([0, 2, 11, 24, 31, 26]), np.array([6, 8, 5, 36, 5, 30]), np.arange(6) == 5)
     mean = mean_feature([there]) if centred else None
     center = (here / np.maximum(np.linalg.norm(here, axis=1, keepdims=True), 1e-9)).astype(np.float32)
     signal = margin(center, [there[:9], there[9:]], identity, picture, own, pairs, fold, side=side, temperature=0.1,
@@ -125,7 +124,7 @@ def test_margin_equals_loops(side: str, centred: bool):
 
 def against(image: np.ndarray, text: np.ndarray, fold: np.ndarray, side: str = "text") -> np.ndarray:
     """Margins of the own pairs only."""
-    none = Repaired(np.zeros(0, int), np.zeros(0, int), np.zeros(0, bool))
+    none = ShuffledPairs(np.zeros(0, int), np.zeros(0, int), np.zeros(0, bool))
     n, asking, asked = len(image), *((image, text) if side == "image" else (text, image))
     asking = asking / np.linalg.norm(asking, axis=1, keepdims=True)
     known = np.ones(n, bool)
@@ -253,7 +252,7 @@ def test_near_misses_are_neighbours_of_the_own_text_that_nobody_claimed():
     view, _ = make_view(200)
     view = replace(view, text_id=np.arange(200) // 2, image_id=np.arange(200) // 3)
     fold = np.arange(200) % 2
-    random = repaired(view, fold, count=100)
+    random = shuffled_pairs(view, fold, count=100)
     pairs = with_near_misses(random, view, fold)
     assert (pairs.near == (np.arange(len(pairs.near)) >= len(random.image))).all() and 50 < pairs.near.sum() <= 400
     own = set(zip(view.image_id.tolist(), view.text_id.tolist()))
@@ -278,7 +277,7 @@ def test_near_misses_share_a_part_of_the_weight():
     assert taught.weights[1] > 1.3 * plain.weights[1]
 
 
-def scored(view: View, *, learn: bool, joint: bool = False, **choice):
+def scored(view: PairEmbeddings, *, learn: bool, joint: bool = False, **choice):
     """All signals, with warnings as errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
@@ -310,7 +309,7 @@ def test_trained_heads_join_and_never_see_their_own_fold(monkeypatch: pytest.Mon
     view, wrong = make_view(300, 0.3, seed=8)
     asked: list[np.ndarray] = []
 
-    def heads_of(view: View, fold: np.ndarray):
+    def heads_of(view: PairEmbeddings, fold: np.ndarray):
         asked.append(fold)
         return trained_heads(view, fold)
 
@@ -371,7 +370,7 @@ def test_near_misses_never_calibrate():
     found = scored(view, learn=True, joint=True)
     assert "heads were not learned" in found.facts["note"]
     fold = np.zeros(90, int)
-    assert len(found.pair.null) == len(repaired(view, fold).image)
+    assert len(found.pair.null) == len(shuffled_pairs(view, fold).image)
     assert len(scored(make_view(150)[0], learn=True).pair.null) <= 4 * 150
 
 
@@ -393,7 +392,7 @@ def test_hard_sets_are_scored_without_an_exception(case: str, learn: bool):
     if case == "constant":
         image[:], text[:] = 1, 1
     same = np.zeros(n, int)
-    view = View(
+    view = PairEmbeddings(
         image=[image], text=[text], seed=0, present=np.any(image != 0, 1) & np.any(text != 0, 1),
         text_id=same if case == "one text" else np.arange(n), image_id=same if case == "one image" else np.arange(n),
     )  # fmt: skip

@@ -27,7 +27,7 @@ from noisycorr.models.training.checkpoint import load_latest, save_checkpoint
 from noisycorr.models.training.choice import Train
 from noisycorr.models.training.learner import Learner, TrainSet
 from noisycorr.models.training.loop import Hooks, backward, fit
-from noisycorr.models.training.pictures import Pictures, PictureTowers, Shelf, random_box
+from noisycorr.models.training.pictures import ImageStore, Pictures, PictureTowers, random_box
 from noisycorr.models.training.tune_choice import Tune
 from noisycorr.models.training.tuned import TunedNetwork, choose_part
 from noisycorr.retrieval.strategies import load_strategy
@@ -67,7 +67,7 @@ def learner(work: Path, family: str = "open_clip", strategy: str = "plain", *, t
     texts = [line.split(",")[2] for line in (work / "source" / "pairs.csv").read_text().splitlines()[1:]]
     dtype = torch.float64 if train.precision == "fp64" else torch.float32
     towers = PictureTowers(
-        load_trainable(spec(work, family)), tune or Tune(train_part="whole", workers=0), Shelf(files=files), texts,
+        load_trainable(spec(work, family)), tune or Tune(train_part="whole", workers=0), ImageStore(files=files), texts,
         seed=train.seed, device=CPU, dtype=dtype, keys=[path.name for path in files],
     )  # fmt: skip
     data = TrainSet(towers=towers, rows=np.arange(N), image_group=np.arange(N), text_group=np.arange(N))
@@ -215,7 +215,8 @@ def test_crops_are_a_function_of_seed_epoch_and_row(work: Path):
 
     def pixels(row: int, epoch: int | None, seed: int = 0, scale: float = 0.5) -> Tensor:
         trainable = load_trainable(spec(work, "open_clip"))
-        found = Pictures(shelf=Shelf(files=files), preprocess=trainable.encoder.preprocess, size=trainable.size,
+        store = ImageStore(files=files)
+        found = Pictures(image_store=store, preprocess=trainable.encoder.preprocess, size=trainable.size,
                          aug_scale=scale, seed=seed)[row, epoch]  # fmt: skip
         assert isinstance(found, Tensor)
         return found
@@ -280,8 +281,8 @@ def test_continued_from_any_step_is_bitwise_the_same(work: Path, tmp_path: Path,
 
 def test_a_picture_that_is_gone_is_named(work: Path, tmp_path: Path):
     one = learner(work)
-    files = list(one.data.towers.pictures.shelf.files)  # type: ignore[attr-defined]
-    object.__setattr__(one.data.towers.pictures.shelf, "files", [tmp_path / "gone.png", *files[1:]])  # type: ignore[attr-defined]
+    files = list(one.data.towers.pictures.image_store.files)  # type: ignore[attr-defined]
+    object.__setattr__(one.data.towers.pictures.image_store, "files", [tmp_path / "gone.png", *files[1:]])  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match=r"picture of pair '000.png' cannot be read any more: .*gone.png"):
         fit(one)
 

@@ -88,14 +88,17 @@ def test_from_pictures_to_files_that_others_read(place: Path, capsys: pytest.Cap
 
 
 def test_where_zero_shot_is_hopeless_the_guard_leaves_it_as_it_is(place: Path):
-    line = [word for word in words(place, "hopeless") if word not in ("--guard", "false")]
+    line = [word for word in words(place, "zero_shot_failed") if word not in ("--guard", "false")]
     assert main(line) == 0
-    report = json.loads((place / "hopeless" / "report.json").read_text())
+    report = json.loads((place / "zero_shot_failed" / "report.json").read_text())
     assert report["stopped"] and not report["history"] and "too poor" in report["doubts"]["warning"]
     assert report["measures"]["after"] == report["measures"]["before"] == report["baselines"]["zero-shot"]
-    assert "settled" not in report and "did not let the loop begin" in (place / "hopeless" / "report.html").read_text()
-    assert pq.read_table(place / "hopeless" / "pseudo_labels.parquet").num_rows == 0
-    assert pq.read_table(place / "hopeless" / "ledger.parquet").num_rows == N
+    assert (
+        "settled" not in report
+        and "did not let the loop begin" in (place / "zero_shot_failed" / "report.html").read_text()
+    )
+    assert pq.read_table(place / "zero_shot_failed" / "pseudo_labels.parquet").num_rows == 0
+    assert pq.read_table(place / "zero_shot_failed" / "ledger.parquet").num_rows == N
 
 
 def test_corrected_labels_go_back_in_and_seen_classes_are_left_alone(place: Path):

@@ -131,9 +131,9 @@ def test_an_undone_round_leaves_the_weights_of_the_one_before():
 
     rounds = Rounds(guard_agree=1.0, guard_fit=0.0)
     selected = pick(before, 10, rounds, None, task)
-    lesson = make_lesson(task, selected, state, before, rounds, STEPS, 1)
+    train_set = make_lesson(task, selected, state, before, rounds, STEPS, 1)
     state.history.append({"fit": 1.0})
-    p = run_round(model, task, lesson, selected, state, before, snapshot(model), rounds, STEPS, 1)
+    p = run_round(model, task, train_set, selected, state, before, snapshot(model), rounds, STEPS, 1)
     assert state.stopped and state.selected is None and p is before
     assert torch.equal(model.context, state.weights["context"])
     assert state.history[-1]["retried"] and state.history[-1]["tripped"]
@@ -153,11 +153,11 @@ def test_a_killed_loop_continues_to_the_same_bits(tmp_path: Path):
 
     task, model, zero, _ = make()
     with pytest.raises(Killed):
-        tune(task, model, zero, rounds, STEPS, store=Kept(Run(tmp_path / "b"), zero), told=kill)
+        tune(task, model, zero, rounds, STEPS, store=Kept(Run(tmp_path / "b"), zero), on_round=kill)
     task, model, zero, _ = make()
     numbers: list[int] = []
     again = tune(task, model, zero, rounds, STEPS, store=Kept(Run(tmp_path / "b"), zero),
-                 told=lambda record: numbers.append(record["round"]))  # fmt: skip
+                 on_round=lambda record: numbers.append(record["round"]))  # fmt: skip
     assert numbers == [3, 4, 5] and torch.equal(whole.weights["context"], again.weights["context"])
     assert whole.history == again.history and (whole.since == again.since).all()
     for number in range(1, 6):

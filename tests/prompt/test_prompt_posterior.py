@@ -15,7 +15,7 @@ from noisycorr.prompt.model import ResidualPrompt, snapshot
 from noisycorr.prompt.posterior import Posterior
 from noisycorr.prompt.summary import changes
 from noisycorr.prompt.task import Task
-from noisycorr.prompt.transclip import PULL, SHARE, alike, answer, settle
+from noisycorr.prompt.transclip import PULL, SHARE, alike, answer, iterate_transclip
 
 C, D, E, N = 5, 24, 16, 240
 
@@ -43,7 +43,7 @@ def test_the_answer_for_one_more_image_is_the_equation():
     _, image, _, _, zero, _ = world()
     x = image / np.linalg.norm(image, axis=1, keepdims=True)
     start = special.log_softmax(zero, axis=1)
-    found = settle(x[:100], start[:100], alike(x[:100], 3), blocks=4)
+    found = iterate_transclip(x[:100], start[:100], alike(x[:100], 3), blocks=4)
     got = answer(found, x[:100], x[100:105], start[100:105], k=3)
     for row, query in enumerate(x[100:105]):
         near = np.argsort(-(x[:100] @ query), kind="stable")[:3]
@@ -153,8 +153,8 @@ def test_nothing_is_built_on_a_hopeless_zero_shot_answer_unless_labels_are_given
         posterior = Posterior(task, image, special.softmax(flat.numpy(), axis=1), rounds, seed=0)
         model = ResidualPrompt(classes, joint, scale=3.0)
         state = tune(task, model, flat, rounds, Steps(epochs=2), posterior=posterior)
-        assert state.hopeless == (shots == 0 and guard) and state.hopeless == (not state.history)
-        assert state.hopeless == torch.equal(model.classes(), torch.nn.functional.normalize(classes, dim=-1))
+        assert state.zero_shot_failed == (shots == 0 and guard) and state.zero_shot_failed == (not state.history)
+        assert state.zero_shot_failed == torch.equal(model.classes(), torch.nn.functional.normalize(classes, dim=-1))
 
 
 def test_wrong_labels_that_similar_images_contradict_are_not_learned():

@@ -1,4 +1,4 @@
-"""Slow loops for caption metrics, guards and lenders, written from their equations."""
+"""Slow loops for caption metrics, guards and donors, written from their equations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def cider_d(rows: Sequence[tuple[Tokens, Sequence[Tokens]]], row: int) -> float:
     return 10 * total / 4
 
 
-def lenders(image: np.ndarray, rows: Sequence[int], trust: np.ndarray, group: np.ndarray, k: int,
+def donors(image: np.ndarray, rows: Sequence[int], trust: np.ndarray, group: np.ndarray, k: int,
             same_image: bool) -> list[list[int]]:  # fmt: skip
     unit = image / np.linalg.norm(image, axis=1, keepdims=True)
     out = []
@@ -70,7 +70,7 @@ def lenders(image: np.ndarray, rows: Sequence[int], trust: np.ndarray, group: np
 
 
 def agreeing(weight: np.ndarray, text: np.ndarray, mean: np.ndarray) -> int:
-    """Place among k lenders of the text nearest to the weighted mean direction of all."""
+    """Place among k donors of the text nearest to the weighted mean direction of all."""
     centred = [(t - mean) / np.linalg.norm(t - mean) for t in text]
     common = sum(w * t for w, t in zip(weight, centred))
     return int(np.argmax([t @ common for t in centred]))

@@ -252,7 +252,7 @@ def test_curricula_are_shares_of_the_epochs_after_the_warm_up(name: str, options
 
 def test_noisy_pairs_join_later():
     one = learner("ncr", train_set(60, wrong=20), options={"warm_up": 1, "noisy_from": 0.5}, epochs=5)
-    fit(one, Hooks(told=lambda record, _: None))
+    fit(one, Hooks(on_epoch=lambda record, _: None))
     pairs = [record["pairs"][0] for record in one.cursor.history]
     assert pairs[0] == 60 and pairs[3:] == [60, 60]
     assert pairs[1] < 60 and pairs[2] < 60
@@ -284,7 +284,7 @@ def test_rounds_begin_with_fresh_networks_and_keep_labels():
         weights.append(one.snapshot())
 
     fresh = one.snapshot()
-    fit(one, Hooks(told=told, progress=progress))
+    fit(one, Hooks(on_epoch=told, progress=progress))
     assert one.cursor.begun == 8 and one.cursor.steps == 24
     assert rates[7] < 0.1 * rates[2] and rates[8] < 0.5 * rates[10], "the rate falls in each round and rises again"
     assert max(rates[8:]) > 0.9 * one.choice.lr and rates[-1] < 0.1 * one.choice.lr

@@ -113,7 +113,7 @@ def choose(trained: Trained, image: Any, align: Align, fluency: Fluency,
     return rows
 
 
-def told_apart(texts: list[str], align: Align, own: Float[np.ndarray, " n"]) -> float:
+def self_retrieval_mrr(texts: list[str], align: Align, own: Float[np.ndarray, " n"]) -> float:
     """How well texts find their own pictures again among OTHERS more, in (0, 1]; higher = better.
 
         mean_i 1 / rank_i,   rank_i = 1 + #{k in 1 ... OTHERS : s(i + k mod n, t_i) >= s(i, t_i)}

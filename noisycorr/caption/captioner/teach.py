@@ -22,10 +22,10 @@ from noisycorr.caption.captioner.align import Align
 from noisycorr.caption.captioner.best import write_best
 from noisycorr.caption.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
 from noisycorr.caption.captioner.levels import Levels, fit_levels
-from noisycorr.caption.captioner.select import Fluency, allowed, candidates, choose, told_apart
+from noisycorr.caption.captioner.select import Fluency, allowed, candidates, choose, self_retrieval_mrr
 from noisycorr.caption.captioner.stored import Trained, build
 from noisycorr.caption.captioner.tower import Some
-from noisycorr.caption.captioner.train import Hooks, Lesson, Trainer, continue_training, fit, save_training, word_loss
+from noisycorr.caption.captioner.train import Hooks, Trainer, TrainSet, continue_training, fit, save_training, word_loss
 from noisycorr.caption.captioner.words import Pieces, Words, token_table
 from noisycorr.models.training.batches import stream_seed
 from noisycorr.runtime import dist
@@ -87,7 +87,7 @@ class Material:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Class:
+class CaptionTraining:
     """A captioner before its first step, and what it will learn from.
 
     Attributes:
@@ -100,7 +100,7 @@ class Class:
 
     trained: Trained
     trainer: Trainer
-    valid: Lesson
+    valid: TrainSet
     rows: Int[np.ndarray, " k"]
     facts: dict[str, Any]
 
@@ -185,7 +185,7 @@ def pair_shares(columns: Mapping[str, np.ndarray], rows: np.ndarray,
     return np.where(np.isfinite(share), share, mean)
 
 
-def open_class(material: Material, recipe: Recipe) -> Class:
+def open_class(material: Material, recipe: Recipe) -> CaptionTraining:
     """Levels, vocabulary, network and lessons, before the first step.
 
     Raises:
@@ -224,7 +224,7 @@ def open_class(material: Material, recipe: Recipe) -> Class:
     network.standardise(image)
     if levels is not None and level is not None and "p_clean" in material.columns:
         network.dim(purity(np.asarray(material.columns["p_clean"], np.float64)[rows], level, levels))
-    lesson = Lesson(
+    train_set = TrainSet(
         image=image, tokens=tokens, length=length, level=level,
         weight=weight, share=share, unscored=0 if levels is None else levels.unscored,
         hide_level=0.0 if levels is None else recipe.levels.level_dropout, hide_image=design.image_dropout,
@@ -235,7 +235,7 @@ def open_class(material: Material, recipe: Recipe) -> Class:
     if not candidates(trained, recipe.decode, recipe.guidances):
         raise UsageError(f"--guidances {','.join(f'{g:g}' for g in recipe.guidances)} leaves no way to write with this "
                          "training: add 0.")  # fmt: skip
-    return Class(trained=trained, trainer=Trainer(network, lesson, recipe.train), rows=rows, facts=facts,
+    return CaptionTraining(trained=trained, trainer=Trainer(network, train_set, recipe.train), rows=rows, facts=facts,
                  valid=_valid(material, trained, words))  # fmt: skip
 
 
@@ -267,25 +267,25 @@ def purity(p_clean: Float[np.ndarray, " k"], level: Int[np.ndarray, " k"], level
     return np.asarray(out)
 
 
-def _valid(material: Material, trained: Trained, words: Words) -> Lesson:
+def _valid(material: Material, trained: Trained, words: Words) -> TrainSet:
     """Validation pairs at the highest level: they are held to be right."""
     tokens, length = token_table(material.valid_texts, words, trained.design.longest)
     full = length > 0
     if not full.any():
         raise UsageError("no validation pair has image and text: give more pairs, or other ones by --val_data.")
     level = None if trained.level is None else np.full(int(full.sum()), trained.level)
-    return Lesson(image=Some(material.valid_image, np.flatnonzero(full)), tokens=tokens[full], length=length[full],
+    return TrainSet(image=Some(material.valid_image, np.flatnonzero(full)), tokens=tokens[full], length=length[full],
                   level=level, weight=np.ones(int(full.sum())))  # fmt: skip
 
 
-def train_class(group: Class, *, checkpoints: Path | None = None, told: Callable[..., Any] | None = None,
+def train_class(group: CaptionTraining, *, checkpoints: Path | None = None, on_epoch: Callable[..., Any] | None = None,
                 moved: Callable[[int], Any] | None = None) -> None:  # fmt: skip
     """Train to the end, from the last checkpoint if there is one; the best epoch on validation pairs stays.
 
     Args:
         group: From `open_class`.
         checkpoints: Folder for them, or None for none.
-        told: Called with the record of each epoch, its seconds and how many pairs it took in them.
+        on_epoch: Called with the record of each epoch, its seconds and how many pairs it took in them.
         moved: Called with the number of pairs of each step.
     """
     trainer = group.trainer
@@ -298,11 +298,13 @@ def train_class(group: Class, *, checkpoints: Path | None = None, told: Callable
 
     fit(trainer, Hooks(
         validate=lambda network: word_loss(network, group.valid, trainer.choice.precision), save=save,
-        told=told or (lambda record, seconds, pairs: None), moved=moved or (lambda count: None),
+        on_epoch=on_epoch or (lambda record, seconds, pairs: None), moved=moved or (lambda count: None),
     ))  # fmt: skip
 
 
-def settle(group: Class, material: Material, recipe: Recipe, align: Align | None, most: int) -> list[dict[str, Any]]:
+def choose_decoding(
+    group: CaptionTraining, material: Material, recipe: Recipe, align: Align | None, most: int
+) -> list[dict[str, Any]]:
     """Choose on validation pairs: level and guidance, with `select` writing the epoch, which the network then has, and
     whether the best of several texts is kept.
 
@@ -330,7 +332,7 @@ def settle(group: Class, material: Material, recipe: Recipe, align: Align | None
     return _choose_best(trained, image, align, fluency, found)
 
 
-def _choose_epoch(group: Class, image: Any, align: Align, fluency: Fluency,
+def _choose_epoch(group: CaptionTraining, image: Any, align: Align, fluency: Fluency,
                   found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
     """Best loss against last epoch: learning by heart raises the loss long before texts get worse."""
     trained, trainer = group.trained, group.trainer
@@ -342,10 +344,10 @@ def _choose_epoch(group: Class, image: Any, align: Align, fluency: Fluency,
         trainer.load(weights)
         written = trained.write(image)
         own = np.asarray(align(np.arange(len(image)), written.texts))
-        row = {"epoch": epoch, **fluency.judge(written), "told_apart": told_apart(written.texts, align, own),
-               "alignment": float(np.mean(own))}  # fmt: skip
+        mrr = self_retrieval_mrr(written.texts, align, own)
+        row = {"epoch": epoch, **fluency.judge(written), "self_retrieval_mrr": mrr, "alignment": float(np.mean(own))}
         rows.append(chosen | row | {"allowed": allowed(row), "chosen": False})
-    kept = max((0, 1), key=lambda place: (rows[place]["allowed"], rows[place]["told_apart"]))
+    kept = max((0, 1), key=lambda place: (rows[place]["allowed"], rows[place]["self_retrieval_mrr"]))
     trainer.load((trainer.best, trainer.last)[kept])
     chosen["chosen"], rows[kept]["chosen"] = False, True
     return [*found, *rows]
@@ -363,7 +365,7 @@ def _choose_best(trained: Trained, image: Any, align: Align, fluency: Fluency,
         return found
     before, best = next(row for row in found if row["chosen"]), write_best(trained, image, align)
     row: dict[str, Any] = fluency.judge(best.written)
-    row |= {"texts": 1 + several, "told_apart": told_apart(best.written.texts, align, best.score),
+    row |= {"texts": 1 + several, "self_retrieval_mrr": self_retrieval_mrr(best.written.texts, align, best.score),
             "alignment": float(best.score.mean())}  # fmt: skip
     row["chosen"] = (fluent := allowed(row)) or not before["allowed"]
     if row["chosen"]:
@@ -373,7 +375,7 @@ def _choose_best(trained: Trained, image: Any, align: Align, fluency: Fluency,
     return [*found, before | row | {"allowed": fluent}]
 
 
-def _by_loss(group: Class, levels: list[int | None], recipe: Recipe) -> list[dict[str, Any]]:
+def _by_loss(group: CaptionTraining, levels: list[int | None], recipe: Recipe) -> list[dict[str, Any]]:
     """Without a scorer: the level at which the validation texts are likeliest."""
     rows: list[dict[str, Any]] = []
     for level in levels:

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from noisycorr.models.training.pictures import Pictures, Shelf
+from noisycorr.models.training.pictures import ImageStore, Pictures
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import atomic_path, fingerprint, read_json, write_array, write_json
@@ -117,20 +117,22 @@ class Pixels:
     """Preprocessed pictures of rows, decoded whenever they are asked for; zeros where there is no picture.
 
     Args:
-        shelf: Where the pictures are.
+        image_store: Where the pictures are.
         encoder: Whose preprocessing is used.
     """
 
-    def __init__(self, shelf: Shelf, encoder: Any) -> None:
+    def __init__(self, image_store: ImageStore, encoder: Any) -> None:
         from PIL import Image
 
         self.nothing = torch.zeros_like(encoder.preprocess(Image.new("RGB", (32, 32))))
-        self.shape = (len(shelf), *self.nothing.shape)
-        self.pictures = Pictures(shelf=shelf, preprocess=encoder.preprocess, size=self.shape[-2:], aug_scale=1, seed=0)
+        self.shape = (len(image_store), *self.nothing.shape)
+        self.pictures = Pictures(
+            image_store=image_store, preprocess=encoder.preprocess, size=self.shape[-2:], aug_scale=1, seed=0
+        )
         self.ndim = 4
 
     def __len__(self) -> int:
-        return len(self.pictures.shelf)
+        return len(self.pictures.image_store)
 
     def __getitem__(self, rows: Int[np.ndarray, " k"]) -> np.ndarray:
         with ThreadPoolExecutor(4) as pool:

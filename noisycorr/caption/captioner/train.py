@@ -40,7 +40,7 @@ from noisycorr.runtime.folder import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class TrainSet:
     """Pairs to learn from, or to validate on. Holds no truth.
 
     Attributes:
@@ -88,12 +88,12 @@ class Trainer:
 
     Args:
         network: Changed in place.
-        lesson: The training pairs.
+        train_set: The training pairs.
         choice: How.
     """
 
-    def __init__(self, network: CaptionNetwork, lesson: Lesson, choice: CaptionTrain) -> None:
-        self.network, self.lesson, self.choice = network, lesson, choice
+    def __init__(self, network: CaptionNetwork, train_set: TrainSet, choice: CaptionTrain) -> None:
+        self.network, self.train_set, self.choice = network, train_set, choice
         self.at = Progress()
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         tower = {id(p) for p in network.tower.parameters()} if network.tower is not None else set()
@@ -127,13 +127,13 @@ class Hooks:
 
     Attributes:
         validate: Loss on validation pairs, by which the best epoch is selected (lower is better); None = the last.
-        told: Called with the record of each epoch, its seconds and how many pairs it took in them.
+        on_epoch: Called with the record of each epoch, its seconds and how many pairs it took in them.
         save: Called when a checkpoint is due.
         moved: Called with the number of pairs of each step.
     """
 
     validate: Callable[[CaptionNetwork], float] | None = None
-    told: Callable[[Mapping[str, Any], float, int], Any] = lambda record, seconds, pairs: None
+    on_epoch: Callable[[Mapping[str, Any], float, int], Any] = lambda record, seconds, pairs: None
     save: Callable[[Trainer], Any] = lambda trainer: None
     moved: Callable[[int], Any] = lambda count: None
 
@@ -149,7 +149,7 @@ def fit(trainer: Trainer, hooks: Hooks | None = None) -> None:
         while at.epoch < choice.epochs:
             started, pairs = time.perf_counter(), 0
             saved = started
-            order = draw_rows(trainer.lesson, seed=choice.seed, epoch=at.epoch)
+            order = draw_rows(trainer.train_set, seed=choice.seed, epoch=at.epoch)
             batches = split_batches(order, choice.batch_size)
             while at.step < len(batches):
                 take_step(trainer, batches[at.step], len(batches))
@@ -161,23 +161,23 @@ def fit(trainer: Trainer, hooks: Hooks | None = None) -> None:
             seconds = time.perf_counter() - started
             record = _finish(trainer, hooks)
             hooks.save(trainer)
-            hooks.told(record, seconds, pairs)
+            hooks.on_epoch(record, seconds, pairs)
     trainer.last = trainer.snapshot()
     trainer.load(trainer.best)
     trainer.network.eval()
 
 
-def draw_rows(lesson: Lesson, *, seed: int, epoch: int) -> Int[np.ndarray, " m"]:
+def draw_rows(train_set: TrainSet, *, seed: int, epoch: int) -> Int[np.ndarray, " m"]:
     """Pairs that teach in an epoch, in order: all, or m = `per_epoch` of them, each as often as its share says.
 
     Points u, u + 1, ... (u uniform in [0, 1)) are put on the shares laid end to end in a random order: the count of a
     pair is its share rounded down or up, and m is the same in each epoch.
     """
-    order = epoch_order(len(lesson.length), seed=seed, epoch=epoch, stream="caption")
-    if lesson.share is None:
+    order = epoch_order(len(train_set.length), seed=seed, epoch=epoch, stream="caption")
+    if train_set.share is None:
         return order
-    ends = np.cumsum(lesson.share[order])
-    m = lesson.per_epoch
+    ends = np.cumsum(train_set.share[order])
+    m = train_set.per_epoch
     points = np.random.default_rng(stream_seed(seed, "draw", epoch)).random() + np.arange(m)
     place = np.searchsorted(ends * (m / ends[-1]), points, side="right")
     return order[np.minimum(place, len(order) - 1)]
@@ -202,16 +202,16 @@ def take_step(trainer: Trainer, rows: np.ndarray, steps: int) -> None:
 
 def backward(trainer: Trainer, rows: np.ndarray) -> float:
     """Gradient of the loss of a global batch, right after `average_gradients`; returns the loss of the whole batch."""
-    lesson, network, at, seed = trainer.lesson, trainer.network, trainer.at, trainer.choice.seed
+    train_set, network, at, seed = trainer.train_set, trainer.network, trainer.at, trainer.choice.seed
     here = dist.my_slice(len(rows))
     draw = np.random.default_rng(stream_seed(seed, "hide", at.epoch, at.step)).random((2, len(rows)))
-    count = lesson.length[rows] - 1  # words and the end
-    total = max(float((lesson.weight[rows] * count).sum()), 1e-12)
+    count = train_set.length[rows] - 1  # words and the end
+    total = max(float((train_set.weight[rows] * count).sum()), 1e-12)
     network.train()
     network.set_window(len(rows), here)
     _seed(stream_seed(seed, "drop", at.epoch, at.step), network.image_mean.device)
-    losses = _losses(network, lesson, rows, here, draw, trainer.choice.precision)
-    weight = torch.from_numpy(lesson.weight[rows][here]).to(losses)
+    losses = _losses(network, train_set, rows, here, draw, trainer.choice.precision)
+    weight = torch.from_numpy(train_set.weight[rows][here]).to(losses)
     part = (losses * weight).sum() / total
     (part * dist.count()).backward()
     return float(dist.gather(part.detach()[None], dist.count()).sum())
@@ -225,38 +225,38 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
-def _losses(network: CaptionNetwork, lesson: Lesson, rows: np.ndarray, here: slice, draw: np.ndarray,
+def _losses(network: CaptionNetwork, train_set: TrainSet, rows: np.ndarray, here: slice, draw: np.ndarray,
             precision: str) -> Tensor:  # fmt: skip
     """(b_local,) summed loss of each text of this process."""
     device, dtype = network.image_mean.device, network.image_mean.dtype
-    longest = int(lesson.length[rows].max())  # of the global batch, so that dropout has the same shape everywhere
+    longest = int(train_set.length[rows].max())  # of the global batch, so that dropout has the same shape everywhere
     mine = rows[here]
-    image = torch.from_numpy(np.array(lesson.image[mine])).to(device, dtype)
-    tokens, length = (torch.from_numpy(x[mine]).to(device) for x in (lesson.tokens[:, :longest], lesson.length))
+    image = torch.from_numpy(np.array(train_set.image[mine])).to(device, dtype)
+    tokens, length = (torch.from_numpy(x[mine]).to(device) for x in (train_set.tokens[:, :longest], train_set.length))
     level = None
-    if lesson.level is not None:
-        shown = np.where(draw[0][here] < lesson.hide_level, lesson.unscored, lesson.level[mine])
+    if train_set.level is not None:
+        shown = np.where(draw[0][here] < train_set.hide_level, train_set.unscored, train_set.level[mine])
         level = torch.from_numpy(shown).to(device)
-    hidden = torch.from_numpy(draw[1][here] < lesson.hide_image).to(device) if lesson.hide_image else None
+    hidden = torch.from_numpy(draw[1][here] < train_set.hide_image).to(device) if train_set.hide_image else None
     with dist.autocast(precision):
         return network.losses(network.memory(image, level, hidden), tokens, length)
 
 
 @torch.no_grad()
-def text_losses(network: CaptionNetwork, lesson: Lesson, *, precision: str = "fp32",
+def text_losses(network: CaptionNetwork, train_set: TrainSet, *, precision: str = "fp32",
                 batch_size: int = 256) -> Float[np.ndarray, " n"]:  # fmt: skip
-    """Negative log-likelihood of each text of a lesson, in nats, nothing hidden."""
+    """Negative log-likelihood of each text of a train_set, in nats, nothing hidden."""
     network.eval()
     parts = []
-    for start in range(0, len(lesson.length), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(lesson.length)))
-        parts.append(_losses(network, lesson, rows, slice(None), np.ones((2, len(rows))), precision))
+    for start in range(0, len(train_set.length), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(train_set.length)))
+        parts.append(_losses(network, train_set, rows, slice(None), np.ones((2, len(rows))), precision))
     return torch.cat(parts).double().cpu().numpy() if parts else np.zeros(0)
 
 
-def word_loss(network: CaptionNetwork, lesson: Lesson, precision: str = "fp32") -> float:
+def word_loss(network: CaptionNetwork, train_set: TrainSet, precision: str = "fp32") -> float:
     """Mean negative log-likelihood of a word, in nats: the exponent of it is the perplexity."""
-    return float(text_losses(network, lesson, precision=precision).sum() / max((lesson.length - 1).sum(), 1))
+    return float(text_losses(network, train_set, precision=precision).sum() / max((train_set.length - 1).sum(), 1))
 
 
 def _set_rate(trainer: Trainer, steps: int) -> None:

@@ -74,7 +74,7 @@ def lowest_pmi(text: str, neighbours: Sequence[str], rates: WordRates) -> float:
 
     Args:
         text: Proposed.
-        neighbours: Texts of k trusted images near to this one, the lender's left out.
+        neighbours: Texts of k trusted images near to this one, the donor's left out.
         rates: Of words in all trusted texts.
 
     Returns:

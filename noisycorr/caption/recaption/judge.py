@@ -32,7 +32,7 @@ from noisycorr.clean.signals.crossfit import (
     project_parts,
     solve_heads,
 )
-from noisycorr.clean.signals.view import BLOCK, View, repaired, take, unit
+from noisycorr.clean.signals.view import BLOCK, PairEmbeddings, shuffled_pairs, take, unit
 from noisycorr.stats.mixture import Fit, fit_null
 
 RIVALS = 512
@@ -100,7 +100,7 @@ def conservative(scores: Float[np.ndarray, "n q"], *, aggregate: Aggregate = "wo
     return np.where(count > 0, out, np.nan)
 
 
-def fold_scorer(view: View, weight: Float[np.ndarray, " n"], fold: Int[np.ndarray, " n"]) -> Scorer:
+def fold_scorer(view: PairEmbeddings, weight: Float[np.ndarray, " n"], fold: Int[np.ndarray, " n"]) -> Scorer:
     """Heads learned on the pairs themselves, for each two folds without both.
 
     Args:
@@ -114,7 +114,7 @@ def fold_scorer(view: View, weight: Float[np.ndarray, " n"], fold: Int[np.ndarra
     image_way, text_way = principal(view.image, WIDTH), principal(view.text, WIDTH)
     x, t = project_parts(view.image, *image_way), project_parts(view.text, *text_way)
     taught = np.where(view.present, np.maximum(weight, 0.02), 0).astype(np.float32)
-    reg, _ = choose_reg(x, t, taught, fold, repaired(view, fold, count=SAMPLED), view)
+    reg, _ = choose_reg(x, t, taught, fold, shuffled_pairs(view, fold, count=SAMPLED), view)
     sums = fold_moments(x, t, taught, fold)
     ready: dict[tuple[int, int], tuple[Heads, _Rivals]] = {}
 
@@ -135,7 +135,9 @@ def fold_scorer(view: View, weight: Float[np.ndarray, " n"], fold: Int[np.ndarra
     return score
 
 
-def joint_scorer(view: View, image: Parts, encode: Callable[[np.ndarray], np.ndarray], texts: Parts) -> Scorer:
+def joint_scorer(
+    view: PairEmbeddings, image: Parts, encode: Callable[[np.ndarray], np.ndarray], texts: Parts
+) -> Scorer:
     """The encoder's own joint space, which no pair of this set taught.
 
     Args:
@@ -185,7 +187,7 @@ class Jury:
         return conservative(np.stack(columns, 1), aggregate=self.aggregate, penalty=self.penalty).astype(np.float32)
 
 
-def call_jury(view: View, scorers: dict[str, Scorer], fold: np.ndarray, *, aggregate: Aggregate = "worst",
+def call_jury(view: PairEmbeddings, scorers: dict[str, Scorer], fold: np.ndarray, *, aggregate: Aggregate = "worst",
               penalty: float = 0.5) -> Jury:  # fmt: skip
     """Scale and calibrate scorers on given and re-paired pairs; no truth is needed.
 
@@ -203,7 +205,7 @@ def call_jury(view: View, scorers: dict[str, Scorer], fold: np.ndarray, *, aggre
     rng = np.random.default_rng([view.seed, 41])
     rows = np.flatnonzero(view.present)
     rows = np.sort(rng.choice(rows, SAMPLED, replace=False)) if len(rows) > SAMPLED else rows
-    pairs = repaired(view, np.zeros(view.n, np.int64), count=SAMPLED)
+    pairs = shuffled_pairs(view, np.zeros(view.n, np.int64), count=SAMPLED)
     given = Asked(rows, take(view.text, rows), view.text_id[rows], rng.integers(fold.max() + 1, size=len(rows)))
     null = Asked(pairs.image, take(view.text, pairs.text), view.text_id[pairs.text], fold[pairs.text])
     found, scale, facts = {}, {}, {}
@@ -248,7 +250,7 @@ def judge_new(jury: Jury, asked: Asked, seed: int) -> tuple[Float[np.ndarray, " 
     return np.fmin(jury.fit(score), own(score)).astype(np.float32), own
 
 
-def judging_folds(view: View, folds: int) -> np.ndarray:
+def judging_folds(view: PairEmbeddings, folds: int) -> np.ndarray:
     """int (n,): folds for ``fold_scorer``; pictures that are the same or near-duplicates stay together."""
     return deal_folds(view.image_id, max(3, folds), view.seed)
 
@@ -256,7 +258,7 @@ def judging_folds(view: View, folds: int) -> np.ndarray:
 class _Rivals:
     """Other texts and other images to set a pair against."""
 
-    def __init__(self, view: View, rows: np.ndarray, image: np.ndarray, text: np.ndarray) -> None:
+    def __init__(self, view: PairEmbeddings, rows: np.ndarray, image: np.ndarray, text: np.ndarray) -> None:
         self.view, self.rows, self.image, self.text = view, rows, image, text
 
     def margin(self, image: np.ndarray, text: np.ndarray, asked: Asked, some: np.ndarray) -> np.ndarray:
@@ -276,7 +278,7 @@ class _Rivals:
         return out
 
 
-def _sample(view: View, rows: np.ndarray) -> np.ndarray:
+def _sample(view: PairEmbeddings, rows: np.ndarray) -> np.ndarray:
     if len(rows) <= RIVALS:
         return rows
     return np.sort(np.random.default_rng([view.seed, 43]).choice(rows, RIVALS, replace=False))

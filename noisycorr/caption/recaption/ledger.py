@@ -193,14 +193,14 @@ def _apply(run: Run, repairs: Repairs | None, keys: Sequence[str], choice: Recap
 
 
 def _cells(repairs: Repairs, number: int, keys: Sequence[str], level: int | None) -> dict[str, Any]:
-    action, lender = str(repairs.action[number]), int(repairs.lender[number])
+    action, donor = str(repairs.action[number]), int(repairs.donor[number])
     if action == "none":
         return {"recaption": "none"}
     taken = action in ("replace", "merge")
     return {
         "recaption": action, "text_proposed": repairs.texts[number], "text_source": repairs.source,
         "text_rectified": repairs.texts[number] if taken else None, "recaption_note": repairs.guard[number],
-        "text_lender": keys[lender] if lender >= 0 else None, "text_level": level,
+        "text_lender": keys[donor] if donor >= 0 else None, "text_level": level,
         "score_text_given": repairs.p_old[number], "score_text_new": repairs.p_new[number],
     }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Pseudo-captions by retrieval: a picture without a right text borrows the text of a trusted picture.
 
-Three ways to choose the lender, all model-free: the nearest image, the neighbour whose text says what the neighbours
+Three ways to choose the donor, all model-free: the nearest image, the neighbour whose text says what the neighbours
 have in common, and the pair of the most similar pseudo-class.
 """
 
@@ -23,7 +23,7 @@ ROWS, TRUSTED = 512, 16384  # that are compared at once
 
 
 @dataclass(frozen=True, slots=True)
-class Lenders:
+class Donors:
     """Trusted pairs for each of m rows, most similar image first.
 
     Attributes:
@@ -37,7 +37,7 @@ class Lenders:
 
 def find_lenders(image: Parts, rows: Int[np.ndarray, " m"], trust: Float[np.ndarray, " n"],
                  group: Int[np.ndarray, " n"], *, k: int, same_image: bool, seed: int,
-                 queries: Float[np.ndarray, "m d"] | None = None) -> Lenders:  # fmt: skip
+                 queries: Float[np.ndarray, "m d"] | None = None) -> Donors:  # fmt: skip
     """The k trusted pairs whose images are nearest.
 
     Args:
@@ -45,7 +45,7 @@ def find_lenders(image: Parts, rows: Int[np.ndarray, " m"], trust: Float[np.ndar
         rows: Pairs that need a text; none of them should be trusted.
         trust: Probability that a pair is right; 0 = lends nothing.
         group: Equal for the same picture.
-        k: Lenders of each row, >= 1; fewer where there are no more.
+        k: Donors of each row, >= 1; fewer where there are no more.
         same_image: Let the same picture lend, too. Its text is right, but then the pair is there twice.
         seed: Of approximate search.
         queries: Other features to search with, or None for those of the rows.
@@ -63,7 +63,7 @@ def find_lenders(image: Parts, rows: Int[np.ndarray, " m"], trust: Float[np.ndar
     order = np.argsort(bad, axis=1, kind="stable")[:, :k]
     ids, sims, bad = (np.take_along_axis(x, order, 1) for x in (ids, sims, bad))
     weight = np.where(bad, 0.0, np.maximum(sims, 1e-6) ** POWER * trust[np.maximum(ids, 0)])
-    return Lenders(np.where(bad, -1, ids), weight.astype(np.float32))
+    return Donors(np.where(bad, -1, ids), weight.astype(np.float32))
 
 
 def _bad(ids: np.ndarray, rows: np.ndarray, group: np.ndarray, same_image: bool) -> np.ndarray:
@@ -81,26 +81,26 @@ def _first_copies(group: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return out
 
 
-def nearest_lender(lenders: Lenders) -> Int[np.ndarray, " m"]:
-    """The lender with the nearest image; -1 = none. Source: SPS (IJCAI 2025) borrows so."""
-    return lenders.ids[:, 0].copy() if lenders.ids.shape[1] else np.full(len(lenders.ids), -1)
+def nearest_lender(donors: Donors) -> Int[np.ndarray, " m"]:
+    """The donor with the nearest image; -1 = none. Source: SPS (IJCAI 2025) borrows so."""
+    return donors.ids[:, 0].copy() if donors.ids.shape[1] else np.full(len(donors.ids), -1)
 
 
-def agreeing_lender(lenders: Lenders, text: Parts, mean: Float[np.ndarray, " e"]) -> Int[np.ndarray, " m"]:
-    """The lender whose text is nearest to what the texts of all k say together; -1 = none.
+def agreeing_lender(donors: Donors, text: Parts, mean: Float[np.ndarray, " e"]) -> Int[np.ndarray, " m"]:
+    """The donor whose text is nearest to what the texts of all k say together; -1 = none.
 
-        c_i = unit(sum_k w_ik (t_k - mean)),   lender = argmax_k cos(t_k - mean, c_i)
+        c_i = unit(sum_k w_ik (t_k - mean)),   donor = argmax_k cos(t_k - mean, c_i)
 
     Args:
-        lenders: k of each row; ties go to the nearer image.
+        donors: k of each row; ties go to the nearer image.
         text: Parts of (n, e) features.
         mean: What all texts have in common.
 
     Source: ours; the mean is the prototype of IN2R (ICML 2026), which is no text and cannot be written down.
     """
-    out = np.full(len(lenders.ids), -1, np.int64)
+    out = np.full(len(donors.ids), -1, np.int64)
     for start in range(0, len(out), 2048):
-        ids, weight = lenders.ids[start : start + 2048], lenders.weight[start : start + 2048]
+        ids, weight = donors.ids[start : start + 2048], donors.weight[start : start + 2048]
         said = take(text, np.maximum(ids, 0).ravel()).astype(np.float32).reshape(*ids.shape, -1)
         weight = np.where((ids >= 0) & said.any(2), weight, 0)
         said = unit(said - mean)
@@ -112,19 +112,19 @@ def agreeing_lender(lenders: Lenders, text: Parts, mean: Float[np.ndarray, " e"]
     return out
 
 
-def class_lender(lenders: Lenders, of_trusted: Lenders, trusted: Int[np.ndarray, " t"], text: Parts, image: Parts,
+def class_lender(donors: Donors, of_trusted: Donors, trusted: Int[np.ndarray, " t"], text: Parts, image: Parts,
                  rows: Int[np.ndarray, " m"], group: Int[np.ndarray, " n"], *, classes: int, same_image: bool,
                  threshold: float, seed: int) -> Int[np.ndarray, " m"]:  # fmt: skip
     """The trusted pair whose image is most surely of the same pseudo-class; -1 = none.
 
-        p_i = weighted share of each class among the lenders of image i,   lender = argmax_j cos(p_i, p_j)
+        p_i = weighted share of each class among the donors of image i,   donor = argmax_j cos(p_i, p_j)
 
     Args:
-        lenders: k trusted neighbours of each of the m rows.
+        donors: k trusted neighbours of each of the m rows.
         of_trusted: Those of the t trusted pairs.
         trusted: Rows of the trusted pairs.
         text: Parts of (n, e) features; the classes are clusters of the trusted ones.
-        image: Parts of (n, d) features; they decide between lenders of equal class.
+        image: Parts of (n, d) features; they decide between donors of equal class.
         rows: The m rows.
         group: int (n,): equal for the same picture.
         classes: Number of clusters, >= 2.
@@ -142,7 +142,7 @@ def class_lender(lenders: Lenders, of_trusted: Lenders, trusted: Int[np.ndarray,
     means.train(said)
     label = np.full(len(group), -1)
     label[trusted] = means.index.search(said, 1)[1][:, 0]
-    mine, theirs = (unit(_shares(one, label, classes)) for one in (lenders, of_trusted))
+    mine, theirs = (unit(_shares(one, label, classes)) for one in (donors, of_trusted))
     pictures = unit(take(image, rows))
     out, most, share = np.full(len(rows), -1, np.int64), np.full(len(rows), -np.inf), np.zeros(len(rows))
     for first in range(0, len(trusted), TRUSTED):
@@ -163,17 +163,17 @@ def class_lender(lenders: Lenders, of_trusted: Lenders, trusted: Int[np.ndarray,
     return np.where(share >= threshold, out, -1)
 
 
-def _shares(lenders: Lenders, label: np.ndarray, classes: int) -> np.ndarray:
-    """float32 (m, classes): weighted counts of the lenders' classes."""
-    out = np.zeros((len(lenders.ids), classes), np.float32)
-    held = (lenders.ids >= 0) & (lenders.weight > 0)
+def _shares(donors: Donors, label: np.ndarray, classes: int) -> np.ndarray:
+    """float32 (m, classes): weighted counts of the donors' classes."""
+    out = np.zeros((len(donors.ids), classes), np.float32)
+    held = (donors.ids >= 0) & (donors.weight > 0)
     row, _ = np.nonzero(held)
-    np.add.at(out, (row, label[lenders.ids[held]]), lenders.weight[held])
+    np.add.at(out, (row, label[donors.ids[held]]), donors.weight[held])
     return out
 
 
 def trusted_rows(p_clean: Float[np.ndarray, " n"], kept: Bool[np.ndarray, " n"], *,
                  least: float) -> Float[np.ndarray, " n"]:  # fmt: skip
-    """Trust in each pair as a lender: its p_clean if it is kept and that is at least ``least``, else 0."""
+    """Trust in each pair as a donor: its p_clean if it is kept and that is at least ``least``, else 0."""
     p = np.nan_to_num(np.asarray(p_clean, np.float32))
     return np.where(kept & (p >= least), p, 0.0).astype(np.float32)

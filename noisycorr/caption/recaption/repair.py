@@ -19,10 +19,10 @@ from noisycorr.caption.recaption.judge import (
     judge_new,
     judging_folds,
 )
-from noisycorr.caption.recaption.propose import Lenders, agreeing_lender, class_lender, find_lenders, nearest_lender
+from noisycorr.caption.recaption.propose import Donors, agreeing_lender, class_lender, find_lenders, nearest_lender
 from noisycorr.caption.recaption.rule import Recaption, act, fired, merge_texts
 from noisycorr.clean.signals.neighbors import mean_feature
-from noisycorr.clean.signals.view import View, take
+from noisycorr.clean.signals.view import PairEmbeddings, take
 from noisycorr.data.noise.swaps import normalise_text
 from noisycorr.runtime.errors import UsageError
 
@@ -42,7 +42,7 @@ class Repairs:
 
     Attributes:
         rows: int (m,).
-        lender: int (m,): whose text it is; -1 where a model wrote it, or nothing was proposed.
+        donor: int (m,): whose text it is; -1 where a model wrote it, or nothing was proposed.
         texts: New texts; None = nothing was proposed.
         source: Who made each, as `retrieval:agreement`.
         p_old: Probability that the given text fits, by the jury or by p_clean, whichever is higher; NaN without a jury.
@@ -56,7 +56,7 @@ class Repairs:
     """
 
     rows: np.ndarray
-    lender: np.ndarray
+    donor: np.ndarray
     texts: list[str | None]
     source: str
     p_old: np.ndarray
@@ -69,9 +69,9 @@ class Repairs:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def repair(view: View, texts: Sequence[str | None], rows: Int[np.ndarray, " m"], trust: Float[np.ndarray, " n"],
-           p_clean: Float[np.ndarray, " n"], choice: Recaption, *, joint: Joint | None = None,
-           write: Write | None = None, encode: Encode | None = None) -> Repairs:  # fmt: skip
+def repair(view: PairEmbeddings, texts: Sequence[str | None], rows: Int[np.ndarray, " m"],
+           trust: Float[np.ndarray, " n"], p_clean: Float[np.ndarray, " n"], choice: Recaption, *,
+           joint: Joint | None = None, write: Write | None = None, encode: Encode | None = None) -> Repairs:  # fmt: skip
     """New texts for some rows.
 
     Args:
@@ -92,26 +92,26 @@ def repair(view: View, texts: Sequence[str | None], rows: Int[np.ndarray, " m"],
         raise UsageError("no pair is trusted enough to lend its text or to judge one: lower --trust.")
     if encode is None and (write is not None or choice.policy == "merge"):
         raise UsageError("new texts must be encoded to be judged, but these pairs came as embeddings without a model.")
-    lenders = find_lenders(view.image, rows, trust, view.image_id, k=choice.lenders, same_image=choice.same_image,
+    donors = find_lenders(view.image, rows, trust, view.image_id, k=choice.donors, same_image=choice.same_image,
                            seed=choice.recaption_seed)  # fmt: skip
     mean = mean_feature(view.text)
-    lender = np.full(len(rows), -1)
+    donor = np.full(len(rows), -1)
     if write is None:
-        lender = _lend(view, lenders, rows, trust, choice, mean)
-        new: list[str | None] = [texts[j] if j >= 0 else None for j in lender.tolist()]
+        donor = _lend(view, donors, rows, trust, choice, mean)
+        new: list[str | None] = [texts[j] if j >= 0 else None for j in donor.tolist()]
         source = f"retrieval:{choice.propose}"
     else:
         new = [text.strip() or None for text in write(rows)]
         source = str(getattr(write, "name", "captioner"))
     if len(new) != len(rows):
         raise UsageError(f"the captioner wrote {len(new)} texts for {len(rows)} pictures.")
-    heard = [_heard(texts, ids, j, view) for ids, j in zip(lenders.ids, lender.tolist())]
+    heard = [_heard(texts, ids, j, view) for ids, j in zip(donors.ids, donor.tolist())]
     if choice.policy == "merge":
         new = [merge_texts(t, texts[row], near) if t else t for t, row, near in zip(new, rows.tolist(), heard)]
         source += "+merge"
-    feature, known = _features(view, new, lender, encode if write is not None or choice.policy == "merge" else None)
-    steady = _steady(view, rows, lender, feature, trust, choice, mean, write, encode)
-    p_old, p_new, facts = _judge(view, texts, rows, new, feature, known, lender, trust, p_clean, choice, joint)
+    feature, known = _features(view, new, donor, encode if write is not None or choice.policy == "merge" else None)
+    steady = _steady(view, rows, donor, feature, trust, choice, mean, write, encode)
+    p_old, p_new, facts = _judge(view, texts, rows, new, feature, known, donor, trust, p_clean, choice, joint)
     rates = word_rates([texts[j] or "" for j in np.flatnonzero(trust > 0).tolist()])
     overlap = np.array([noun_overlap(t, near) if t else np.nan for t, near in zip(new, heard)])
     pmi = np.array([lowest_pmi(t, near, rates) if t else np.nan for t, near in zip(new, heard)])
@@ -120,42 +120,42 @@ def repair(view: View, texts: Sequence[str | None], rows: Int[np.ndarray, " m"],
     same = [t is not None and normalise_text(t) == normalise_text(texts[r]) for t, r in zip(new, rows.tolist())]
     action[np.array(same, bool)] = "keep"
     action[np.array([text is None for text in new], bool)] = "none"
-    return Repairs(rows=rows, lender=lender, texts=new, source=source, p_old=p_old, p_new=p_new, overlap=overlap,
+    return Repairs(rows=rows, donor=donor, texts=new, source=source, p_old=p_old, p_new=p_new, overlap=overlap,
                    pmi=pmi, steady=steady, guard=guard, action=action, facts=facts)  # fmt: skip
 
 
-def _lend(view: View, lenders: Lenders, rows: np.ndarray, trust: np.ndarray, choice: Recaption,
+def _lend(view: PairEmbeddings, donors: Donors, rows: np.ndarray, trust: np.ndarray, choice: Recaption,
           mean: np.ndarray) -> np.ndarray:  # fmt: skip
     if choice.propose == "nearest":
-        return nearest_lender(lenders)
+        return nearest_lender(donors)
     if choice.propose == "agreement":
-        return agreeing_lender(lenders, view.text, mean)
+        return agreeing_lender(donors, view.text, mean)
     trusted = np.flatnonzero(trust > 0)
-    theirs = find_lenders(view.image, trusted, trust, view.image_id, k=choice.lenders, same_image=False,
+    theirs = find_lenders(view.image, trusted, trust, view.image_id, k=choice.donors, same_image=False,
                           seed=choice.recaption_seed)  # fmt: skip
-    return class_lender(lenders, theirs, trusted, view.text, view.image, rows, view.image_id, classes=choice.classes,
+    return class_lender(donors, theirs, trusted, view.text, view.image, rows, view.image_id, classes=choice.classes,
                         same_image=choice.same_image, threshold=SAME_CLASS, seed=choice.recaption_seed)  # fmt: skip
 
 
-def _heard(texts: Sequence[str | None], ids: np.ndarray, lender: int, view: View) -> list[str]:
-    """Texts of the neighbours that bear witness: not the lender's, nor those of the picture that it shows."""
-    picture = view.image_id[lender] if lender >= 0 else None
+def _heard(texts: Sequence[str | None], ids: np.ndarray, donor: int, view: PairEmbeddings) -> list[str]:
+    """Texts of the neighbours that bear witness: not the donor's, nor those of the picture that it shows."""
+    picture = view.image_id[donor] if donor >= 0 else None
     return [t for j in ids.tolist() if j >= 0 and view.image_id[j] != picture and (t := texts[j])]
 
 
-def _features(view: View, new: list[str | None], lender: np.ndarray,
+def _features(view: PairEmbeddings, new: list[str | None], donor: np.ndarray,
               encode: Encode | None) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """float32 (m, e) of the new texts, zeros where there is none, and bool (m,) where there is one."""
     known = np.array([text is not None for text in new], bool)
     out = np.zeros((len(new), view.text[0].shape[1]), np.float32)
     if encode is None:
-        out[known] = take(view.text, lender[known])
+        out[known] = take(view.text, donor[known])
     elif known.any():
         out[known] = encode([text for text in new if text is not None])
     return out, known
 
 
-def _steady(view: View, rows: np.ndarray, lender: np.ndarray, feature: np.ndarray, trust: np.ndarray,
+def _steady(view: PairEmbeddings, rows: np.ndarray, donor: np.ndarray, feature: np.ndarray, trust: np.ndarray,
             choice: Recaption, mean: np.ndarray, write: Write | None, encode: Encode | None) -> np.ndarray:  # fmt: skip
     """The perturbation test; NaN everywhere where it is off, or the captioner has no `disturbed`."""
     again = getattr(write, "disturbed", None)
@@ -169,7 +169,7 @@ def _steady(view: View, rows: np.ndarray, lender: np.ndarray, feature: np.ndarra
             other = _said(again(rows, turn), feature.shape[1], encode)
         else:
             shaken = disturb(take(view.image, rows), noise=choice.disturbance, seed=choice.recaption_seed, turn=turn)
-            found = find_lenders(view.image, rows, trust, view.image_id, k=choice.lenders, queries=shaken,
+            found = find_lenders(view.image, rows, trust, view.image_id, k=choice.donors, queries=shaken,
                                  same_image=choice.same_image, seed=choice.recaption_seed)  # fmt: skip
             other = _features(view, *_as_texts(_lend(view, found, rows, trust, choice, mean)), None)[0]
         others.append(other)
@@ -184,13 +184,13 @@ def _said(texts: list[str], width: int, encode: Encode) -> Float[np.ndarray, "m 
     return out
 
 
-def _as_texts(lender: np.ndarray) -> tuple[list[str | None], np.ndarray]:
-    return ["" if j >= 0 else None for j in lender.tolist()], lender
+def _as_texts(donor: np.ndarray) -> tuple[list[str | None], np.ndarray]:
+    return ["" if j >= 0 else None for j in donor.tolist()], donor
 
 
-def _judge(view: View, texts: Sequence[str | None], rows: np.ndarray, new: list[str | None], feature: np.ndarray,
-           known: np.ndarray, lender: np.ndarray, trust: np.ndarray, p_clean: np.ndarray, choice: Recaption,
-           joint: Joint | None) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:  # fmt: skip
+def _judge(view: PairEmbeddings, texts: Sequence[str | None], rows: np.ndarray, new: list[str | None],
+           feature: np.ndarray, known: np.ndarray, donor: np.ndarray, trust: np.ndarray, p_clean: np.ndarray,
+           choice: Recaption, joint: Joint | None) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:  # fmt: skip
     """Probabilities of given and new texts by scorers that saw neither, and facts."""
     fold = judging_folds(view, 5)
     scorers: dict[str, Scorer] = {}
@@ -207,7 +207,7 @@ def _judge(view: View, texts: Sequence[str | None], rows: np.ndarray, new: list[
         return p_old, p_new, facts
     ids = dict(zip((normalise_text(text) for text in texts), view.text_id.tolist()))
     new_id = np.array([ids.get(normalise_text(text), -2) for text in new])
-    taught = np.where(lender >= 0, fold[np.maximum(lender, 0)], fold[rows])
+    taught = np.where(donor >= 0, fold[np.maximum(donor, 0)], fold[rows])
     given = take(view.text, rows).astype(np.float32)
     p_old = jury(Asked(rows, given, view.text_id[rows], taught))
     p_old = np.fmax(p_old, np.where(np.isfinite(p_old), p_clean[rows], np.nan))  # it gets the benefit of the doubt

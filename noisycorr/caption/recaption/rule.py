@@ -24,9 +24,9 @@ class Recaption:
     Attributes:
         below: Pairs marked as mismatched, dropped, or to be reviewed or repaired get a proposal if p_clean is below
             this (all of them if it is 1); so do pictures without a text or with a text issue.
-        propose: Without a model: nearest takes the text of the nearest trusted image, agreement the one of `lenders`
+        propose: Without a model: nearest takes the text of the nearest trusted image, agreement the one of `donors`
             neighbours that says what they all say, class that of the trusted pair of the most similar pseudo-class.
-        lenders: Trusted neighbours that are asked, 1 to 200.
+        donors: Trusted neighbours that are asked, 1 to 200.
         trust: Only kept pairs with p_clean at or above this lend their text.
         same_image: Also take texts of pairs with the same picture. They are right, but the pair is then there twice.
         classes: Pseudo-classes of `--propose class`.
@@ -48,7 +48,7 @@ class Recaption:
 
     below: float = 0.5
     propose: str = "agreement"
-    lenders: int = 10
+    donors: int = 10
     trust: float = 0.8
     same_image: bool = False
     classes: int = 64
@@ -70,8 +70,8 @@ class Recaption:
         for name in ("below", "trust", "least", "gain", "guard_overlap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}, expected a number from 0 to 1.")
-        if not 1 <= self.lenders <= 200:
-            raise UsageError(f"--lenders is {self.lenders}, expected 1 to 200.")
+        if not 1 <= self.donors <= 200:
+            raise UsageError(f"--donors is {self.donors}, expected 1 to 200.")
         if self.classes < 2:
             raise UsageError(f"--classes is {self.classes}, expected at least 2.")
         if self.penalty < 0 or self.disturbance < 0:

@@ -27,14 +27,14 @@ from noisycorr.clean.ledger import touched
 from noisycorr.clean.pipeline import decide_stage, each_part
 from noisycorr.clean.plan import Plan, write_config
 from noisycorr.clean.score import joint_features, load_pairs
-from noisycorr.clean.signals.view import View, take
+from noisycorr.clean.signals.view import PairEmbeddings, take
 from noisycorr.data.store import open_features
 from noisycorr.models.encoders import DualEncoder, encode_texts, load_encoder
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.flags import Parser, add_choice
 from noisycorr.runtime.folder import Run, fingerprint
-from noisycorr.runtime.stage import need, tell, timed
+from noisycorr.runtime.stage import require_stage, run_stage, tell
 
 NONE, RETRIEVAL = "none", "retrieval"
 
@@ -67,7 +67,7 @@ def recaption_stage(plan: Plan, run: Run) -> None:
         return
     if touched(run) and run.stage("recaption") is None:  # interrupted: start from the ledger as it was decided
         decide_stage(dataclasses.replace(plan, recaption=NONE), run)
-    decided = need(run, "decide")["fingerprint"]
+    decided = require_stage(run, "decide")["fingerprint"]
     inputs = {"decide": decided, "recaption": dataclasses.asdict(choice), "model": _identity(plan.recaption)}
     done = run.is_current("recaption", inputs, files := each_part(run, "ledger"))
     trained = None
@@ -76,7 +76,7 @@ def recaption_stage(plan: Plan, run: Run) -> None:
         check_reads(trained, folder, run)
     if touched(run) and not done:
         decide_stage(dataclasses.replace(plan, recaption=NONE), run)
-    timed(run, "recaption", inputs, lambda: _work(plan, run, choice, trained, inputs["model"]), files)
+    run_stage(run, "recaption", inputs, lambda: _work(plan, run, choice, trained, inputs["model"]), files)
     write_config(run, plan)  # not before: what cannot be done is no part of the run
     (run.folder / "stages" / "recaption_started.json").unlink(missing_ok=True)
     tell((run.stage("recaption") or {})["facts"]["summary"])
@@ -84,7 +84,7 @@ def recaption_stage(plan: Plan, run: Run) -> None:
 
 def _work(plan: Plan, run: Run, choice: Recaption, trained: stored.Trained | None, model: str) -> dict[str, Any]:
     found = load_pairs(plan, run)
-    embedded = need(run, "embed")["facts"]
+    embedded = require_stage(run, "embed")["facts"]
     encoder = None
     if not embedded["encoder"].startswith("precomputed"):
         encoder = load_encoder(plan.embed.clip_model, device=dist.device(), precision=plan.embed.model_precision)
@@ -188,7 +188,7 @@ def _identity(model: str) -> str:
     return model if model == RETRIEVAL or not folder.is_dir() else stored.captioner_identity(folder)
 
 
-def _joint(plan: Plan, embedded: dict[str, Any], view: View, encoder: DualEncoder | None) -> Joint | None:
+def _joint(plan: Plan, embedded: dict[str, Any], view: PairEmbeddings, encoder: DualEncoder | None) -> Joint | None:
     space = joint_features(plan, embedded, view)
     if space is None:
         return None

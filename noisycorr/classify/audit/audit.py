@@ -37,7 +37,7 @@ from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import AUDIT_CONFIG, Run, atomic_path, fingerprint, fingerprint_file
 from noisycorr.runtime.lock import refuse_other_kind
-from noisycorr.runtime.stage import decided_with, say, timed
+from noisycorr.runtime.stage import decided_with, run_stage, say
 
 CONFIDENT = 50_000_000  # rows x classes up to which confident learning runs beside
 SMALL = 50_000  # rows up to which the plane of LSA is learned
@@ -83,11 +83,11 @@ def audit(given: AuditPlan, run: Run, *, overwrite: bool = False) -> None:
         "classes": dataclasses.asdict(classes), "label_col": given.label_col, "audit": dataclasses.asdict(given.audit),
         "class_embeddings": fingerprint_file(Path(given.class_embeddings)) if given.class_embeddings else None,
     }  # fmt: skip
-    timed(run, "audit_score", inputs, lambda: _score(given, classes, run), each_part(run, "scores"))
+    run_stage(run, "audit_score", inputs, lambda: _score(given, classes, run), each_part(run, "scores"))
     for line in (run.stage("audit_score") or {})["facts"]["warnings"]:
         console.warn(f"warning: {line}")
     scored = (run.stage("audit_score") or {})["fingerprint"]
-    timed(run, "audit", {"audit_score": scored, "rule": dataclasses.asdict(given.rule)},
+    run_stage(run, "audit", {"audit_score": scored, "rule": dataclasses.asdict(given.rule)},
           lambda: _decide(given.rule, run), each_part(run, "ledger"))  # fmt: skip
     for line in (run.stage("audit") or {})["facts"]["summary"]:
         say(line)
@@ -119,7 +119,9 @@ def report(run: Run) -> None:
     path = run.folder / AUDIT_CONFIG
     shown = path.read_text(encoding="utf-8") if path.exists() else ""  # the page holds it
     inputs = {"audit": decided_with(run, "audit", "audit_score")["fingerprint"], "config": fingerprint(shown)}
-    timed(run, "audit_report", inputs, lambda: {"file": write_audit_report(run).name}, ["report.html", "report.json"])
+    run_stage(
+        run, "audit_report", inputs, lambda: {"file": write_audit_report(run).name}, ["report.html", "report.json"]
+    )
     say(f"report: {run.folder / 'report.html'}")
 
 
@@ -267,7 +269,7 @@ def _table(found: Audited, more: dict[str, np.ndarray], labels: Labels, classes:
             ("near_duplicate_group", "group_kind"), group_names(groups, facts.column("uid").to_pylist())
         )
     }
-    lent = [[key for key in keys[row] if key is not None] for row in found.lenders]
+    lent = [[key for key in keys[row] if key is not None] for row in found.donors]
     issue = more.pop("confident_issue", None)
     columns: dict[str, Any] = {"score_label": found.score}
     columns |= {f"score_{name}": values for name, values in {**found.columns, **more}.items()}
@@ -276,7 +278,7 @@ def _table(found: Audited, more: dict[str, np.ndarray], labels: Labels, classes:
                 "proposed_id": found.other, "out_of_set": found.outside, "energy": found.energy,
                 "text_class": pa.array(names[found.text_class], pa.string()), "text_class_id": found.text_class,
                 "named_id": found.named,
-                "text_support": found.support, "text_lenders": pa.array(lent, pa.list_(pa.string())),
+                "text_support": found.support, "text_donors": pa.array(lent, pa.list_(pa.string())),
                 "sense": sense, "near_duplicate_score": groups.score, **text}  # fmt: skip
     if issue is not None:
         columns["is_confident_issue"] = issue
@@ -345,7 +347,7 @@ def _stored(scores: pa.Table) -> Audited:
            (("score", "score_label"), ("p_right", "p_clean"), ("other", "proposed_id"), ("p_other", "p_proposed"),
             ("outside", "out_of_set"), ("energy", "energy"), ("text_class", "text_class_id"), ("named", "named_id"),
             ("support", "text_support"))}  # fmt: skip
-    return Audited(columns={}, lenders=np.zeros((len(scores), 0), int), fit=constant_fit(""), channel=None, facts={},
+    return Audited(columns={}, donors=np.zeros((len(scores), 0), int), fit=constant_fit(""), channel=None, facts={},
                    **get)  # fmt: skip
 
 

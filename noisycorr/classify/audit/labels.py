@@ -113,7 +113,7 @@ class Audited:
         text_class: int (n,): the class whose definition fits the completed text best, -1 = unknown.
         named: int (n,): the same where it is sure, by `named_classes`; else -1.
         support: float32 (n,): share of the neighbourhood that texts stand behind.
-        lenders: int64 (n, k): neighbours whose texts were lent, closest first, -1 = fewer.
+        donors: int64 (n, k): neighbours whose texts were lent, closest first, -1 = fewer.
         fit: Curve from score to the probability that it is no random label.
         channel: Weights and confusions; None where nothing could be learned.
         facts: For the report.
@@ -129,7 +129,7 @@ class Audited:
     text_class: np.ndarray
     named: np.ndarray
     support: np.ndarray
-    lenders: np.ndarray
+    donors: np.ndarray
     fit: Fit
     channel: Channel | None
     facts: dict[str, Any]
@@ -207,7 +207,7 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
     return Audited(
         columns=columns, score=score, p_right=p_right, other=out["other"],
         p_other=(wrong * out["share"]).astype(np.float32), outside=(wrong * out["outside"]).astype(np.float32),
-        energy=out["energy"], text_class=said.best, named=named, support=support, lenders=graph_ids, fit=fit,
+        energy=out["energy"], text_class=said.best, named=named, support=support, donors=graph_ids, fit=fit,
         channel=channel, facts=facts,
     )  # fmt: skip
 

@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 
 from noisycorr.clean.report import read_config
 from noisycorr.clean.report.batches import read_binary
+from noisycorr.clean.report.frequency_sketch import clip, plain
 from noisycorr.clean.report.gallery import SHOWN, jpeg_size
 from noisycorr.clean.report.gather import cause
 from noisycorr.clean.report.page import CONTROL, dump, fill
-from noisycorr.clean.report.tally import clip, plain
 from noisycorr.data.store import part_ranges, read_scores
 from noisycorr.runtime.folder import AUDIT_CONFIG, Run, atomic_path, write_json
 
 LISTED, CLASSES, EACH = 20, 60, 6  # rows of a table, classes with a gallery, cards in each
-LENT = 2  # lenders that a card shows
+LENT = 2  # donors that a card shows
 READ = ["key", "text", "label", "label_rectified", "label_proposed", "p_clean", "p_proposed", "out_of_set", "verdict",
-        "reason", "text_lenders"]  # fmt: skip
+        "reason", "text_donors"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +183,7 @@ def _cards(run: Run, column: dict[str, list[Any]], p: np.ndarray, rows: list[int
     out = {}
     for row in rows:
         shown = jpeg_size(jpeg.get(row, b""))
-        lent = [(key, text_of.get(key) or "") for key in (column["text_lenders"][row] or [])[:LENT]]
+        lent = [(key, text_of.get(key) or "") for key in (column["text_donors"][row] or [])[:LENT]]
         out[row] = LabelCard(
             key=column["key"][row], text=clip(column["text"][row] or "", 400), label=column["label"][row] or "(none)",
             fixed=column["label_rectified"][row] or "", p=float(p[row]) if np.isfinite(p[row]) else None,

@@ -82,7 +82,7 @@ def audit_tags(view: LabelView, tags: Sequence[tuple[int, ...]], choice: Audit) 
     zero = np.zeros(n, np.float32)
     return Audited(columns=columns, score=score, p_right=p_right, other=np.full(n, -1), p_other=zero, outside=zero,
                    energy=zero, text_class=best_class(completed, view.prototypes, mean_row(completed)),
-                   named=np.full(n, -1), support=support, lenders=lent, fit=fit, channel=None, facts=facts)  # fmt: skip
+                   named=np.full(n, -1), support=support, donors=lent, fit=fit, channel=None, facts=facts)  # fmt: skip
 
 
 def _signals(view: LabelView, completed: np.ndarray, has_text: np.ndarray, found: Neighbors, code: np.ndarray, c: int,

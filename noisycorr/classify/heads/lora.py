@@ -21,10 +21,10 @@ from noisycorr.clean.plan_flags import stored_reader
 from noisycorr.models.encoders import load_trainable
 from noisycorr.models.encoders.trainable import Trainable
 from noisycorr.models.training.batches import epoch_order, split_batches, stream_seed
+from noisycorr.models.training.image_store import open_image_store
 from noisycorr.models.training.lora import add_lora, merged
 from noisycorr.models.training.pictures import Pictures, stacked
 from noisycorr.models.training.rate import cosine_share
-from noisycorr.models.training.shelf import open_shelf
 from noisycorr.models.training.tuned import block_lists
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
@@ -53,8 +53,10 @@ def open_tower(place: str) -> Trainable:
 def open_pixels(place: str, trainable: Trainable, folder: Path) -> Pixels:
     """Preprocessed pictures of a run folder by row, decoded when they are asked for."""
     run = Run(place)
-    shelf = open_shelf(run, stored_reader(run), folder)
-    pictures = Pictures(shelf=shelf, preprocess=trainable.encoder.preprocess, size=(0, 0), aug_scale=1.0, seed=0)
+    image_store = open_image_store(run, stored_reader(run), folder)
+    pictures = Pictures(
+        image_store=image_store, preprocess=trainable.encoder.preprocess, size=(0, 0), aug_scale=1.0, seed=0
+    )
 
     def pixels(rows: np.ndarray) -> Tensor:
         return stacked([pictures[(int(row), None)] for row in rows])

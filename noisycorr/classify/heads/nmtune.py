@@ -130,7 +130,7 @@ def tune_loss(network: Adapter, choice: NMTune, first: Float[Tensor, "b d"], sec
 
 
 def fit_head(data: TuneData, choice: NMTune, method: str, *, checkpoint: Path | None = None,
-             told: Callable[[int, dict[str, float]], None] | None = None) -> Adapter:  # fmt: skip
+             on_epoch: Callable[[int, dict[str, float]], None] | None = None) -> Adapter:  # fmt: skip
     """Tune one head. Same data and settings: same weights, also if it was killed and continued from `checkpoint`.
 
     Args:
@@ -138,7 +138,7 @@ def fit_head(data: TuneData, choice: NMTune, method: str, *, checkpoint: Path | 
         choice: Settings.
         method: linear, mlp or nmtune.
         checkpoint: File that is written after each epoch and continued from if it is there; None = none.
-        told: Called after each epoch with its number from 0 and the mean parts of the loss.
+        on_epoch: Called after each epoch with its number from 0 and the mean parts of the loss.
 
     Returns:
         The head after the last epoch, in evaluation mode.
@@ -176,8 +176,8 @@ def fit_head(data: TuneData, choice: NMTune, method: str, *, checkpoint: Path | 
                 total[name] = total.get(name, 0.0) + float(value.detach()) * len(rows) / len(labels)
         if checkpoint is not None:
             _store(network, optimizer, checkpoint, epoch + 1)
-        if told is not None:
-            told(epoch, total)
+        if on_epoch is not None:
+            on_epoch(epoch, total)
     return network.eval()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from noisycorr.clean.report import read_config
+from noisycorr.clean.report.frequency_sketch import plain
 from noisycorr.clean.report.page import fill, number
-from noisycorr.clean.report.tally import plain
 from noisycorr.runtime.folder import Run, atomic_path, read_json
 
 NAMES = {"linear": "linear probe", "mlp": "adapter", "nmtune": "NMTune", "lora": "LoRA"}

@@ -252,7 +252,7 @@ def _head(choice: NMTune, sets: Sets, run: Run, method: str) -> Path:
             run.log("epoch", method=method, epoch=epoch, **parts)
             progress.update(epoch + 1 - progress.n)
 
-        network = fit_head(data, choice, method, checkpoint=checkpoint, told=told)
+        network = fit_head(data, choice, method, checkpoint=checkpoint, on_epoch=told)
     save_head(network, path)
     checkpoint.unlink(missing_ok=True)
     run.log("tuned", method=method, seconds=round(time.perf_counter() - begun, 3))

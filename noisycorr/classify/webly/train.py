@@ -34,10 +34,10 @@ from noisycorr.clean.sources import embedded_run
 from noisycorr.models.encoders.backbones import Backbone, load_backbone
 from noisycorr.models.training.checkpoint import checkpoints, load_latest, save_checkpoint, sweep
 from noisycorr.models.training.heads import ImageTowers, StoredTowers
+from noisycorr.models.training.image_store import open_image_store
 from noisycorr.models.training.learner import Learner
 from noisycorr.models.training.loop import Hooks, fit
 from noisycorr.models.training.pictures import Pictures, PixelTowers
-from noisycorr.models.training.shelf import open_shelf
 from noisycorr.models.training.tune_choice import Tune
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
@@ -145,7 +145,7 @@ def _towers(plan: Plan, run: Run, source: Run, samples: Samples, encoder: Backbo
         nothing = np.zeros((len(samples.keys), 1), np.float32)
         return StoredTowers(samples.image, nothing, device=dist.device(), dtype=dtype)
     reader = picture_reader(source, f"--backbone {plan.finetune.backbone}", "leave it out")
-    pictures = Pictures(shelf=open_shelf(source, reader, run.folder / "pictures" / "data"),
+    pictures = Pictures(image_store=open_image_store(source, reader, run.folder / "pictures" / "data"),
                         preprocess=encoder.preprocess, size=encoder.size, aug_scale=plan.tune.aug_scale,
                         seed=plan.train.seed)  # fmt: skip
     tune = dataclasses.replace(plan.tune, train_part=plan.finetune.train_part)  # type: ignore[arg-type]
@@ -243,7 +243,7 @@ def _hooks(run: Run, learner: ClassLearner, plan: Plan, samples: Samples, valid:
     def save(it: Learner) -> None:
         save_checkpoint(it, run.folder / "checkpoints", keep=plan.train.keep_checkpoints)
 
-    return Hooks(validate=lambda it: tune_rows(learner, towers, valid, label), told=told, save=save)
+    return Hooks(validate=lambda it: tune_rows(learner, towers, valid, label), on_epoch=told, save=save)
 
 
 def _report(plan: Plan, samples: Samples, learner: ClassLearner, rows: Mapping[int, np.ndarray],

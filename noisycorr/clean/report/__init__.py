@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 
 from noisycorr.clean.report.decision import read_decision, verdict_sentence
+from noisycorr.clean.report.frequency_sketch import plain
 from noisycorr.clean.report.gallery import Card, with_thumbnails
 from noisycorr.clean.report.gather import gather
 from noisycorr.clean.report.nutrition import nutrition_label
 from noisycorr.clean.report.page import dump, render
-from noisycorr.clean.report.tally import plain
 from noisycorr.runtime.folder import Run, atomic_path, write_json
 
 __all__ = ["read_config", "write_report"]

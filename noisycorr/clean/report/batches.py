@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from noisycorr.clean.report.tally import SAMPLE, Tally, in_sample
+from noisycorr.clean.report.frequency_sketch import SAMPLE, FrequencySketch, in_sample
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
 
@@ -116,7 +116,7 @@ def survey(run: Run, groups: int = 12) -> Survey:
         rows += held
         names |= {name for name in pq.read_schema(ledger).names if name.startswith("score_")}
     samples: dict[str, list[np.ndarray]] = {name: [] for name in sorted(names)}
-    tally, row = Tally(limit=100_000), 0
+    tally, row = FrequencySketch(limit=100_000), 0
     for piece in pieces:
         path = run.folder / "ledger" / f"{piece}.parquet"
         for table in _slices(path, {*names, "near_duplicate_group"}):

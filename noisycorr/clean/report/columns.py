@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from noisycorr.clean.report.batches import Batch
-from noisycorr.clean.report.tally import Numbers, Tally, clip, decile_ratio, gini
+from noisycorr.clean.report.frequency_sketch import FrequencySketch, Numbers, clip, decile_ratio, gini
 
 COLUMNS = 64  # described in full; further ones are only counted
 VALUES = 50  # different values up to which a column counts as categorical
@@ -29,7 +29,7 @@ class Column:
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
         self.numbers = Numbers()
-        self.tally = Tally()
+        self.tally = FrequencySketch()
         self.dates = True
         self.first, self.last = "", ""
         self.values: dict[str, list[float]] | None = {}  # value -> pairs, kept, sum of p_clean, pairs with p_clean

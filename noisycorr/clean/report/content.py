@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from noisycorr.clean.report.batches import Batch
-from noisycorr.clean.report.tally import Numbers, Tally, clip, decile_ratio, gini
+from noisycorr.clean.report.frequency_sketch import FrequencySketch, Numbers, clip, decile_ratio, gini
 
 TEXTS = 20_000  # texts whose letters and words are looked at
 LENGTHS = (1, 5, 10, 20, 40, 80, 160, 320, 640)  # characters; the last bin is open
@@ -31,8 +31,8 @@ class Content:
         self.aspects = np.zeros(len(ASPECTS) + 1, np.int64)
         self.animated = self.pictures = 0
         self.joint = np.zeros((len(LENGTHS), 10), np.int64)  # text length by p_clean
-        self.texts, self.hashes = Tally(limit=100_000), Tally(limit=100_000)
-        self.words, self.sources = Tally(limit=100_000), Tally(limit=2000)
+        self.texts, self.hashes = FrequencySketch(limit=100_000), FrequencySketch(limit=100_000)
+        self.words, self.sources = FrequencySketch(limit=100_000), FrequencySketch(limit=2000)
         self.scripts: Counter[str] = Counter()
         self.letters = self.characters = 0
 
@@ -111,7 +111,7 @@ class Content:
         }
 
 
-def _repeats(tally: Tally, number: int) -> dict[str, Any]:
+def _repeats(tally: FrequencySketch, number: int) -> dict[str, Any]:
     top = [{"value": name, "count": count} for name, count in tally.top(number) if count > 1]
     return {
         "count": tally.total,

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from noisycorr.clean.report.batches import TEXT, Batch, Survey, read_binary
-from noisycorr.clean.report.tally import clip
+from noisycorr.clean.report.frequency_sketch import clip
 from noisycorr.data.pairs import PROBLEMS
 from noisycorr.runtime.folder import Run
 

@@ -11,8 +11,8 @@ import numpy as np
 from noisycorr.clean.report.batches import Batch, Survey, batches, survey
 from noisycorr.clean.report.columns import Columns
 from noisycorr.clean.report.content import Content
+from noisycorr.clean.report.frequency_sketch import FrequencySketch, Numbers, clip
 from noisycorr.clean.report.gallery import Galleries
-from noisycorr.clean.report.tally import Numbers, Tally, clip
 from noisycorr.clean.report.truth import Truth
 from noisycorr.data.pairs import PROBLEMS, is_truth
 from noisycorr.runtime.folder import Run
@@ -37,7 +37,7 @@ class Counts:
         self.issues: Counter[str] = Counter(dict.fromkeys(ISSUES, 0))
         self.codes: dict[str, Counter[str]] = {"image": Counter(), "text": Counter()}
         self.rules: Counter[tuple[str, str, str]] = Counter()  # verdict, rule, cause
-        self.groups = Tally(limit=2000)
+        self.groups = FrequencySketch(limit=2000)
 
     def add(self, batch: Batch) -> None:
         """Count the rows of a batch."""

@@ -15,9 +15,9 @@ from markupsafe import Markup, escape
 
 from noisycorr.clean.report import plots
 from noisycorr.clean.report.decision import Decision, percent, verdict_sentence
+from noisycorr.clean.report.frequency_sketch import clip
 from noisycorr.clean.report.gallery import Card
 from noisycorr.clean.report.nutrition import length_names, source_of
-from noisycorr.clean.report.tally import clip
 from noisycorr.runtime.version import __version__
 
 FOLDER = Path(__file__).parent

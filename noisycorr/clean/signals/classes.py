@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from scipy import optimize, special
 
 from noisycorr.clean.signals.crossfit import CrossFit
-from noisycorr.clean.signals.view import Repaired, Signal, View, take, unit
+from noisycorr.clean.signals.view import PairEmbeddings, ShuffledPairs, Signal, take, unit
 from noisycorr.stats.mixture import KNOTS, Fit, fit_null
 
 MOST = 2048  # texts
@@ -41,7 +41,7 @@ SMOOTH = 5.0  # contradictions that each class is given in advance, spread as te
 LIMIT = 20.0  # of the score
 
 
-def are_classes(view: View) -> bool:
+def are_classes(view: PairEmbeddings) -> bool:
     """True if at most 2,048 texts stand on at least ten present pairs each, on average."""
     count = len(np.unique(view.text_id[view.present]))
     return 1 < count <= MOST and int(view.present.sum()) >= FEWEST * count
@@ -64,7 +64,7 @@ class _Texts:
     count: np.ndarray
 
     @staticmethod
-    def of(view: View, heads: CrossFit, hood: np.ndarray | None, mean: np.ndarray) -> _Texts:
+    def of(view: PairEmbeddings, heads: CrossFit, hood: np.ndarray | None, mean: np.ndarray) -> _Texts:
         """Collect the classes of the present rows."""
         rows = np.flatnonzero(view.present)
         _, first, back, count = np.unique(
@@ -94,7 +94,7 @@ class _Texts:
 
 
 def class_score(
-    view: View, heads: CrossFit, hood: np.ndarray | None, mean: np.ndarray, pairs: Repaired
+    view: PairEmbeddings, heads: CrossFit, hood: np.ndarray | None, mean: np.ndarray, pairs: ShuffledPairs
 ) -> tuple[Signal, Fit]:
     """Score and calibrate pairs whose texts are classes.
 

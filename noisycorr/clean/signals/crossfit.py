@@ -34,7 +34,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-from noisycorr.clean.signals.view import Repaired, View, blocks, pair_cosine, repaired, unit
+from noisycorr.clean.signals.view import PairEmbeddings, ShuffledPairs, blocks, pair_cosine, shuffled_pairs, unit
 
 WIDTH = 384  # numbers kept of each side before the heads, by principal components
 POWER = 0.7
@@ -196,7 +196,7 @@ def _inverse_root(covariance: np.ndarray, reg: float) -> np.ndarray:
     return (vectors * (np.maximum(values, 0) + reg * max(values.mean(), 1e-12)) ** -0.5) @ vectors.T
 
 
-def cross_fit(view: View, *, folds: int = 5, rounds: int = 2, weigh: Weigh | None = None) -> CrossFit:
+def cross_fit(view: PairEmbeddings, *, folds: int = 5, rounds: int = 2, weigh: Weigh | None = None) -> CrossFit:
     """Learn heads on all folds but one, project that one; for every fold.
 
     Args:
@@ -216,7 +216,7 @@ def cross_fit(view: View, *, folds: int = 5, rounds: int = 2, weigh: Weigh | Non
         raise ValueError(f"{int(view.present.sum())} pairs cannot be dealt into {folds} folds")
     fold = deal_folds(view.image_id, folds, view.seed)
     x, t = reduce_width(view.image, WIDTH), reduce_width(view.text, WIDTH)
-    null = repaired(view, fold, count=SAMPLED)
+    null = shuffled_pairs(view, fold, count=SAMPLED)
     weight = view.present.astype(np.float32)
     reg, separation = choose_reg(x, t, weight, fold, null, view)
     image, text = _project(x, t, weight, fold, reg)
@@ -232,7 +232,7 @@ def cross_fit(view: View, *, folds: int = 5, rounds: int = 2, weigh: Weigh | Non
 
 
 def choose_reg(
-    x: np.ndarray, t: np.ndarray, weight: np.ndarray, fold: np.ndarray, null: Repaired, view: View
+    x: np.ndarray, t: np.ndarray, weight: np.ndarray, fold: np.ndarray, null: ShuffledPairs, view: PairEmbeddings
 ) -> tuple[float, float]:
     """The shrinkage whose held-out scores best tell given pairs from re-paired ones; no truth needed."""
     sums = fold_moments(x, t, weight, fold)

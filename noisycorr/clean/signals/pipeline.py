@@ -18,10 +18,18 @@ from noisycorr.clean.signals.classes import are_classes, class_score
 from noisycorr.clean.signals.combine import combine
 from noisycorr.clean.signals.crossfit import CrossFit, cross_fit
 from noisycorr.clean.signals.neighbors import consensus, mean_feature
-from noisycorr.clean.signals.siblings import vouch
+from noisycorr.clean.signals.siblings import correct_by_siblings
 from noisycorr.clean.signals.sides import Side, whole_neighbors
 from noisycorr.clean.signals.similarity import margin
-from noisycorr.clean.signals.view import Repaired, Signal, View, own_cosine, pair_cosine, repaired, with_near_misses
+from noisycorr.clean.signals.view import (
+    PairEmbeddings,
+    ShuffledPairs,
+    Signal,
+    own_cosine,
+    pair_cosine,
+    shuffled_pairs,
+    with_near_misses,
+)
 from noisycorr.runtime.errors import UsageError
 from noisycorr.stats.index import neighbors
 from noisycorr.stats.mixture import Fit, constant_fit, fit_beta, fit_gaussian, fit_null, odds_fit
@@ -31,7 +39,7 @@ CALIBRATION = ("auto", "null", "gaussian", "beta")
 FEWEST = 100  # pairs below which heads are not learned
 
 Parts = Sequence[np.ndarray]
-Heads = Callable[[View, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Heads = Callable[[PairEmbeddings, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,7 @@ class Scored:
 
 
 def score_pairs(
-    view: View,
+    view: PairEmbeddings,
     joint: tuple[Parts, Parts] | None,
     choice: Score,
     *,
@@ -125,7 +133,7 @@ def score_pairs(
         facts |= {"folds": choice.folds, "shrinkage": heads.reg, "heads_separation": round(heads.separation, 4)}
     elif learn:
         facts["note"] = f"fewer than {FEWEST} pairs: heads were not learned"
-    pairs = repaired(view, fold)
+    pairs = shuffled_pairs(view, fold)
     pairs = with_near_misses(pairs, view, fold) if learn else pairs
     trust = np.ones(view.n, np.float32)
     if joint is not None:
@@ -158,8 +166,8 @@ def _columns(signals: dict[str, Signal], pair: Signal) -> dict[str, np.ndarray]:
     return {name: signal.given for name, signal in signals.items()} | {"pair": pair.given}
 
 
-def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Repaired, choice: Score,
-            facts: dict[str, Any], view: View, space: tuple[Parts, Parts] | None) -> Scored:  # fmt: skip
+def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: ShuffledPairs, choice: Score,
+            facts: dict[str, Any], view: PairEmbeddings, space: tuple[Parts, Parts] | None) -> Scored:  # fmt: skip
     """Choose or combine the signal that is calibrated."""
     usable = {name: s for name, s in signals.items() if np.isfinite(s.given).any() and np.isfinite(s.null).any()}
     if not usable:
@@ -190,10 +198,10 @@ def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Repa
     return Scored(columns=_columns(signals, pair), pair=pair, fit=fit, facts=facts)
 
 
-def _siblings(pair: Signal, fit: Fit, space: tuple[Parts, Parts] | None, view: View, pairs: Repaired,
+def _siblings(pair: Signal, fit: Fit, space: tuple[Parts, Parts] | None, view: PairEmbeddings, pairs: ShuffledPairs,
               facts: dict[str, Any]) -> tuple[Signal, Fit]:  # fmt: skip
     """Where pictures hold several texts these correct each other; then the score is the log odds of the posterior."""
-    found = vouch(view, fit(pair.given), space, pairs) if space is not None else None
+    found = correct_by_siblings(view, fit(pair.given), space, pairs) if space is not None else None
     if found is None:
         return pair, fit
     facts["siblings"] = {"pictures": found.pictures, "moved_together": found.rho, "correlation": round(found.kappa, 3)}
@@ -204,7 +212,7 @@ def _siblings(pair: Signal, fit: Fit, space: tuple[Parts, Parts] | None, view: V
 
 
 def _margins(
-    space: tuple[Parts, Parts], view: View, pairs: Repaired, fold: np.ndarray, choice: Score
+    space: tuple[Parts, Parts], view: PairEmbeddings, pairs: ShuffledPairs, fold: np.ndarray, choice: Score
 ) -> dict[str, Signal]:
     """Does the image prefer its text, does the text prefer its image?"""
     image, text = space
@@ -217,8 +225,8 @@ def _margins(
 
 
 def _neighborhoods(
-    view: View,
-    pairs: Repaired,
+    view: PairEmbeddings,
+    pairs: ShuffledPairs,
     trust: np.ndarray,
     choice: Score,
     facts: dict[str, Any],
@@ -247,7 +255,7 @@ def _neighborhoods(
     return out, said
 
 
-def _cosine(space: tuple[Parts, Parts], pairs: Repaired) -> Signal:
+def _cosine(space: tuple[Parts, Parts], pairs: ShuffledPairs) -> Signal:
     return Signal(own_cosine(*space), pair_cosine(*space, pairs))
 
 

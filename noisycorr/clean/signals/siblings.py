@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
-from noisycorr.clean.signals.view import BLOCK, Repaired, View, pair_cosine, take, unit
+from noisycorr.clean.signals.view import BLOCK, PairEmbeddings, ShuffledPairs, pair_cosine, take, unit
 from noisycorr.stats.mixture import density_ratio, null_share
 
 MOST = 6  # texts of a picture that are looked at together
@@ -53,7 +53,7 @@ class Vouched:
     pictures: int
 
 
-def sibling_groups(view: View) -> list[np.ndarray]:
+def sibling_groups(view: PairEmbeddings) -> list[np.ndarray]:
     """Rows of each picture that holds two or more different texts: one row a text, at most six, drawn at random.
 
     Returns:
@@ -72,11 +72,11 @@ def sibling_groups(view: View) -> list[np.ndarray]:
     return out
 
 
-def vouch(
-    view: View,
+def correct_by_siblings(
+    view: PairEmbeddings,
     p: Float[np.ndarray, " n"],
     space: tuple[Sequence[np.ndarray], Sequence[np.ndarray]],
-    pairs: Repaired,
+    pairs: ShuffledPairs,
 ) -> Vouched | None:
     """Let the texts of each picture correct each other.
 
@@ -111,7 +111,7 @@ class _Pictures:
     ratio: np.ndarray  # (g, m, m) r of each pair of texts
 
     @staticmethod
-    def of(view: View, rows: np.ndarray, p: np.ndarray, ratio: _Ratio, kappa: float) -> _Pictures:
+    def of(view: PairEmbeddings, rows: np.ndarray, p: np.ndarray, ratio: _Ratio, kappa: float) -> _Pictures:
         found = [np.zeros((0, rows.shape[1], rows.shape[1]))]
         for start in range(0, len(rows), BLOCK // 8):  # features of all texts would not fit
             some = rows[start : start + BLOCK // 8]
@@ -163,7 +163,7 @@ class _Ratio:
         return np.interp(cosine, self.cosine, self.value)
 
 
-def _ratio(view: View, groups: list[np.ndarray]) -> _Ratio:
+def _ratio(view: PairEmbeddings, groups: list[np.ndarray]) -> _Ratio:
     """f_same / f_different from texts of one picture, of which a share is different, against texts of two pictures."""
     rng = np.random.default_rng([view.seed, 37])
     one, two = np.concatenate([_each_pair(rows) for rows in groups]).T
@@ -187,11 +187,13 @@ def _each_pair(rows: np.ndarray) -> np.ndarray:
     return np.stack([rows[:, i].ravel(), rows[:, j].ravel()], 1)
 
 
-def _cosine(view: View, one: Int[np.ndarray, " k"], two: Int[np.ndarray, " k"]) -> np.ndarray:
+def _cosine(view: PairEmbeddings, one: Int[np.ndarray, " k"], two: Int[np.ndarray, " k"]) -> np.ndarray:
     return (unit(take(view.text, one)) * unit(take(view.text, two))).sum(1)
 
 
-def _kappa(view: View, space: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], pairs: Repaired) -> float:
+def _kappa(
+    view: PairEmbeddings, space: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], pairs: ShuffledPairs
+) -> float:
     """Correlation of the cosines of one picture with two texts of another; 1 where it cannot be measured."""
     random = np.flatnonzero(~pairs.near)[:PAIRS]
     image, text = pairs.image[random], pairs.text[random]
@@ -205,24 +207,24 @@ def _kappa(view: View, space: tuple[Sequence[np.ndarray], Sequence[np.ndarray]],
     if good.sum() < 20:
         return 1.0
     near = np.zeros(int(good.sum()), bool)
-    a = pair_cosine(*space, Repaired(image[good], text[good], near))
-    b = pair_cosine(*space, Repaired(image[good], other[good], near))
+    a = pair_cosine(*space, ShuffledPairs(image[good], text[good], near))
+    b = pair_cosine(*space, ShuffledPairs(image[good], other[good], near))
     found = np.corrcoef(a, b)[0, 1] if a.std() > 0 and b.std() > 0 else 1.0
     return float(np.clip(found, 0, 1))
 
 
-def _picture(view: View) -> np.ndarray:
+def _picture(view: PairEmbeddings) -> np.ndarray:
     """int (n,): equal where the picture is the same."""
     return view.image_id if view.picture is None else view.picture
 
 
-def _key(view: View) -> np.ndarray:
+def _key(view: PairEmbeddings) -> np.ndarray:
     """int64 (n,): equal where picture and text are."""
     width = int(view.text_id.max(initial=0)) + 2  # ids begin at -1
     return _picture(view).astype(np.int64) * width + view.text_id
 
 
-def _spread(view: View, p_clean: np.ndarray, judged: np.ndarray) -> np.ndarray:
+def _spread(view: PairEmbeddings, p_clean: np.ndarray, judged: np.ndarray) -> np.ndarray:
     """Rows with the same picture and text as a judged one get its probability."""
     out = p_clean.copy()
     if len(judged):

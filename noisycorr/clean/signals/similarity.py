@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from noisycorr.clean.signals.view import BLOCK, Repaired, Signal, take, unit
+from noisycorr.clean.signals.view import BLOCK, ShuffledPairs, Signal, take, unit
 
 COMPETITORS = 1024
 
@@ -24,7 +24,7 @@ def margin(
     identity: np.ndarray,
     picture: np.ndarray,
     own: np.ndarray,
-    pairs: Repaired,
+    pairs: ShuffledPairs,
     fold: np.ndarray,
     *,
     side: str,

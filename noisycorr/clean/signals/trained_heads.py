@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 
 from noisycorr.clean.signals.crossfit import reduce_width
-from noisycorr.clean.signals.view import View
+from noisycorr.clean.signals.view import PairEmbeddings
 from noisycorr.models.training.choice import Train
 from noisycorr.models.training.heads import Network, StoredTowers
 from noisycorr.models.training.learner import Learner, TrainSet
@@ -25,7 +25,7 @@ FEWEST, STEPS = 200, 2_000  # steps of a fold: enough for small sets, and large 
 Sides = tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]
 
 
-def trained_heads(view: View, fold: Int[np.ndarray, " n"]) -> Sides:
+def trained_heads(view: PairEmbeddings, fold: Int[np.ndarray, " n"]) -> Sides:
     """Every pair encoded by heads that never saw its fold, trained with a loss that forgives wrong pairs.
 
     Args:
@@ -51,7 +51,7 @@ def trained_heads(view: View, fold: Int[np.ndarray, " n"]) -> Sides:
     return image, text
 
 
-def _train(view: View, towers: StoredTowers, rows: np.ndarray, choice: Train, hooks: Hooks) -> Network:
+def _train(view: PairEmbeddings, towers: StoredTowers, rows: np.ndarray, choice: Train, hooks: Hooks) -> Network:
     """Heads of some rows; of a large set every k-th row and fewer passes, of a small one more."""
     rows = rows[:: -(-len(rows) // (STEPS * choice.batch_size))]
     steps = -(-len(rows) // choice.batch_size)

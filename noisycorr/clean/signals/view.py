@@ -1,7 +1,7 @@
 """What scorers see: embeddings and identities, never the truth (law 4).
 
 Re-pairing is the common tool: a pair of image i and text j that nobody claimed to belong together shows how a wrong
-pair scores. `repaired` draws such pairs; every signal can score them the same way as the given ones.
+pair scores. `shuffled_pairs` draws such pairs; every signal can score them the same way as the given ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BLOCK = 16384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class PairEmbeddings:
     """Embeddings of n pairs, with who is who.
 
     Attributes:
@@ -54,7 +54,7 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
-class Repaired:
+class ShuffledPairs:
     """Pairs of image `image[k]` and text `text[k]` that nobody claimed to belong together."""
 
     image: np.ndarray  # int (m,) rows
@@ -62,7 +62,7 @@ class Repaired:
     near: np.ndarray  # bool (m,): the text is a neighbour of the image's own text; drawn by `with_near_misses`
 
 
-def repaired(view: View, fold: np.ndarray, *, count: int = 100_000) -> Repaired:
+def shuffled_pairs(view: PairEmbeddings, fold: np.ndarray, *, count: int = 100_000) -> ShuffledPairs:
     """Draw wrong pairs: image and text of different rows of one fold, which no row of the set puts together.
 
     Args:
@@ -82,10 +82,12 @@ def repaired(view: View, fold: np.ndarray, *, count: int = 100_000) -> Repaired:
         text.append(rows[rng.integers(len(rows), size=wanted)])
     one, two = np.concatenate(image), np.concatenate(text)
     good = _unclaimed(view, one, two)
-    return Repaired(one[good], two[good], np.zeros(int(good.sum()), bool))
+    return ShuffledPairs(one[good], two[good], np.zeros(int(good.sum()), bool))
 
 
-def with_near_misses(pairs: Repaired, view: View, fold: np.ndarray, *, limit: int = 20_000) -> Repaired:
+def with_near_misses(
+    pairs: ShuffledPairs, view: PairEmbeddings, fold: np.ndarray, *, limit: int = 20_000
+) -> ShuffledPairs:
     """Add wrong pairs that look right: an image with one of the ten texts that are most like its own, but another one.
 
     They teach the combination of signals to tell small differences. They do not calibrate: how much of the noise is of
@@ -117,10 +119,10 @@ def with_near_misses(pairs: Repaired, view: View, fold: np.ndarray, *, limit: in
     text = rows[by_text[np.minimum(low + (rng.random(len(low)) * (high - low)).astype(np.int64), len(rows) - 1)]]
     good = found & _unclaimed(view, image, text)
     mark = np.concatenate([pairs.near, np.ones(int(good.sum()), bool)])
-    return Repaired(np.concatenate([pairs.image, image[good]]), np.concatenate([pairs.text, text[good]]), mark)
+    return ShuffledPairs(np.concatenate([pairs.image, image[good]]), np.concatenate([pairs.text, text[good]]), mark)
 
 
-def _unclaimed(view: View, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+def _unclaimed(view: PairEmbeddings, image: np.ndarray, text: np.ndarray) -> np.ndarray:
     """bool (m,): other picture and other text, and no row of the set shows this picture with this text."""
     width = int(view.text_id.max()) + 2 if view.n else 1  # ids begin at -1
     claimed = view.image_id.astype(np.int64) * width + view.text_id
@@ -128,7 +130,7 @@ def _unclaimed(view: View, image: np.ndarray, text: np.ndarray) -> np.ndarray:
     return out & ~np.isin(view.image_id[image].astype(np.int64) * width + view.text_id[text], claimed)
 
 
-def _similar_texts(view: View, image: np.ndarray, texts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _similar_texts(view: PairEmbeddings, image: np.ndarray, texts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """int (k,): for each row one of the ten texts that are most like its own, equal ones left out."""
     others = unit(take(view.text, texts))
     count = min(10, len(texts) - 1)
@@ -172,7 +174,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
-def pair_cosine(image: Sequence[np.ndarray], text: Sequence[np.ndarray], pairs: Repaired) -> np.ndarray:
+def pair_cosine(image: Sequence[np.ndarray], text: Sequence[np.ndarray], pairs: ShuffledPairs) -> np.ndarray:
     """float32 (m,): cosine of image `pairs.image[k]` and text `pairs.text[k]`; d must agree."""
     out = np.empty(len(pairs.image), np.float32)
     for start in range(0, len(out), BLOCK):

@@ -42,7 +42,7 @@ class Hooks:
         validate: Metrics of the networks on validation pairs; `select` is the value to select by, higher = better.
         watch: Metrics of an opinion: number of the network, its signals, its trust. May know the truth.
         watches: Ask `watch` even where the strategy does not judge, at the price of a pass over the pairs.
-        told: Called with the record of each finished epoch and its times.
+        on_epoch: Called with the record of each finished epoch and its times.
         save: Called when a checkpoint is due: after each epoch, and inside one when `save_every` seconds have gone.
         progress: Called with the number of pairs of each step.
     """
@@ -50,7 +50,7 @@ class Hooks:
     validate: Callable[[Learner], Mapping[str, Any]] = _nothing
     watch: Callable[[int, Mapping[str, np.ndarray], Trust | None], Mapping[str, Any]] = _nothing
     watches: bool = False
-    told: Callable[[Mapping[str, Any], Mapping[str, float]], Any] = _nothing
+    on_epoch: Callable[[Mapping[str, Any], Mapping[str, float]], Any] = _nothing
     save: Callable[[Learner], Any] = _nothing
     progress: Callable[[int], Any] = _nothing
 
@@ -106,7 +106,7 @@ def _epoch(learner: Learner, hooks: Hooks) -> None:
     times |= {"loading": learner.loading, "pairs": float(pairs)}
     record = _finish(learner, hooks, [sum(map(len, batches)) for batches, _ in plan])
     hooks.save(learner)
-    hooks.told(record, times)
+    hooks.on_epoch(record, times)
 
 
 def _judge(learner: Learner, hooks: Hooks, *, trusted: bool) -> dict[str, Any]:

@@ -31,7 +31,7 @@ RATIOS = (3 / 4, 4 / 3)  # of width and height of a crop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shelf:
+class ImageStore:
     """Where the encoded picture of each row is: a file of its own, or bytes in one large file.
 
     Attributes:
@@ -63,14 +63,14 @@ class Pictures(Dataset):  # type: ignore[type-arg]
     """Pixels by row and epoch: decoded, cropped at random if there is an epoch, and preprocessed by the encoder.
 
     Attributes:
-        shelf: Where they are.
+        image_store: Where they are.
         preprocess: The encoder's own.
         size: Height and width that it takes.
         aug_scale: Smallest share of the area that a crop keeps.
         seed: Of the crops, which are a function of seed, epoch and row alone.
     """
 
-    shelf: Shelf
+    image_store: ImageStore
     preprocess: Any
     size: tuple[int, int]
     aug_scale: float
@@ -80,7 +80,7 @@ class Pictures(Dataset):  # type: ignore[type-arg]
         """Pixels, or what is wrong with the picture."""
         row, epoch = place
         try:
-            image = decode_image(self.shelf.read(row)).image
+            image = decode_image(self.image_store.read(row)).image
         except (BadImage, OSError) as error:
             return f"{type(error).__name__}: {error}"
         if epoch is not None and self.aug_scale < 1:
@@ -146,7 +146,7 @@ class PixelTowers:
         self._held: collections.deque[dict[tuple[int, int | None], Tensor | str]] = collections.deque(maxlen=HELD)
 
     def __len__(self) -> int:
-        return len(self.pictures.shelf)
+        return len(self.pictures.image_store)
 
     def expect(self, requests: Iterable[Request]) -> None:
         """Decode these batches ahead, in order, in the workers."""
@@ -211,7 +211,7 @@ class PictureTowers(PixelTowers):
     Args:
         trainable: The encoder.
         tune: Which part of it is trained, and how pictures are loaded.
-        shelf: Where the pictures are.
+        image_store: Where the pictures are.
         texts: n texts.
         seed: Of the crops.
         device: Where batches go.
@@ -219,11 +219,11 @@ class PictureTowers(PixelTowers):
         keys: Names of the pairs, for messages.
     """
 
-    def __init__(self, trainable: Trainable, tune: Tune, shelf: Shelf, texts: Sequence[str | None], *, seed: int,
-                 device: torch.device, dtype: torch.dtype, keys: Sequence[str]) -> None:  # fmt: skip
+    def __init__(self, trainable: Trainable, tune: Tune, image_store: ImageStore, texts: Sequence[str | None], *,
+                 seed: int, device: torch.device, dtype: torch.dtype, keys: Sequence[str]) -> None:  # fmt: skip
         encoder = trainable.encoder
-        pictures = Pictures(shelf=shelf, preprocess=encoder.preprocess, size=trainable.size, aug_scale=tune.aug_scale,
-                            seed=seed)  # fmt: skip
+        pictures = Pictures(image_store=image_store, preprocess=encoder.preprocess, size=trainable.size,
+                            aug_scale=tune.aug_scale, seed=seed)  # fmt: skip
         super().__init__(pictures, {"encoder": encoder.name, "preprocessing": encoder.preprocessing}, tune,
                          device=device, dtype=dtype, keys=keys)  # fmt: skip
         self.trainable = trainable

@@ -14,7 +14,7 @@ import numpy as np
 
 from noisycorr.data.readers import Piece, Reader
 from noisycorr.data.store import part_sizes, read_facts
-from noisycorr.models.training.pictures import Shelf
+from noisycorr.models.training.pictures import ImageStore
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run, fingerprint, read_json, write_array, write_json
@@ -22,7 +22,7 @@ from noisycorr.runtime.folder import Run, fingerprint, read_json, write_array, w
 EVERY = 30.0  # seconds between the points from which a killed command goes on
 
 
-def open_shelf(run: Run, reader: Reader, folder: Path) -> Shelf:
+def open_image_store(run: Run, reader: Reader, folder: Path) -> ImageStore:
     """Where the pictures of a run are.
 
     A source of bytes (an archive, a parquet file) is read once, in order, and each distinct picture is copied to
@@ -52,7 +52,7 @@ def open_shelf(run: Run, reader: Reader, folder: Path) -> Shelf:
     files: Sequence[Path | None] = [None] * len(hashes)
     if read_json(marker)["files"]:
         files = _files(reader, sizes, len(hashes))
-    return Shelf(files=files, spool=spool, spans=np.load(spool.with_suffix(".npy"), allow_pickle=False))
+    return ImageStore(files=files, spool=spool, spans=np.load(spool.with_suffix(".npy"), allow_pickle=False))
 
 
 @dataclass(slots=True)

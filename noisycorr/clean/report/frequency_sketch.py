@@ -43,7 +43,7 @@ def in_sample(rows: np.ndarray, total: int, capacity: int = SAMPLE) -> np.ndarra
     return z < np.uint64(int(capacity / total * 2**64))
 
 
-class Tally:
+class FrequencySketch:
     """How often each string occurs. Exact up to `limit` different strings, then a Misra-Gries summary.
 
     Beyond the limit a count is a lower bound, at most `error` too small, and the number of different strings and the
