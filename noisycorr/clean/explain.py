@@ -102,7 +102,7 @@ def _new_text(ledger: dict[str, Any]) -> list[str]:
     words = {"keep": "proposed, not clearly better", "flag": "proposed, for a person to look at",
              "replace": "taken in place of the given one", "merge": "merged with the given one"}  # fmt: skip
     made = f"by {_short(ledger['text_source'])}"
-    made += f", from {_short(ledger['text_lender'])}" if ledger["text_lender"] else ""
+    made += f", from {_short(ledger['text_donor'])}" if ledger["text_donor"] else ""
     made += f", level {ledger['text_level']}" if ledger["text_level"] is not None else ""
     new, given = _number(ledger["score_text_new"]), f"the given with {_number(ledger['score_text_given'])}"
     given = given if (ledger["text"] or "").strip() else "and there was no text"

@@ -34,10 +34,10 @@ from noisycorr.caption.recaption.judge import (
 )
 from noisycorr.caption.recaption.propose import (
     Donors,
-    agreeing_lender,
-    class_lender,
-    find_lenders,
-    nearest_lender,
+    agreeing_donor,
+    class_donor,
+    find_donors,
+    nearest_donor,
     trusted_rows,
 )
 from noisycorr.caption.recaption.repair import repair
@@ -50,57 +50,57 @@ numbers = st.one_of(st.floats(-5, 5), st.just(math.nan))
 
 
 @pytest.mark.parametrize("same_image", [False, True])
-def test_lenders_equal_a_slow_search(same_image: bool) -> None:
+def test_donors_equal_a_slow_search(same_image: bool) -> None:
     image = RNG.normal(size=(40, 6)).astype(np.float32)
     image[7] = image[3]
     group = np.arange(40)
     group[7] = 3
     trust = np.where(np.arange(40) % 3 > 0, 0.9, 0.0)
     rows = np.array([3, 0, 9])
-    found = find_lenders([image[:11], image[11:]], rows, trust, group, k=5, same_image=same_image, seed=0)
+    found = find_donors([image[:11], image[11:]], rows, trust, group, k=5, same_image=same_image, seed=0)
     assert found.ids.tolist() == slow.donors(image, rows.tolist(), trust, group, 5, same_image)
     assert (7 in found.ids[0]) is same_image
-    assert (np.diff(found.weight) <= 1e-6).all() and nearest_lender(found).tolist() == found.ids[:, 0].tolist()
+    assert (np.diff(found.weight) <= 1e-6).all() and nearest_donor(found).tolist() == found.ids[:, 0].tolist()
 
 
-def test_few_lenders_and_none() -> None:
+def test_few_donors_and_none() -> None:
     image = np.eye(4, dtype=np.float32) + 0.1
-    found = find_lenders([image], np.array([0]), np.array([0, 0.8, 0, 0]), np.arange(4), k=3, same_image=False, seed=0)
+    found = find_donors([image], np.array([0]), np.array([0, 0.8, 0, 0]), np.arange(4), k=3, same_image=False, seed=0)
     assert found.ids.tolist() == [[1, -1, -1]] and found.weight[0, 1:].tolist() == [0, 0]
-    assert agreeing_lender(found, [image], np.zeros(4, np.float32)).tolist() == [1]
+    assert agreeing_donor(found, [image], np.zeros(4, np.float32)).tolist() == [1]
     none = Donors(np.full((2, 3), -1), np.zeros((2, 3), np.float32))
-    assert agreeing_lender(none, [image], np.zeros(4, np.float32)).tolist() == [-1, -1]
+    assert agreeing_donor(none, [image], np.zeros(4, np.float32)).tolist() == [-1, -1]
     assert trusted_rows(np.array([0.9, np.nan, 0.5, 0.9]), np.array([True, True, True, False]), least=0.8).tolist() == [
         np.float32(0.9), 0, 0, 0
     ]  # fmt: skip
 
 
-def test_the_agreeing_lender_equals_a_slow_loop() -> None:
+def test_the_agreeing_donor_equals_a_slow_loop() -> None:
     text, mean = RNG.normal(size=(30, 5)).astype(np.float32), RNG.normal(size=5).astype(np.float32)
     ids = np.stack([RNG.permutation(30)[:6] for _ in range(8)])
     weight = RNG.random((8, 6)).astype(np.float32)
-    found = agreeing_lender(Donors(ids, weight), [text], mean)
+    found = agreeing_donor(Donors(ids, weight), [text], mean)
     assert found.tolist() == [ids[i, slow.agreeing(weight[i], text[ids[i]], mean)] for i in range(8)]
 
 
-def test_the_class_lender_takes_the_nearest_image_of_the_same_class() -> None:
+def test_the_class_donor_takes_the_nearest_image_of_the_same_class() -> None:
     view, _, source, wrong = concept_pairs(240, 0.3)
     trust = np.where(wrong, 0, 1.0).astype(np.float32)
     rows, trusted = np.flatnonzero(wrong), np.flatnonzero(~wrong)
-    own, theirs = (find_lenders(view.image, r, trust, view.image_id, k=5, same_image=False, seed=0)
+    own, theirs = (find_donors(view.image, r, trust, view.image_id, k=5, same_image=False, seed=0)
                    for r in (rows, trusted))  # fmt: skip
-    found = class_lender(own, theirs, trusted, view.text, view.image, rows, view.image_id, classes=12, same_image=False,
+    found = class_donor(own, theirs, trusted, view.text, view.image, rows, view.image_id, classes=12, same_image=False,
                          threshold=0.5, seed=0)  # fmt: skip
     image = np.concatenate(view.image)
     assert (found >= 0).mean() > 0.9 and set(found[found >= 0]) <= set(trusted.tolist())
     near, far = (np.linalg.norm(image[rows] - image[other], axis=1).mean() for other in (found, source[rows]))
     assert near < 0.5 * far
-    never = class_lender(own, theirs, trusted, view.text, view.image, rows, view.image_id, classes=12,
+    never = class_donor(own, theirs, trusted, view.text, view.image, rows, view.image_id, classes=12,
                          same_image=False, threshold=1.1, seed=0)  # fmt: skip
     assert (never == -1).all()
 
 
-def test_the_class_lender_holds_a_few_of_many_trusted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_class_donor_holds_a_few_of_many_trusted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rng, m, t = np.random.default_rng(4), 300, 40_000
     n = m + t
     rows, trusted = np.arange(m), np.arange(m, n)
@@ -111,7 +111,7 @@ def test_the_class_lender_holds_a_few_of_many_trusted_at_once(monkeypatch: pytes
     own, theirs = (Donors(m + rng.integers(t, size=(k, 3)), rng.random((k, 3)).astype(np.float32)) for k in (m, t))
 
     def found() -> np.ndarray:
-        return class_lender(own, theirs, trusted, [text], [image], rows, group, classes=4, same_image=False,
+        return class_donor(own, theirs, trusted, [text], [image], rows, group, classes=4, same_image=False,
                             threshold=0.5, seed=0)  # fmt: skip
 
     tracemalloc.start()
@@ -126,7 +126,7 @@ def test_the_class_lender_holds_a_few_of_many_trusted_at_once(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_class_lender_of_few(count: int) -> None:
+def test_a_class_donor_of_few(count: int) -> None:
     view, texts, _, wrong = concept_pairs(120, 0.3)
     trust = np.zeros(120, np.float32)
     trust[np.flatnonzero(~wrong)[:count]] = 1
@@ -145,11 +145,11 @@ def test_copies_of_a_picture_leave_room_for_others(k: int) -> None:
     trust = np.where(np.arange(140) > 0, 0.9, 0.0)
     rows = np.array([0, 0, 120])
     trust[rows] = 0
-    found = find_lenders([image], rows, trust, group, k=k, same_image=False, seed=0)
+    found = find_donors([image], rows, trust, group, k=k, same_image=False, seed=0)
     assert found.ids.tolist() == slow.donors(image, rows.tolist(), trust, group, k, False)
-    assert nearest_lender(found)[0] == 101
+    assert nearest_donor(found)[0] == 101
     trust[100:] = 0
-    none = find_lenders([image], rows[:2], trust, group, k=k, same_image=False, seed=0)
+    none = find_donors([image], rows[:2], trust, group, k=k, same_image=False, seed=0)
     assert (none.ids == -1).all() and (none.weight == 0).all()
 
 

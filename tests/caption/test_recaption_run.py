@@ -76,8 +76,8 @@ def test_the_overlay_keeps_what_was_there_and_is_taken_back(run: Run, capsys: py
     for row in taken:
         assert row["verdict"] == "recaption" == row["stage"] and row["text_rectified"] == row["text_proposed"]
         assert row["sample_weight"] == row["score_text_new"] >= 0.5 and row["text_source"] == "retrieval:agreement"
-        assert row["score_text_new"] - row["score_text_given"] >= 0.3 - 1e-6 and row["text_lender"] != row["key"]
-        assert rows[int(row["text_lender"][1:])]["text"] == row["text_rectified"]
+        assert row["score_text_new"] - row["score_text_given"] >= 0.3 - 1e-6 and row["text_donor"] != row["key"]
+        assert rows[int(row["text_donor"][1:])]["text"] == row["text_rectified"]
     for row, old in zip(rows, before.to_pylist()):
         if row["recaption"] in (None, "keep", "none"):
             assert all(row[name] == old[name] for name in MAY_CHANGE) and row["text_rectified"] is None
@@ -245,7 +245,7 @@ def test_exports_training_report_and_explain_read_it(run: Run, capsys: pytest.Ca
     assert main(["explain", key, "--output_folder", str(run.folder)]) == 0
     told = capsys.readouterr().out
     assert ledger[row]["text_rectified"] in told and "taken in place of the given one" in told
-    assert ledger[row]["text_lender"] in told
+    assert ledger[row]["text_donor"] in told
 
 
 def test_which_rows_are_marked() -> None:
@@ -294,7 +294,7 @@ def test_a_captioner_is_asked_once_and_its_texts_are_kept(run: Run) -> None:
     facts = recaption_run(Recaption(guard_overlap=0), run, found, joint=None, write=writer, encode=encode)
     rows = [row for row in read_ledger(run).to_pylist() if row["recaption"] not in (None, "none")]
     assert writer.asked == facts["marked"] and facts["level"] == 3 and facts["source"] == "tiny@1"
-    assert rows and all(row["text_level"] == 3 and row["text_lender"] is None for row in rows)
+    assert rows and all(row["text_level"] == 3 and row["text_donor"] is None for row in rows)
     assert facts["actions"]["none"] > 0
     after = parts(run)
     for name, data in before.items():

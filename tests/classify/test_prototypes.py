@@ -79,7 +79,7 @@ def test_faithful_completion_discards_the_own_text_and_averages_blanks() -> None
     assert not out[3].any()
 
 
-def test_lenders_are_those_with_a_text() -> None:
+def test_donors_are_those_with_a_text() -> None:
     ids, weight = donors(line_graph(), np.array([True, False, True, False]), np.array([0, 1]), count=1)
     assert ids.tolist() == [[-1], [0]]
     assert weight[1, 0] == pytest.approx(0.8)

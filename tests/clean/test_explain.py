@@ -156,7 +156,7 @@ def test_what_cannot_be_explained_is_refused(tmp_path: Path):
 
 
 def test_a_new_text_where_there_was_none():
-    row = dict.fromkeys(("text_lender", "text_level", "recaption_note", "score_text_given"), None)
+    row = dict.fromkeys(("text_donor", "text_level", "recaption_note", "score_text_given"), None)
     row |= {"recaption": "replace", "text_proposed": "a dog", "text_source": "x", "score_text_new": 0.9}
     assert "  fits with 0.9000, and there was no text" in _new_text(row | {"text": None})
     assert "  fits with 0.9000, the given with 0.2000" in _new_text(row | {"text": "a cat", "score_text_given": 0.2})

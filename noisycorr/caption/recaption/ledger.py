@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "recaption": pa.string(), "text_proposed": pa.string(), "text_rectified": pa.string(), "text_source": pa.string(),
-    "text_lender": pa.string(), "text_level": pa.int32(), "recaption_note": pa.string(),
+    "text_donor": pa.string(), "text_level": pa.int32(), "recaption_note": pa.string(),
     "score_text_given": pa.float32(), "score_text_new": pa.float32(),
 }  # fmt: skip
 CHUNK = 256  # pictures that a captioner gets at once
@@ -200,7 +200,7 @@ def _cells(repairs: Repairs, number: int, keys: Sequence[str], level: int | None
     return {
         "recaption": action, "text_proposed": repairs.texts[number], "text_source": repairs.source,
         "text_rectified": repairs.texts[number] if taken else None, "recaption_note": repairs.guard[number],
-        "text_lender": keys[donor] if donor >= 0 else None, "text_level": level,
+        "text_donor": keys[donor] if donor >= 0 else None, "text_level": level,
         "score_text_given": repairs.p_old[number], "score_text_new": repairs.p_new[number],
     }  # fmt: skip
 

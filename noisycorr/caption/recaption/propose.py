@@ -35,7 +35,7 @@ class Donors:
     weight: np.ndarray
 
 
-def find_lenders(image: Parts, rows: Int[np.ndarray, " m"], trust: Float[np.ndarray, " n"],
+def find_donors(image: Parts, rows: Int[np.ndarray, " m"], trust: Float[np.ndarray, " n"],
                  group: Int[np.ndarray, " n"], *, k: int, same_image: bool, seed: int,
                  queries: Float[np.ndarray, "m d"] | None = None) -> Donors:  # fmt: skip
     """The k trusted pairs whose images are nearest.
@@ -81,12 +81,12 @@ def _first_copies(group: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return out
 
 
-def nearest_lender(donors: Donors) -> Int[np.ndarray, " m"]:
+def nearest_donor(donors: Donors) -> Int[np.ndarray, " m"]:
     """The donor with the nearest image; -1 = none. Source: SPS (IJCAI 2025) borrows so."""
     return donors.ids[:, 0].copy() if donors.ids.shape[1] else np.full(len(donors.ids), -1)
 
 
-def agreeing_lender(donors: Donors, text: Parts, mean: Float[np.ndarray, " e"]) -> Int[np.ndarray, " m"]:
+def agreeing_donor(donors: Donors, text: Parts, mean: Float[np.ndarray, " e"]) -> Int[np.ndarray, " m"]:
     """The donor whose text is nearest to what the texts of all k say together; -1 = none.
 
         c_i = unit(sum_k w_ik (t_k - mean)),   donor = argmax_k cos(t_k - mean, c_i)
@@ -112,7 +112,7 @@ def agreeing_lender(donors: Donors, text: Parts, mean: Float[np.ndarray, " e"]) 
     return out
 
 
-def class_lender(donors: Donors, of_trusted: Donors, trusted: Int[np.ndarray, " t"], text: Parts, image: Parts,
+def class_donor(donors: Donors, of_trusted: Donors, trusted: Int[np.ndarray, " t"], text: Parts, image: Parts,
                  rows: Int[np.ndarray, " m"], group: Int[np.ndarray, " n"], *, classes: int, same_image: bool,
                  threshold: float, seed: int) -> Int[np.ndarray, " m"]:  # fmt: skip
     """The trusted pair whose image is most surely of the same pseudo-class; -1 = none.

@@ -19,7 +19,7 @@ from noisycorr.caption.recaption.judge import (
     judge_new,
     judging_folds,
 )
-from noisycorr.caption.recaption.propose import Donors, agreeing_lender, class_lender, find_lenders, nearest_lender
+from noisycorr.caption.recaption.propose import Donors, agreeing_donor, class_donor, find_donors, nearest_donor
 from noisycorr.caption.recaption.rule import Recaption, act, fired, merge_texts
 from noisycorr.clean.signals.neighbors import mean_feature
 from noisycorr.clean.signals.view import PairEmbeddings, take
@@ -71,7 +71,8 @@ class Repairs:
 
 def repair(view: PairEmbeddings, texts: Sequence[str | None], rows: Int[np.ndarray, " m"],
            trust: Float[np.ndarray, " n"], p_clean: Float[np.ndarray, " n"], choice: Recaption, *,
-           joint: Joint | None = None, write: Write | None = None, encode: Encode | None = None) -> Repairs:  # fmt: skip
+           joint: Joint | None = None, write: Write | None = None,
+           encode: Encode | None = None) -> Repairs:  # fmt: skip
     """New texts for some rows.
 
     Args:
@@ -92,7 +93,7 @@ def repair(view: PairEmbeddings, texts: Sequence[str | None], rows: Int[np.ndarr
         raise UsageError("no pair is trusted enough to lend its text or to judge one: lower --trust.")
     if encode is None and (write is not None or choice.policy == "merge"):
         raise UsageError("new texts must be encoded to be judged, but these pairs came as embeddings without a model.")
-    donors = find_lenders(view.image, rows, trust, view.image_id, k=choice.donors, same_image=choice.same_image,
+    donors = find_donors(view.image, rows, trust, view.image_id, k=choice.donors, same_image=choice.same_image,
                            seed=choice.recaption_seed)  # fmt: skip
     mean = mean_feature(view.text)
     donor = np.full(len(rows), -1)
@@ -127,13 +128,13 @@ def repair(view: PairEmbeddings, texts: Sequence[str | None], rows: Int[np.ndarr
 def _lend(view: PairEmbeddings, donors: Donors, rows: np.ndarray, trust: np.ndarray, choice: Recaption,
           mean: np.ndarray) -> np.ndarray:  # fmt: skip
     if choice.propose == "nearest":
-        return nearest_lender(donors)
+        return nearest_donor(donors)
     if choice.propose == "agreement":
-        return agreeing_lender(donors, view.text, mean)
+        return agreeing_donor(donors, view.text, mean)
     trusted = np.flatnonzero(trust > 0)
-    theirs = find_lenders(view.image, trusted, trust, view.image_id, k=choice.donors, same_image=False,
+    theirs = find_donors(view.image, trusted, trust, view.image_id, k=choice.donors, same_image=False,
                           seed=choice.recaption_seed)  # fmt: skip
-    return class_lender(donors, theirs, trusted, view.text, view.image, rows, view.image_id, classes=choice.classes,
+    return class_donor(donors, theirs, trusted, view.text, view.image, rows, view.image_id, classes=choice.classes,
                         same_image=choice.same_image, threshold=SAME_CLASS, seed=choice.recaption_seed)  # fmt: skip
 
 
@@ -169,7 +170,7 @@ def _steady(view: PairEmbeddings, rows: np.ndarray, donor: np.ndarray, feature: 
             other = _said(again(rows, turn), feature.shape[1], encode)
         else:
             shaken = disturb(take(view.image, rows), noise=choice.disturbance, seed=choice.recaption_seed, turn=turn)
-            found = find_lenders(view.image, rows, trust, view.image_id, k=choice.donors, queries=shaken,
+            found = find_donors(view.image, rows, trust, view.image_id, k=choice.donors, queries=shaken,
                                  same_image=choice.same_image, seed=choice.recaption_seed)  # fmt: skip
             other = _features(view, *_as_texts(_lend(view, found, rows, trust, choice, mean)), None)[0]
         others.append(other)

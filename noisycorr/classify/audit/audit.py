@@ -134,7 +134,7 @@ def _score(given: AuditPlan, classes: ClassList, run: Run) -> dict[str, Any]:
     rows = [{**({picked["text"]: text} if "text" in picked else {}), **json.loads(columns or "{}")}
             for text, columns in zip(texts, facts.column("columns").to_pylist())]  # fmt: skip
     labels = resolve_labels(rows, classes, given.label_col, given.plan.source.path)
-    has_text, warnings = _lenders(texts, labels, picked)
+    has_text, warnings = _donors(texts, labels, picked)
     say(f"labels: column {labels.column}, {len(classes.names):,} classes" + (f"; {labels.note}" if labels.note else ""))
     _, encoder = open_plan(given.plan)
     prototypes, notes = _prototypes(given, classes, encoder)
@@ -159,7 +159,7 @@ def _score(given: AuditPlan, classes: ClassList, run: Run) -> dict[str, Any]:
             "multi_label": labels.tags is not None}  # fmt: skip
 
 
-def _lenders(texts: Sequence[str | None], labels: Labels, picked: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
+def _donors(texts: Sequence[str | None], labels: Labels, picked: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
     """Which texts can be lent, and what to tell: a text that only repeats the label is no evidence for it."""
     ready = [prepare_text(text) for text in texts]
     has = np.array([bool(text) for text in ready])
