@@ -7,7 +7,7 @@ Scores that levels, weights and filters go by are those that `noisycorr clean` w
 noise `concept` those of a scorer learned elsewhere, as that of CLIP is: heads learned on these very pairs would learn
 that siblings fit. Alignment and self-retrieval are measured by heads learned on the true texts of the training
 pictures, which no method sees. Methods take the same number of steps: where fewer pairs are kept, they are seen more
-often. All choose their epoch alike (`--select`); `filter+select=loss` keeps the one of the best validation loss, as
+often. All choose their epoch alike (`select`); `filter+select=loss` keeps the one of the best validation loss, as
 published.
 """
 
@@ -128,24 +128,24 @@ class Bench:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, str) and not listed(value):
-                raise UsageError(f"--{field.name} is empty.")
+                raise UsageError(f"`{field.name}` is empty.")
             if isinstance(value, int) and value < 0:
-                raise UsageError(f"--{field.name} is {value}, expected 0 (all) or more.")
+                raise UsageError(f"`{field.name}` is {value}, expected 0 (all) or more.")
         for name in listed(self.noises):
             if name not in NOISES:
-                raise UsageError(f"--noises names {name!r}, expected one of {', '.join(NOISES)}.")
+                raise UsageError(f"`noises` names {name!r}, expected one of {', '.join(NOISES)}.")
         for name in listed(self.sets):
             if "=" not in name or name.count("|") not in (0, 2):
-                raise UsageError(f"--sets has {name!r}, expected NAME=SOURCE or NAME=TRAIN|VALID|TEST.")
+                raise UsageError(f"`sets` has {name!r}, expected NAME=SOURCE or NAME=TRAIN|VALID|TEST.")
 
     def cells(self) -> list[dict[str, Any]]:
         """Every training on one set, seed by seed."""
         try:
             ratios, seeds = [float(x) for x in listed(self.ratios)], [int(x) for x in listed(self.seeds)]
         except ValueError as error:
-            raise UsageError(f"--ratios and --seeds must be numbers: {error}.") from error
+            raise UsageError(f"`ratios` and `seeds` must be numbers: {error}.") from error
         if any(not 0 <= ratio <= 1 for ratio in ratios):
-            raise UsageError(f"--ratios is {self.ratios}, expected shares in 0 to 1.")
+            raise UsageError(f"`ratios` is {self.ratios}, expected shares in 0 to 1.")
         return [{"noise": noise, "ratio": ratio, "method": method, "seed": seed}
                 for seed, noise, ratio, method in itertools.product(seeds, listed(self.noises), ratios,
                                                                     listed(self.methods))]  # fmt: skip
@@ -159,7 +159,7 @@ def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
     """
     name, written = read_spec(spec, "methods")
     if name not in METHODS:
-        raise UsageError(f"--methods names {name!r}, expected some of {', '.join(METHODS)}.")
+        raise UsageError(f"`methods` names {name!r}, expected some of {', '.join(METHODS)}.")
     values = dict(METHODS[name])
     for key, value in written.items():
         values[key] = value if key in ("keep_fraction", "guidances") else read_value(value)
@@ -171,7 +171,7 @@ def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
         parts[part] = dataclasses.replace(choice, **{key: value for key, value in values.items() if key in own})
         values = {key: value for key, value in values.items() if key not in own}
     if values:
-        raise UsageError(f"--methods: {next(iter(values))!r} in {spec!r} is no option of a captioner.")
+        raise UsageError(f"`methods`: {next(iter(values))!r} in {spec!r} is no option of a captioner.")
     return Recipe(**parts, train=train, guidances=guidances)
 
 
@@ -206,7 +206,7 @@ def _elsewhere(data: BenchSet, val_limit: int) -> Aligner:
     """Heads learned on validation pairs that nothing is written for, to choose by."""
     rest = np.flatnonzero(data.valid.usable)[val_limit or len(data.valid.usable) :]
     if len(rest) < ELSEWHERE:
-        raise UsageError("--noises concept learns its scorer on validation pairs beyond --val_limit, of which "
+        raise UsageError("`noises` concept learns its scorer on validation pairs beyond `val_limit`, of which "
                          f"{data.name} has {len(rest)}: lower it, so that {ELSEWHERE} are left.")  # fmt: skip
     return fit_aligner(data.valid.image[rest], data.valid.text[rest], np.ones(len(rest)))
 

@@ -33,7 +33,7 @@ def images_of(source_run: Run, design: Design, folder: Path) -> tuple[Any, Any]:
     """
     if not design.image_grid:
         return None, None
-    reader = picture_reader(source_run, "--image_grid", "use --image_grid 0")
+    reader = picture_reader(source_run, "`image_grid`", "use `image_grid` 0")
     encoder: DualEncoder = load_encoder(clip_model_of(source_run), device=dist.device())
     embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
     if encoder.name != embedded:
@@ -62,6 +62,6 @@ def check_reads(trained: Trained, folder: Path, source_run: Run, *, same_encoder
     name = encoder_identity(source_run)
     unknown = name.startswith("precomputed")
     if name != trained.encoder and not (same_encoder and unknown and trained.encoder.startswith("precomputed")):
-        more = ", or add --same_encoder if one made both" if unknown and same_encoder is not None else ""
+        more = ", or add `same_encoder` if one made both" if unknown and same_encoder is not None else ""
         raise UsageError(f"{folder} reads pictures by {trained.encoder}, but {source_run.folder} was embedded by "
                          f"{name}: embed them with that encoder{more}.")  # fmt: skip

@@ -49,9 +49,9 @@ def score_captions(captions: Path, references: Path | None, run: Run | None, ext
         UsageError: If a file cannot be read, a key stands twice, or nothing fits.
     """
     if unknown := [name for name in extra if name not in JAVA]:
-        raise UsageError(f"--metrics names {unknown[0]!r}, expected {' or '.join(JAVA)}.")
+        raise UsageError(f"`metrics` names {unknown[0]!r}, expected {' or '.join(JAVA)}.")
     if extra and references is None:
-        raise UsageError(f"--metrics {extra[0]} needs --references.")
+        raise UsageError(f"`metrics` {extra[0]} needs `references`.")
     found = _read(captions, "captions")
     if twice := [key for key, texts in found.items() if len(texts) > 1]:
         raise UsageError(f"{captions} has {len(found[twice[0]])} captions of key {twice[0]!r}, expected one of each.")
@@ -87,7 +87,7 @@ def _pictured(mine: dict[str, str], run: Run) -> dict[str, Any]:
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
     if ((run.stage("embed") or {}).get("facts") or {}).get("encoder", "").startswith("precomputed"):
         raise UsageError(f"{run.folder} was made of embeddings without a model, so captions cannot be compared with "
-                         "its pictures: leave out --output_folder.")  # fmt: skip
+                         "its pictures: leave out `output_folder`.")  # fmt: skip
     encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
     texts = [mine[key] for key in keys]
     text = encode_texts(encoder, texts, batch_size=256)

@@ -86,7 +86,7 @@ def train_captioner(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[st
         return dict((run.stage("caption") or {})["facts"])
     encode = encoder_of(source_run)
     if encode is None and 0 not in plan.recipe.guidances:
-        raise UsageError("--guidances must have 0 among them, for these embeddings came without the encoder of texts, "
+        raise UsageError("`guidances` must have 0 among them, for these embeddings came without the encoder of texts, "
                          "and nothing can choose between strengths.")  # fmt: skip
     _check_folder(run, inputs, plan)
     _start(plan, run, source_run, inputs)
@@ -135,7 +135,7 @@ def read_material(plan: Plan, run: Run, source_run: Run, *, overwrite: bool) -> 
     if plan.held.val_data:
         there = dataclasses.replace(plan.source, path=plan.held.val_data)
         other = run_of_pairs(there, plan.clip_model, run, "valid", score=False, overwrite=overwrite)
-        same_encoder(source_run, other, "--val_data")
+        same_encoder(source_run, other, "`val_data`")
         held, valid_run = read_corpus(other), other
         valid, valid_texts = np.flatnonzero(held.usable), read_facts(other, ["text"]).column("text").to_pylist()
     # a source may be sorted by class, and only the first of these are written for to choose a level
@@ -217,8 +217,8 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
     if encode is None and (level == "each" or several):
         raise UsageError("choosing by scorer needs the encoder of texts, but these embeddings came without one.")
     if level == "each" and (several or trained.levels is None):
-        why = f"leave out --{several[0]}" if several else "this captioner has none"
-        raise UsageError(f"--level each writes one text at every level and keeps the best aligned: {why}.")
+        why = f"leave out `{several[0]}`" if several else "this captioner has none"
+        raise UsageError(f"`level` each writes one text at every level and keeps the best aligned: {why}.")
     given = _given_levels(trained, source_run) if level == "given" else None
     number = None if level in ("best", "given", "each") else _number(level)
     trained.check(number, decode)
@@ -227,7 +227,7 @@ def generate(run: Run, source: Source, model: Path, level: str, asked: dict[str,
               "ledger": None if given is None else _ledger_identity(source_run)}  # fmt: skip
     if differences := run.differences("generate", inputs):
         raise UsageError(f"{run.folder} holds texts of another kind ({differences[0]}): choose another "
-                         "--output_folder.")  # fmt: skip
+                         "`output_folder`.")  # fmt: skip
     shown, _ = images_of(source_run, trained.design, run.folder / "pictures")
     if dist.is_main():
         run.finish("generate", inputs)
@@ -278,7 +278,7 @@ def _write_part(run: Run, source_run: Run, index: int, start: int, pictures: Any
 def _given_levels(trained: Trained, source_run: Run) -> np.ndarray:
     """The level of each pair by its own score; refused if the scores are others than the edges are of."""
     if trained.levels is None:
-        raise UsageError("--level given needs a captioner with levels.")
+        raise UsageError("`level` given needs a captioner with levels.")
     column = trained.levels.made_by["column"]
     trained.levels.refuse_other({"column": column, **made_by(source_run)})
     paths = [source_run.folder / "ledger" / f"{index:05d}.parquet" for index in parts(source_run)]
@@ -296,7 +296,7 @@ def _number(level: str) -> int:
     try:
         return int(level)
     except ValueError:
-        raise UsageError(f"--level is {level!r}, expected best, given, each, or a number.") from None
+        raise UsageError(f"`level` is {level!r}, expected best, given, each, or a number.") from None
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -320,7 +320,7 @@ def _check_folder(run: Run, inputs: dict[str, Any], plan: Plan) -> None:
     if there and (differences := run.differences("caption_started", inputs)):
         more = f" and {len(differences) - 2} more" if len(differences) > 2 else ""
         raise UsageError(f"{run.folder} holds another training ({'; '.join(differences[:2])}{more}): choose another "
-                         "--output_folder, or add --overwrite.")  # fmt: skip
+                         "`output_folder`, or add `overwrite`.")  # fmt: skip
     if dist.is_main():
         sweep(run.folder / "checkpoints")
         run.finish("caption_started", inputs)

@@ -84,7 +84,7 @@ class CaptionGenerate:
 
         parser.add_word("path", "SOURCE", PICTURES, need=NEED)
         parser.add("model", str, None, "Folder of `noisycorr caption train`",
-                   need="--model is missing: name a folder of `noisycorr caption train`")  # fmt: skip
+                   need="`model` is missing: name a folder of `noisycorr caption train`")  # fmt: skip
         parser.add("output_folder", str, None, "Folder for the texts; made if absent", need=NEED_FOLDER)
         parser.add("level", str, "best", LEVEL)
         parser.add("seed", int, 0, "Of the nucleus")

@@ -53,17 +53,17 @@ def read_definitions(path: Path) -> dict[str, str]:
     try:
         body = read_config(path)
     except OSError as error:
-        raise UsageError(f"--classes {path} cannot be read: {' '.join(str(error).split())}.") from error
+        raise UsageError(f"`classes` {path} cannot be read: {' '.join(str(error).split())}.") from error
     if isinstance(body.get("classes"), dict) and len(body) == 1:
         body = body["classes"]
     out = {}
     for name, value in body.items():
         senses = value if isinstance(value, list) else [value]
         if not senses or not all(isinstance(sense, str) and sense.strip() for sense in senses):
-            raise UsageError(f"--classes {path}: {name!r} has no definition; expected words, or a list of them.")
+            raise UsageError(f"`classes` {path}: {name!r} has no definition; expected words, or a list of them.")
         out[str(name)] = f"{class_names([str(name)])[0]}: {' '.join(senses)}"
     if not out:
-        raise UsageError(f"--classes {path} holds no classes, expected a mapping from name to definition.")
+        raise UsageError(f"`classes` {path} holds no classes, expected a mapping from name to definition.")
     return out
 
 

@@ -38,7 +38,7 @@ def read_spec(spec: str, flag: str) -> tuple[str, dict[str, str]]:
     for part in rest:
         key, sign, value = part.partition("=")
         if not sign:
-            raise UsageError(f"--{flag}: {part!r} in {spec!r} is no option=value.")
+            raise UsageError(f"`{flag}`: {part!r} in {spec!r} is no option=value.")
         options[key] = value
     return name, options
 

@@ -48,15 +48,15 @@ class Decide:
         if self.p_threshold != Decide.p_threshold:
             given.append("p_threshold")
         if len(given) > 1:
-            raise UsageError(f"--{given[0]} and --{given[1]} exclude each other: give one of them.")
+            raise UsageError(f"`{given[0]}` and `{given[1]}` exclude each other: give one of them.")
         if self.threshold is not None and self.threshold != self.threshold:
-            raise UsageError("--threshold is not a number, expected a score.")
+            raise UsageError("`threshold` is not a number, expected a score.")
         for name in ("p_threshold", "precision", "fraction"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"--{name} is {value}, expected a number from 0 to 1.")
+                raise UsageError(f"`{name}` is {value}, expected a number from 0 to 1.")
         if not 0 <= self.review_margin <= 0.5:
-            raise UsageError(f"--review_margin is {self.review_margin}, expected 0 to 0.5.")
+            raise UsageError(f"`review_margin` is {self.review_margin}, expected 0 to 0.5.")
 
     @property
     def rule(self) -> str:

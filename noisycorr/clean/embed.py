@@ -76,19 +76,19 @@ class Embed:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise UsageError(f"--batch_size is {self.batch_size}, expected at least 1.")
+            raise UsageError(f"`batch_size` is {self.batch_size}, expected at least 1.")
         if self.workers < 0:
-            raise UsageError(f"--workers is {self.workers}, expected 0 (one for each core) or more.")
+            raise UsageError(f"`workers` is {self.workers}, expected 0 (one for each core) or more.")
         if self.max_pixels < 1:
-            raise UsageError(f"--max_pixels is {self.max_pixels}, expected at least 1.")
+            raise UsageError(f"`max_pixels` is {self.max_pixels}, expected at least 1.")
         if self.store_precision not in DTYPES:
-            raise UsageError(f"--store_precision is {self.store_precision!r}, expected one of {sorted(DTYPES)}.")
+            raise UsageError(f"`store_precision` is {self.store_precision!r}, expected one of {sorted(DTYPES)}.")
         if self.distributor not in ("none", "ray"):
-            raise UsageError(f"--distributor is {self.distributor!r}, expected none or ray.")
+            raise UsageError(f"`distributor` is {self.distributor!r}, expected none or ray.")
         if self.ray_workers < 0:
-            raise UsageError(f"--ray_workers is {self.ray_workers}, expected 0 (one a processor) or more.")
+            raise UsageError(f"`ray_workers` is {self.ray_workers}, expected 0 (one a processor) or more.")
         if not 16 <= self.thumbnail <= 512:
-            raise UsageError(f"--thumbnail is {self.thumbnail}, expected 16 to 512 pixels.")
+            raise UsageError(f"`thumbnail` is {self.thumbnail}, expected 16 to 512 pixels.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,5 +284,5 @@ def warn_of_keys(run: Run) -> list[str]:
             )
     counts = np.unique(np.concatenate(hashes), return_counts=True)[1]
     shared = int(counts[counts > 1].sum())
-    more = "labels, `explain` and joins by key meet all of them; --id_col names another column"
+    more = "labels, `explain` and joins by key meet all of them; `id_col` names another column"
     return [f"warning: {shared:,} pairs share their key with another one: {more}"] if shared else []

@@ -49,7 +49,7 @@ def evaluate_run(run: Run, truth: Path | None) -> dict[str, Any]:
     if not len(rows):
         source = "the source has no column truth_wrong" if truth is None else f"no key of {truth} is in this run"
         raise UsageError(
-            f"There is no truth to compare {run.folder} with: {source}; give --truth FILE with both columns."
+            f"There is no truth to compare {run.folder} with: {source}; give `truth` FILE with both columns."
         )
     wrong = known[rows] == _WRONG
     scores = {name: ledger.column(name).to_numpy()[rows] for name in ledger.column_names if name.startswith("score_")}
@@ -103,12 +103,12 @@ def _truth_of_file(path: Path, keys: Sequence[str]) -> np.ndarray:
     judged: dict[str, int] = {}
     for row in _rows(path):
         if not isinstance(row, dict) or not {"key", TRUTH} <= set(row):
-            raise UsageError(f"--truth {path} needs rows with the columns key and {TRUTH}.")
+            raise UsageError(f"`truth` {path} needs rows with the columns key and {TRUTH}.")
         key, value = str(row["key"]), _truth(row[TRUTH])
         if value == _UNKNOWN and str(row[TRUTH] if row[TRUTH] is not None else "").strip():
-            raise UsageError(f"--truth {path}: {row[TRUTH]!r} of key {key!r} is neither true (1) nor false (0).")
+            raise UsageError(f"`truth` {path}: {row[TRUTH]!r} of key {key!r} is neither true (1) nor false (0).")
         if judged.setdefault(key, value) != value:
-            raise UsageError(f"--truth {path} says both true and false of key {key!r}: keep one of them.")
+            raise UsageError(f"`truth` {path} says both true and false of key {key!r}: keep one of them.")
     return np.fromiter((judged.get(key, _UNKNOWN) for key in keys), np.int8, len(keys))
 
 
@@ -117,7 +117,7 @@ def _rows(path: Path) -> Sequence[Any]:
         return load_rows(path, ["key", TRUTH])
     except ValueError as error:
         raise UsageError(
-            f"--truth {path} cannot be read ({error}); expected key and {TRUTH} in csv or jsonl."
+            f"`truth` {path} cannot be read ({error}); expected key and {TRUTH} in csv or jsonl."
         ) from error
 
 

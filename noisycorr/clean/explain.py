@@ -34,7 +34,7 @@ def explain(run: Run, key: str, *, count: int = 5) -> str:
         UsageError: If the key is not in the ledger, or `count` is negative.
     """
     if count < 0:
-        raise UsageError(f"--neighbors is {count}, expected 0 or more.")
+        raise UsageError(f"`neighbors` is {count}, expected 0 or more.")
     rows = _find(run, key)
     if not rows:
         raise UsageError(f"key {key!r} is not in the ledger of {run.folder}; keys look like {_examples(run)}.")

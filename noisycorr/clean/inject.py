@@ -68,7 +68,7 @@ class Inject:
         unit: caption moves each text by itself, image moves all texts of an image together; for swaps.
         class_col: Column whose equal values are easily mistaken, for hard_swap; by default the texts nearest in
             meaning are, by the embedded sentence encoder.
-        noise_file: A .npy file of row numbers as NCR, DECL and their successors publish, for --noise noise_file.
+        noise_file: A .npy file of row numbers as NCR, DECL and their successors publish, for `noise` noise_file.
         neighbors: How many of the nearest texts hard_swap draws from; 1 is hardest.
         seed: Equal seeds give equal noise.
 
@@ -86,19 +86,19 @@ class Inject:
 
     def __post_init__(self) -> None:
         if self.noise not in NOISES:
-            raise UsageError(f"--noise is {self.noise!r}, expected one of {', '.join(NOISES)}.")
+            raise UsageError(f"`noise` is {self.noise!r}, expected one of {', '.join(NOISES)}.")
         if not 0 <= self.noise_ratio <= 1:
-            raise UsageError(f"--noise_ratio is {self.noise_ratio}, expected a number from 0 to 1.")
+            raise UsageError(f"`noise_ratio` is {self.noise_ratio}, expected a number from 0 to 1.")
         if self.unit not in ("caption", "image"):
-            raise UsageError(f"--unit is {self.unit!r}, expected caption or image.")
+            raise UsageError(f"`unit` is {self.unit!r}, expected caption or image.")
         if self.unit == "image" and self.noise not in SWAPS:
-            raise UsageError(f"--unit image is for {' and '.join(SWAPS)}, but --noise is {self.noise}: leave it out.")
+            raise UsageError(f"`unit` image is for {' and '.join(SWAPS)}, but `noise` is {self.noise}: leave it out.")
         if self.neighbors < 1:
-            raise UsageError(f"--neighbors is {self.neighbors}, expected at least 1.")
+            raise UsageError(f"`neighbors` is {self.neighbors}, expected at least 1.")
         if self.class_col is not None and self.noise != "hard_swap":
-            raise UsageError(f"--class_col is for hard_swap, but --noise is {self.noise}: leave it out.")
+            raise UsageError(f"`class_col` is for hard_swap, but `noise` is {self.noise}: leave it out.")
         if (self.noise_file is None) == (self.noise == "noise_file"):
-            raise UsageError("--noise_file PATH and --noise noise_file go together: give both or none.")
+            raise UsageError("`noise_file` PATH and `noise` noise_file go together: give both or none.")
 
     @property
     def recipe(self) -> Recipe:
@@ -188,7 +188,7 @@ def _settings(reader: Reader, choice: Inject) -> str:
     body = dataclasses.asdict(choice) | {"noise_file": None, "layout": _LAYOUT}
     if choice.noise_file is not None:
         if not Path(choice.noise_file).is_file():
-            raise UsageError(f"--noise_file {choice.noise_file} is not a file: give a .npy file of row numbers.")
+            raise UsageError(f"`noise_file` {choice.noise_file} is not a file: give a .npy file of row numbers.")
         body["noise_file"] = hashlib.sha256(Path(choice.noise_file).read_bytes()).hexdigest()
     body["pieces"] = [[piece.start, piece.stop] for piece in reader.pieces()]
     return fingerprint(body | {"source": reader.identity, "format": reader.format, "picked": dict(reader.picked)})
@@ -206,7 +206,7 @@ def _take(folder: Path, settings: str, choice: Inject) -> dict[str, Any] | None:
         record = read_json(folder / RECORD)
         before, known = record["inject"], record["settings"] == settings
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder} is not empty and holds no noisy copy: choose another --output_folder.") from None
+        raise UsageError(f"{folder} is not empty and holds no noisy copy: choose another `output_folder`.") from None
     if not known:
         now = dataclasses.asdict(choice)
         differs = [
@@ -214,7 +214,7 @@ def _take(folder: Path, settings: str, choice: Inject) -> dict[str, Any] | None:
         ]
         raise UsageError(
             f"{folder} holds noise of other settings ({'; '.join(differs) or 'the source is another one'}): choose "
-            "another --output_folder, or delete this one."
+            "another `output_folder`, or delete this one."
         )
     return record
 
@@ -235,7 +235,7 @@ def _first_pass(reader: Reader, choice: Inject) -> _Seen:
             seen.ends.append(len(seen.keys))
     if choice.class_col is not None and choice.class_col not in seen.types:
         raise UsageError(
-            f"There is no column {choice.class_col!r} (--class_col) beside image and text; there are: "
+            f"There is no column {choice.class_col!r} (`class_col`) beside image and text; there are: "
             f"{listed(seen.types)}."
         )
     if injected := sorted(set(seen.types) & set(TRUTH)):

@@ -175,11 +175,11 @@ def read_judgements(path: Path) -> dict[str, float]:
         if not value:  # of a list that is filled in part
             continue
         if value not in RIGHT:
-            raise UsageError(f"--labels {path}: label {row['label']!r} of key {key!r} is not one of {sorted(RIGHT)}.")
+            raise UsageError(f"`labels` {path}: label {row['label']!r} of key {key!r} is not one of {sorted(RIGHT)}.")
         if judged.setdefault(key, RIGHT[value]) != RIGHT[value]:
-            raise UsageError(f"--labels {path} says both right and wrong of key {key!r}: keep one of them.")
+            raise UsageError(f"`labels` {path} says both right and wrong of key {key!r}: keep one of them.")
     if not judged:
-        raise UsageError(f"--labels {path} judges no key: its column label is empty.")
+        raise UsageError(f"`labels` {path} judges no key: its column label is empty.")
     return judged
 
 
@@ -204,7 +204,7 @@ def read_labels(path: Path, keys: list[str]) -> np.ndarray:
 def _labels_of(judged: dict[str, float], keys: list[str], path: Path) -> np.ndarray:
     out = np.array([judged.get(key, np.nan) for key in keys], np.float32)
     if not np.isfinite(out).any():
-        raise UsageError(f"--labels {path}: none of its {len(judged)} keys is in this run; keys look like {keys[:2]}.")
+        raise UsageError(f"`labels` {path}: none of its {len(judged)} keys is in this run; keys look like {keys[:2]}.")
     return out
 
 

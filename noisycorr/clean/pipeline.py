@@ -64,7 +64,7 @@ def clean(
     """
     unknown = [name for name in stages if name not in STAGES]
     if unknown or not stages:
-        raise UsageError(f"--stages names {(unknown or [''])[0]!r}, expected some of {', '.join(STAGES)}.")
+        raise UsageError(f"`stages` names {(unknown or [''])[0]!r}, expected some of {', '.join(STAGES)}.")
     from noisycorr.clean.ledger import read_judgements
 
     if repair is not None:
@@ -73,7 +73,7 @@ def clean(
         read_judgements(Path(plan.labels))  # not after hours of embedding
     refuse_other_kind(run.folder, "embed_started", "embed")
     if overwrite and "embed" not in stages:
-        raise UsageError("--overwrite starts anew, but --stages leaves out embed: leave out one of the two.")
+        raise UsageError("`overwrite` starts anew, but `stages` leaves out embed: leave out one of the two.")
     if "embed" in stages:
         embed_stage(plan, run, overwrite=overwrite)
     else:
@@ -111,7 +111,7 @@ def embed_stage(plan: Plan, run: Run, *, overwrite: bool = False) -> None:
         more = f" and {len(differences) - 2} more" if len(differences) > 2 else ""
         raise UsageError(
             f"{run.folder} holds embeddings of other data or settings ({'; '.join(differences[:2])}{more}): choose "
-            "another --output_folder, or add --overwrite to start anew."
+            "another `output_folder`, or add `overwrite` to start anew."
         )
     if run.is_done("embed", inputs) and len(part_facts(run)) == len(pieces):
         say("embed: nothing changed, skipped")
@@ -262,7 +262,7 @@ def _prepare(run: Run, *, overwrite: bool) -> None:
     if dist.is_main():
         taken = [name for name in RUN_CONTENT if _holds_something(run.folder / name)] if overwrite else []
         if taken and not (run.folder / "stages" / "embed_started.json").exists():
-            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no run: --overwrite deletes runs only.")
+            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no run: `overwrite` deletes runs only.")
         if overwrite:
             run.clear()
         run.sweep()
@@ -277,4 +277,4 @@ def _refuse_inside(run: Run, pieces: Sequence[Piece]) -> None:
     for path in {piece.path for piece in pieces}:
         place = Path(path).resolve()
         if any(place.is_relative_to((run.folder / name).resolve()) for name in RUN_CONTENT):
-            raise UsageError(f"{path} lies where this run writes its own files: choose another --output_folder.")
+            raise UsageError(f"{path} lies where this run writes its own files: choose another `output_folder`.")

@@ -101,6 +101,6 @@ def _refuse_other(plan: Plan, run: Run) -> None:
     for name, value in (dataclasses.asdict(plan.source) | dataclasses.asdict(plan.embed)).items():
         if name not in HOW and stored.get(name) != value:
             raise UsageError(
-                f"{run.folder} was embedded with {name} = {stored.get(name)!r}, now it is {value!r}, but --stages "
-                "leaves out embed: give the same value, or choose another --output_folder."
+                f"{run.folder} was embedded with {name} = {stored.get(name)!r}, now it is {value!r}, but `stages` "
+                "leaves out embed: give the same value, or choose another `output_folder`."
             )

@@ -29,7 +29,7 @@ RECAPTION = ("Give new texts to pairs whose own does not fit: none, retrieval (b
 FOLDER = "Run folder"
 
 
-NEED_FOLDER = "--output_folder is missing: name the run folder"
+NEED_FOLDER = "`output_folder` is missing: name the run folder"
 
 
 NEED_SOURCE = "the source is missing: name a file, a folder, a pattern, hf://NAME or 'sample'"
@@ -128,5 +128,7 @@ def make_choice(given: Namespace, part: str, choice: type) -> Any:
         fields["seed"] = given.seed
     try:
         return choice(**fields)
-    except ValueError as error:  # UsageError passes through as it is
+    except UsageError:
+        raise
+    except ValueError as error:
         raise UsageError(f"{error}.") from error

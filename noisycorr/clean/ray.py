@@ -54,12 +54,12 @@ def embed_on_ray(plan: Plan, pieces: list[Piece], run: Run) -> None:
         OSError: If a worker died; what was finished is kept.
     """
     if dist.count() > 1:
-        raise UsageError("--distributor ray starts workers itself: start noisycorr as one process.")
+        raise UsageError("`distributor` ray starts workers itself: start noisycorr as one process.")
     try:
         import ray
         from ray.util import ActorPool
     except ImportError:
-        raise UsageError("--distributor is ray, which is not installed: pip install 'noisycorr[ray]'.") from None
+        raise UsageError("`distributor` is ray, which is not installed: pip install 'noisycorr[ray]'.") from None
     todo = unfinished(pieces, run)
     if not todo:
         return

@@ -41,7 +41,7 @@ def score_run(plan: Plan, run: Run, heads_of: Heads | None = None) -> dict[str, 
     Args:
         plan: Its choices.
         run: A folder whose embed stage is done.
-        heads_of: Further heads for `--align trained`, as `score_pairs` takes them.
+        heads_of: Further heads for `align trained`, as `score_pairs` takes them.
 
     Returns:
         Facts for the stage record.

@@ -131,7 +131,7 @@ class Explain:
     def run(given: Namespace) -> None:
         """Print to stdout."""
         if not 1 <= given.neighbors <= 100:
-            raise UsageError(f"--neighbors is {given.neighbors}, expected 1 to 100.")
+            raise UsageError(f"`neighbors` is {given.neighbors}, expected 1 to 100.")
         run = open_run(given.output_folder)
         from noisycorr.clean.explain import explain
         from noisycorr.clean.pipeline import decided
@@ -176,7 +176,7 @@ class Inject:
 
         parser.add_word("path", "SOURCE", SOURCE, need=NEED_SOURCE)
         parser.add("output_folder", str, None, "Folder for the parquet files; made if absent",
-                   need="--output_folder is missing: name the folder for the noisy copy")  # fmt: skip
+                   need="`output_folder` is missing: name the folder for the noisy copy")  # fmt: skip
         add_choice(parser, Source, skip=frozenset({"path"}))
         add_choice(parser, Choice)
 

@@ -36,7 +36,7 @@ from noisycorr.runtime.folder import Run, atomic_path, fingerprint, provenance, 
 from noisycorr.runtime.version import __version__
 
 POOL = 0.8  # share of the pool that a seed draws
-SEEN = 0.62  # share of the classes that are seen, where --methods asks for it
+SEEN = 0.62  # share of the classes that are seen, where `methods` asks for it
 OWN = {"shots": 0, "seen": False, "wrong": 0.0}
 FREE = {"ensemble": "template ensemble", "transclip": "TransCLIP, all images at once",
         "zlap": "ZLaP, all images at once", "balanced": "balanced, all classes alike",
@@ -76,11 +76,11 @@ class Bench:
     def __post_init__(self) -> None:
         check_words(self)
         if not all(listed(text) for text in (self.sets, self.methods, self.seeds)):
-            raise UsageError("--sets, --methods and --seeds need a word each, such as --sets NAME=SOURCE.")
+            raise UsageError("`sets`, `methods` and `seeds` need a word each, such as `sets` NAME=SOURCE.")
         if bad := [text for text in listed(self.sets) if "=" not in text]:
-            raise UsageError(f"--sets has {bad[0]!r}, expected NAME=SOURCE.")
+            raise UsageError(f"`sets` has {bad[0]!r}, expected NAME=SOURCE.")
         if bad := [text for text in listed(self.seeds) if not text.isdecimal()]:
-            raise UsageError(f"--seeds has {bad[0]!r}, expected whole numbers.")
+            raise UsageError(f"`seeds` has {bad[0]!r}, expected whole numbers.")
         for method in listed(self.methods):
             parse_method(method, Context(), Rounds(), Steps())
 
@@ -134,7 +134,7 @@ def parse_method(spec: str, context: Context, rounds: Rounds, steps: Steps) -> M
     """
     kind, written = read_spec(spec, "methods")
     if kind not in METHODS:
-        raise UsageError(f"--methods names {kind!r}, expected one of {', '.join(METHODS)}.")
+        raise UsageError(f"`methods` names {kind!r}, expected one of {', '.join(METHODS)}.")
     own: dict[str, Any] = dict(OWN)
     for key, value in written.items():
         told = read_value(value)
@@ -142,7 +142,7 @@ def parse_method(spec: str, context: Context, rounds: Rounds, steps: Steps) -> M
         if key in own:
             own[key] = told
         elif not homes:
-            raise UsageError(f"--methods: {spec!r} has the unknown option {key!r}.")
+            raise UsageError(f"`methods`: {spec!r} has the unknown option {key!r}.")
         elif homes[0] is context:
             context = dataclasses.replace(context, **{key: told})
         elif homes[0] is rounds:
@@ -150,7 +150,7 @@ def parse_method(spec: str, context: Context, rounds: Rounds, steps: Steps) -> M
         else:
             steps = dataclasses.replace(steps, **{key: told})
     if kind == "labels" and not (own["shots"] or own["seen"]):
-        raise UsageError(f"--methods: {spec!r} has no labels: add shots=2 or seen=true.")
+        raise UsageError(f"`methods`: {spec!r} has no labels: add shots=2 or seen=true.")
     return Method(kind=kind, context=context, rounds=rounds, steps=steps, **own)
 
 
@@ -171,7 +171,7 @@ def bench(
         All rows.
     """
     if dist.count() > 1:
-        raise UsageError("the benchmark runs in one process: start several commands with other --seeds instead.")
+        raise UsageError("the benchmark runs in one process: start several commands with other `seeds` instead.")
     write_json(run.path("provenance.json"), provenance())
     methods = {spec: parse_method(spec, context, rounds, steps) for spec in listed(choice.methods)}
     rows: list[dict[str, Any]] = []
@@ -213,7 +213,7 @@ def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: in
         One row of the tables: accuracies in [0, 1] on test images, `gain`, what `compare` tells, and `seconds` of CPU.
     """
     if method.context.prompt not in ("text", "residual"):
-        raise UsageError("the benchmark works on stored features: only --prompt text or residual goes with it.")
+        raise UsageError("the benchmark works on stored features: only `prompt` text or residual goes with it.")
     inputs = {"set": [(one.stage("embed") or {})["fingerprint"] for one in data.images.runs], "seed": seed,
               "method": dataclasses.asdict(method), "noisycorr": __version__, "measured": measured}  # fmt: skip
     path = run.folder / "cells" / f"{data.name}-{fingerprint(inputs)}.json"
@@ -273,7 +273,7 @@ def free_answer(data: BenchSet, side: TextSide, task: Task, logits: torch.Tensor
                             classes=zero_shot(side, data.names, method.context, {}, data.joint.device),
                             only=FREE[method.kind])  # fmt: skip
     if FREE[method.kind] not in found:
-        raise UsageError(f"--methods: {method.kind} needs labels: add shots=2 or seen=true.")
+        raise UsageError(f"`methods`: {method.kind} needs labels: add shots=2 or seen=true.")
     out = np.zeros(len(task.usable), np.int64)
     out[rows] = found[FREE[method.kind]][rows].argmax(1)
     return out

@@ -90,7 +90,7 @@ def build(
         return ResidualPrompt(zero.to(features), features, scale=scale)
     vision = Vision(encoder)
     if pixels is None:
-        raise UsageError(f"--prompt {context.prompt} needs pictures, but this source brings embeddings: use text.")
+        raise UsageError(f"`prompt` {context.prompt} needs pictures, but this source brings embeddings: use text.")
     if context.prompt == "visual":
         layers = vision.layers if context.depth == "deep" else 1
         start = visual_start(layers, context.prompt_tokens, vision.width, generator).to(device, features.dtype)

@@ -44,14 +44,14 @@ class Context:
     def __post_init__(self) -> None:
         check_words(self)
         if not 1 <= self.prompt_tokens <= LONGEST:
-            raise UsageError(f"--prompt_tokens is {self.prompt_tokens}, expected 1 to {LONGEST}.")
+            raise UsageError(f"`prompt_tokens` is {self.prompt_tokens}, expected 1 to {LONGEST}.")
         if not self.prompt_init.strip():
-            raise UsageError("--prompt_init is empty, expected words, or random.")
+            raise UsageError("`prompt_init` is empty, expected words, or random.")
         if self.scale < 0:
-            raise UsageError(f"--scale is {self.scale}, expected 0 (the model's own) or more.")
+            raise UsageError(f"`scale` is {self.scale}, expected 0 (the model's own) or more.")
         for part in self.template.split("|"):
             if part.count("{}") != 1:
-                raise UsageError(f"--template has {part!r}, expected {{}} once where the class name goes.")
+                raise UsageError(f"`template` has {part!r}, expected {{}} once where the class name goes.")
 
     def texts(self, name: str) -> list[str]:
         """A class in the words of all templates."""
@@ -111,13 +111,13 @@ class Rounds:
     def __post_init__(self) -> None:
         check_words(self)
         if not 1 <= self.rounds <= 100:
-            raise UsageError(f"--rounds is {self.rounds}, expected 1 to 100.")
+            raise UsageError(f"`rounds` is {self.rounds}, expected 1 to 100.")
         check_least(self, {"per_class": 1, "neighbors": 0, "confidence": 0})
         for name in ("threshold", "alpha", "beta", "floor", "guard_fit", "guard_agree"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected 0 to 1.")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, expected 0 to 1.")
         if not 0 < self.decay <= 1:
-            raise UsageError(f"--decay is {self.decay}, expected above 0, at most 1.")
+            raise UsageError(f"`decay` is {self.decay}, expected above 0, at most 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,4 +165,4 @@ class Steps:
         check_least(self, {"epochs": 1, "batch_size": 0, "lr": 0, "wd": 0, "grad_clip_norm": 0,
                            "clean_neighbors": 1})  # fmt: skip
         if not 0 < self.gce_q <= 1:
-            raise UsageError(f"--gce_q is {self.gce_q}, expected above 0, at most 1.")
+            raise UsageError(f"`gce_q` is {self.gce_q}, expected above 0, at most 1.")

@@ -94,7 +94,7 @@ def fit_round(
                 group["lr"] = rate * cosine_share(steps / total, 0.1)
             value = _batch_loss(model, train_set, tensors, torch.from_numpy(batch), bank, choice, parts)
             if not torch.isfinite(value):
-                raise FloatingPointError(f"the loss is {value.item()} in round {number + 1}: take a smaller --lr.")
+                raise FloatingPointError(f"the loss is {value.item()} in round {number + 1}: take a smaller `lr`.")
             optimizer.zero_grad()
             value.backward()
             dist.average_gradients(parameters)

@@ -97,7 +97,7 @@ def read_images(plan: Plan, run: Run, *, overwrite: bool = False) -> Images:
     encoders = [(one.stage("embed") or {})["facts"]["encoder"] for one in runs]
     if len(set(encoders)) > 1 or len({part.shape[1] for part in features}) > 1:
         raise UsageError(
-            f"--test_data was embedded by {encoders[1]}, but the images by {encoders[0]}: use one encoder."
+            f"`test_data` was embedded by {encoders[1]}, but the images by {encoders[0]}: use one encoder."
         )
     held = [_held(table.column("columns").to_pylist()) for table in tables[:1]]
     held += [np.ones(len(table), bool) for table in tables[1:]]
@@ -114,7 +114,7 @@ def embedded(plan: Plan, run: Run, path: str, name: str, overwrite: bool = False
     """The run folder that a path is, or the one that its images are embedded into; others only go if `overwrite`."""
     if (Path(path) / "stages" / "embed.json").is_file():
         if Path(path).resolve() == run.folder.resolve():
-            raise UsageError(f"{path} is the run of the images: choose another --output_folder for the prompt.")
+            raise UsageError(f"{path} is the run of the images: choose another `output_folder` for the prompt.")
         return Run(path)
     inner = Run(run.folder / name)
     source = dataclasses.replace(plan.source, path=path)
@@ -145,7 +145,7 @@ def make_task(plan: Plan, images: Images, names: list[str]) -> tuple[Task, np.nd
         label[images.is_test] = UNKNOWN
     seen = read_seen(Path(plan.seen), names) if plan.seen else np.zeros(len(names), bool)
     if lacking := [names[k] for k in np.flatnonzero(seen) if not (label == k).any()]:
-        raise UsageError(f"--seen names {lacking[0]!r}, but --labels gives no image of it.")
+        raise UsageError(f"`seen` names {lacking[0]!r}, but `labels` gives no image of it.")
     task = Task(names=names, keys=images.keys, usable=usable, label=label, seen=seen, held=images.is_test)
     task.check()
     return task, told
@@ -179,12 +179,12 @@ def read_prior(path: Path, names: list[str]) -> np.ndarray:
         body = load_yaml(path.read_text(encoding="utf-8"))
         told = {tidy(str(name)): float(value) for name, value in body.items()}
     except (OSError, ValueError, AttributeError, TypeError, OverflowError) as error:
-        raise UsageError(f"--class_prior {path} is no mapping from class names to numbers.") from error
+        raise UsageError(f"`class_prior` {path} is no mapping from class names to numbers.") from error
     if lacking := [name for name in names if name not in told]:
-        raise UsageError(f"--class_prior {path} lacks {lacking[0]!r}.")
+        raise UsageError(f"`class_prior` {path} lacks {lacking[0]!r}.")
     share = np.array([told[name] for name in names])
     if not np.isfinite(share).all() or (share < 0).any() or share.sum() <= 0:
-        raise UsageError(f"--class_prior {path} has numbers below 0, or nothing above it.")
+        raise UsageError(f"`class_prior` {path} has numbers below 0, or nothing above it.")
     return share / share.sum()
 
 

@@ -79,6 +79,6 @@ def doubts(p: Float[np.ndarray, "n c"]) -> dict[str, Any]:
         warning = (
             f"zero-shot looks too poor to adapt from: it is {sureness:.0%} sure on average, and "
             f"{int((share == 0).sum())} of {c} classes are never predicted; pseudo-labels would mostly be wrong. "
-            "Give some labels with --labels; without them zero-shot stays as it is, unless --guard is false."
+            "Give some labels with `labels`; without them zero-shot stays as it is, unless `guard` is false."
         )
     return {"sureness": sureness, "spread": spread, "never": int((share == 0).sum()), "warning": warning}

@@ -60,7 +60,7 @@ def prompt(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     if differences := run.differences("prompt_started", inputs):
         raise UsageError(
             f"{run.folder} holds a tuning of other data or settings ({'; '.join(differences[:2])}): choose another "
-            "--output_folder, or add --overwrite to start anew."
+            "`output_folder`, or add `overwrite` to start anew."
         )
     if run.is_done("prompt", inputs) and all((run.folder / name).exists() for name in MADE):
         say("prompt: nothing changed, skipped")

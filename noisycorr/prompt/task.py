@@ -66,7 +66,7 @@ class Task:
         if len(self.names) < 2:
             raise UsageError(f"there are {len(self.names)} class names, expected at least 2.")
         if self.seen.all():
-            raise UsageError("--seen names every class: nothing is left to pseudo-label.")
+            raise UsageError("`seen` names every class: nothing is left to pseudo-label.")
         if not len(self.unlabelled):
             raise UsageError("no image is left to pseudo-label: all are labelled, unreadable, or test images.")
 
@@ -85,7 +85,7 @@ def read_classes(path: Path) -> tuple[list[str], dict[str, list[str]]]:
         UsageError: If the file cannot be read, holds no name, or a name twice.
     """
     if not path.is_file():
-        raise UsageError(f"--classes {path} is not a file: give one with a class name on each line.")
+        raise UsageError(f"`classes` {path} is not a file: give one with a class name on each line.")
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in (".json", ".yaml", ".yml"):
@@ -93,15 +93,15 @@ def read_classes(path: Path) -> tuple[list[str], dict[str, list[str]]]:
         else:
             body = [line.strip() for line in text.splitlines() if line.strip()]
     except (ValueError, OSError) as error:
-        raise UsageError(f"--classes {path} could not be read: {' '.join(str(error).split())[:160]}.") from error
+        raise UsageError(f"`classes` {path} could not be read: {' '.join(str(error).split())[:160]}.") from error
     if not isinstance(body, list | dict) or not body:
-        raise UsageError(f"--classes {path} holds no class names: expected one on each line.")
+        raise UsageError(f"`classes` {path} holds no class names: expected one on each line.")
     told = body if isinstance(body, dict) else {}
     names = [tidy(str(name)) for name in body]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"--classes {path} names {twice[0]!r} twice: every class needs a name of its own.")
+        raise UsageError(f"`classes` {path} names {twice[0]!r} twice: every class needs a name of its own.")
     if "" in names:
-        raise UsageError(f"--classes {path} holds an empty name.")
+        raise UsageError(f"`classes` {path} holds an empty name.")
     about = {tidy(str(name)): [str(one) for one in (value if isinstance(value, list) else [value])]
              for name, value in told.items() if value}  # fmt: skip
     return names, about
@@ -134,14 +134,14 @@ def read_labels(path: Path, keys: Sequence[str], names: Sequence[str]) -> np.nda
             continue
         if label not in place:
             raise UsageError(
-                f"--labels {path}: {label!r} of key {key!r} is no class; classes look like {list(names[:3])}."
+                f"`labels` {path}: {label!r} of key {key!r} is no class; classes look like {list(names[:3])}."
             )
         if given.setdefault(key, place[label]) != place[label]:
-            raise UsageError(f"--labels {path} gives key {key!r} two labels: keep one of them.")
+            raise UsageError(f"`labels` {path} gives key {key!r} two labels: keep one of them.")
     out = np.array([given.get(key, UNKNOWN) for key in keys], np.int64)
     if given and not (out >= 0).any():
         raise UsageError(
-            f"--labels {path}: none of its {len(given)} keys is in the source; keys look like {list(keys[:2])}."
+            f"`labels` {path}: none of its {len(given)} keys is in the source; keys look like {list(keys[:2])}."
         )
     return out
 
@@ -154,7 +154,7 @@ def read_seen(path: Path, names: Sequence[str]) -> np.ndarray:
     """
     found, _ = read_classes(path)
     if strange := [name for name in found if name not in set(names)]:
-        raise UsageError(f"--seen {path} names {strange[0]!r}, which is not among the classes.")
+        raise UsageError(f"`seen` {path} names {strange[0]!r}, which is not among the classes.")
     return np.array([name in set(found) for name in names])
 
 

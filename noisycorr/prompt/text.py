@@ -112,7 +112,7 @@ def text_side(encoder: Any) -> TextSide:
     if kind == "TransformersEncoder":
         return ClipText(TransformersTrainable(encoder))
     raise UsageError(
-        f"the encoder {encoder.name} has no text tower for prompts: use --clip_model embedded, open_clip:... or "
+        f"the encoder {encoder.name} has no text tower for prompts: use `clip_model` embedded, open_clip:... or "
         "hf_clip:..."
     )
 
@@ -140,7 +140,7 @@ class ClassTexts:
             if len(set(row[self.start : self.start + count].tolist())) != 1 or (row == other).all():
                 raise UsageError(
                     f"the class name {_short(name)!r} does not fit into the context of {side.name} behind "
-                    f"{count} prompt vectors: shorten it, or take fewer --prompt_tokens."
+                    f"{count} prompt vectors: shorten it, or take fewer `prompt_tokens`."
                 )
         self._ids, self._lengths = torch.from_numpy(ids).long(), torch.from_numpy(np.asarray(lengths)).long()
         self._order = torch.argsort(self._lengths, stable=True)
@@ -208,7 +208,7 @@ def word_vectors(side: TextSide, words: str, device: torch.device) -> Float[Tens
     row = side.tokens([f"{words} {filler}"])[0][0]
     marks = np.flatnonzero(row == side.tokens([filler])[0][0, start])
     if not len(marks) or marks[-1] <= start:
-        raise UsageError(f"--prompt_init is {words!r}, expected words, or random.")
+        raise UsageError(f"`prompt_init` is {words!r}, expected words, or random.")
     ids = torch.from_numpy(row[start : marks[-1]].astype(np.int64))[None].to(device)
     return side.embedding(ids).detach()
 
@@ -226,7 +226,7 @@ def _placeholder(side: TextSide, count: int) -> tuple[str, int]:
         run = row[start : start + count + 1]
         if len(run) == count + 1 and (run[:count] == one[start]).all() and run[count] == two[start]:
             return filler, start
-    raise UsageError(f"{count} prompt vectors do not fit into the context of {side.name}: take fewer --prompt_tokens.")
+    raise UsageError(f"{count} prompt vectors do not fit into the context of {side.name}: take fewer `prompt_tokens`.")
 
 
 def _padded(ids: np.ndarray, length: int) -> np.ndarray:

@@ -35,7 +35,7 @@ class Prompt:
         from noisycorr.prompt.choice import Context, Rounds, Steps
 
         parser.add_word("path", "SOURCE", SOURCE, need=NEED_SOURCE)
-        parser.add("classes", str, None, CLASSES, need="--classes is missing: name a file with class names")
+        parser.add("classes", str, None, CLASSES, need="`classes` is missing: name a file with class names")
         parser.add("output_folder", str, None, "Folder for what is learned; made if absent", need=NEED_FOLDER)
         parser.add("config", str | None, None, "YAML file with any of these keys, `path` among them; flags win over it")
         parser.add_switch("overwrite", "Delete what an earlier tuning left in the folder")

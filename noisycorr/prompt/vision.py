@@ -38,7 +38,7 @@ class Vision:
         kind = type(encoder).__name__
         if kind not in ("OpenClipEncoder", "TransformersEncoder"):
             raise UsageError(
-                f"the encoder {encoder.name} has no image tower for prompts: use --prompt text, or --clip_model "
+                f"the encoder {encoder.name} has no image tower for prompts: use `prompt` text, or `clip_model` "
                 "open_clip:... or hf_clip:..."
             )
         self.model, self.dim = encoder.model, encoder.image_dim

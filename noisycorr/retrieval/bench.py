@@ -44,24 +44,24 @@ class Bench:
     def __post_init__(self) -> None:
         for field in fields(self):
             if field.name != "limit" and not listed(getattr(self, field.name)):
-                raise UsageError(f"--{field.name} is empty.")
+                raise UsageError(f"`{field.name}` is empty.")
         if self.limit < 0:
-            raise UsageError(f"--limit is {self.limit}, expected 0 (all) or more.")
+            raise UsageError(f"`limit` is {self.limit}, expected 0 (all) or more.")
         for name in listed(self.units):
             if name not in ("caption", "image"):
-                raise UsageError(f"--units names {name!r}, expected caption or image.")
+                raise UsageError(f"`units` names {name!r}, expected caption or image.")
         for name in listed(self.sets):
             if "=" not in name or name.count("|") not in (0, 2):
-                raise UsageError(f"--sets has {name!r}, expected NAME=SOURCE or NAME=TRAIN|VALID|TEST.")
+                raise UsageError(f"`sets` has {name!r}, expected NAME=SOURCE or NAME=TRAIN|VALID|TEST.")
 
     def cells(self) -> list[Cell]:
         """Every training on one set, seed by seed, so that an interrupted benchmark has whole rows."""
         try:
             ratios, seeds = [float(x) for x in listed(self.ratios)], [int(x) for x in listed(self.seeds)]
         except ValueError as error:
-            raise UsageError(f"--ratios and --seeds must be numbers: {error}.") from error
+            raise UsageError(f"`ratios` and `seeds` must be numbers: {error}.") from error
         if any(not 0 <= ratio <= 1 for ratio in ratios):
-            raise UsageError(f"--ratios is {self.ratios}, expected shares in 0 to 1.")
+            raise UsageError(f"`ratios` is {self.ratios}, expected shares in 0 to 1.")
         for method in listed(self.strategies):
             method_of(method)
         return [Cell(unit=unit, ratio=ratio, method=method, seed=seed)  # type: ignore[arg-type]

@@ -189,7 +189,7 @@ def run_cells(sets: Sequence[Callable[[], BenchSet]], cells: list[Cell], choice:
         told: Called with each row.
     """
     if dist.count() > 1:
-        raise UsageError("the benchmark runs in one process: start several commands with other --seeds instead.")
+        raise UsageError("the benchmark runs in one process: start several commands with other `seeds` instead.")
     rows = []
     for load in sets:
         data = load()

@@ -93,12 +93,12 @@ def read_classes(path: Path, template: str) -> tuple[list[str], list[list[str]]]
     try:
         lines = [line.strip().split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes {path} cannot be read: {error}.") from error
+        raise UsageError(f"`classes` {path} cannot be read: {error}.") from error
     names = [line[0].strip() for line in lines]
     if len(names) < 2:
-        raise UsageError(f"--classes {path} holds {len(names)} classes, expected at least 2, one on each line.")
+        raise UsageError(f"`classes` {path} holds {len(names)} classes, expected at least 2, one on each line.")
     if twice := [name for row, name in enumerate(names) if name in names[:row]]:
-        raise UsageError(f"--classes {path} holds {twice[0]!r} twice: leave one out.")
+        raise UsageError(f"`classes` {path} holds {twice[0]!r} twice: leave one out.")
     texts = [[text.strip() for text in line[1:] if text.strip()] for line in lines]
     return names, [group or [template.replace("{}", name)] for name, group in zip(names, texts)]
 
@@ -124,7 +124,7 @@ def _labelled(corpus: Corpus, rows: np.ndarray, label: np.ndarray, asked: Evalua
     if not len(rows):
         raise UsageError(
             f"no test pair has one of the names in {asked.classes} in its column {asked.label_col!r}: name the column "
-            "of the class by --label_col."
+            "of the class by `label_col`."
         )
     rows = rows[np.sort(np.unique(corpus.shown[rows], return_index=True)[1])]
     return rows, label[rows]
@@ -136,7 +136,7 @@ def _text_towers(source_run: Run, choice: Train, tune: Tune, trainable: Trainabl
     if trainable is not None:
         return PictureTowers(trainable, tune, ImageStore(files=[None] * len(texts)), texts, seed=choice.seed,
                              device=dist.device(), dtype=dtype, keys=texts)  # fmt: skip
-    features = text_encoder(source_run, "--classes needs the encoder of the texts")(texts)
+    features = text_encoder(source_run, "`classes` needs the encoder of the texts")(texts)
     return StoredTowers(np.zeros((len(texts), 1), np.float32), features, device=dist.device(), dtype=dtype)
 
 
@@ -144,7 +144,7 @@ def _retrieval(networks: Sequence[RetrievalNetwork], towers: Towers, rows: np.nd
                asked: Evaluation) -> dict[str, Any]:  # fmt: skip
     images = len(np.unique(shown))
     if asked.folds > images:
-        raise UsageError(f"--folds is {asked.folds}, but there are {images} test images: use fewer.")
+        raise UsageError(f"`folds` is {asked.folds}, but there are {images} test images: use fewer.")
     return {"test": retrieval(networks, towers, rows, shown, folds=asked.folds)}
 
 
@@ -152,7 +152,7 @@ def _evaluate_regions(run: Run, networks: Sequence[RetrievalNetwork], stored: di
                       asked: Evaluation) -> dict[str, Any]:  # fmt: skip
     """As `evaluate_model`, of a network on region features."""
     if asked.classes is not None:
-        raise UsageError("--classes needs a model of pictures; this one was trained on region features.")
+        raise UsageError("`classes` needs a model of pictures; this one was trained on region features.")
     trained_on = read_json(run.folder / "provenance.json")["pairs"]
     corpus, towers, wrong = read_region_corpus(
         asked.test_data or trained_on, _stored(Regions, stored), _stored(Train, stored), words_of=trained_on
@@ -172,7 +172,7 @@ def _test_split(run: Run, source_run: Run) -> tuple[Corpus, np.ndarray]:
         raise UsageError(f"{source_run.folder} holds other pairs than {run.folder} was trained on: train it again.")
     rows = np.flatnonzero(table.column("split").to_numpy(zero_copy_only=False) == "test")
     if len(rows) < 2:
-        raise UsageError(f"{run.folder} has a test split of {len(rows)} pairs: name other pairs by --test_data.")
+        raise UsageError(f"{run.folder} has a test split of {len(rows)} pairs: name other pairs by `test_data`.")
     return corpus, rows
 
 
@@ -187,7 +187,7 @@ def _test_run(run: Run, source_run: Run, stored: dict[str, Any], asked: Evaluati
     there = dataclasses.replace(plan.source, path=asked.test_data)
     test_run = run_of_pairs(there, plan.clip_model, run, "test", score=False, overwrite=True)
     if not tuned:
-        same_encoder(source_run, test_run, "--test_data")
+        same_encoder(source_run, test_run, "`test_data`")
     return test_run
 
 

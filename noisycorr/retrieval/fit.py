@@ -173,7 +173,7 @@ def check_folder(run: Run, inputs: dict[str, Any], choice: Train) -> None:
         more = f" and {len(differences) - 2} more" if len(differences) > 2 else ""
         raise UsageError(
             f"{run.folder} holds a training of other data, strategy or settings ({'; '.join(differences[:2])}{more}): "
-            "choose another --output_folder, or add --overwrite to start anew."
+            "choose another `output_folder`, or add `overwrite` to start anew."
         )
     dist.wait()
     if dist.is_main():

@@ -75,8 +75,8 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.folds < 1:
-            raise UsageError(f"--folds is {self.folds}, expected at least 1.")
+            raise UsageError(f"`folds` is {self.folds}, expected at least 1.")
         if self.label_col.lower().startswith("truth_"):
-            raise UsageError(f"--label_col {self.label_col} is hidden truth: name another one.")
+            raise UsageError(f"`label_col` {self.label_col} is hidden truth: name another one.")
         if self.template.count("{}") != 1:
-            raise UsageError(f"--template is {self.template!r}, expected one {{}} for the name of the class.")
+            raise UsageError(f"`template` is {self.template!r}, expected one {{}} for the name of the class.")

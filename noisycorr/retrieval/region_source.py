@@ -39,15 +39,15 @@ def check_regions(path: str, regions: Regions, train: Train, tune: Tune) -> None
     """
     folder = is_region_folder(Path(path).expanduser())
     if folder and regions.region == "none":
-        raise UsageError(f"{path} holds region features: add --region sgr, saf or gpo.")
+        raise UsageError(f"{path} holds region features: add `region` sgr, saf or gpo.")
     if regions.region == "none":
         return
     if not folder:
-        raise UsageError(f"--region {regions.region} needs a folder with train_ims.npy, but {path} is none.")
+        raise UsageError(f"`region` {regions.region} needs a folder with train_ims.npy, but {path} is none.")
     if tune.train_part != "heads":
-        raise UsageError(f"--region trains its network as a whole: leave out --train_part {tune.train_part}.")
+        raise UsageError(f"`region` trains its network as a whole: leave out `train_part` {tune.train_part}.")
     if train.accum_freq > 1 and regions.region != "gpo":
-        raise UsageError("--accum_freq does not go with sgr and saf, whose batch norms need whole batches: use 1.")
+        raise UsageError("`accum_freq` does not go with sgr and saf, whose batch norms need whole batches: use 1.")
 
 
 def read_region_corpus(path: str, regions: Regions, train: Train,

@@ -30,10 +30,10 @@ def find_trainable(clip_model: str, tune: Tune) -> Trainable | None:
     """
     if tune.train_part == "heads":
         if clip_model.startswith(SCRATCH):
-            raise UsageError(f"{clip_model} has nothing to train heads on: add --train_part whole.")
+            raise UsageError(f"{clip_model} has nothing to train heads on: add `train_part` whole.")
         return None
     if clip_model.startswith(SCRATCH) and tune.train_part != "whole":
-        raise UsageError(f"--train_part {tune.train_part} needs a trained encoder; {clip_model} needs whole.")
+        raise UsageError(f"`train_part` {tune.train_part} needs a trained encoder; {clip_model} needs whole.")
     return load_trainable(clip_model)
 
 
@@ -56,7 +56,7 @@ def run_towers(run: Run, corpus: Corpus, train: Train, tune: Tune, trainable: Tr
     """
     if trainable is None:
         return make_towers(corpus, train)
-    reader = picture_reader(source_run, f"--train_part {tune.train_part}", "use heads")
+    reader = picture_reader(source_run, f"`train_part` {tune.train_part}", "use heads")
     image_store = open_image_store(source_run, reader, run.folder / "pictures" / name)
     dtype = torch.float64 if train.precision == "fp64" else torch.float32
     texts = read_facts(source_run, ["text"]).column("text").to_pylist()

@@ -44,7 +44,7 @@ WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
 
 
 def check_trackers(asked: str) -> list[str]:
-    """Names of the trackers of `--report-to`.
+    """Names of the trackers of `report_to`.
 
     Raises:
         UsageError: If one is not known or not installed.
@@ -52,7 +52,7 @@ def check_trackers(asked: str) -> list[str]:
     try:
         return dist.find_trackers(asked)
     except ValueError as error:
-        raise UsageError(f"--report-to {asked}: {error}") from None
+        raise UsageError(f"`report_to` {asked}: {error}") from None
 
 
 def named_strategy(name: str, options: str | None) -> Strategy:
@@ -88,7 +88,7 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     if plan.split.texts == "rectified" and corpus.rectified:
         say(f"train: {len(corpus.rectified):,} texts are those that the ledger repaired")
         corpus = rectify_texts(
-            corpus, text_encoder(source_run, "the ledger has repaired texts (--texts given does without)")
+            corpus, text_encoder(source_run, "the ledger has repaired texts (`texts` given does without)")
         )
     elif plan.split.texts == "given":
         corpus = without_new_texts(corpus)
@@ -115,7 +115,7 @@ def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
 def _train_regions(plan: Plan, run: Run, overwrite: bool) -> dict[str, Any]:
     """As `train`, on region features, which are not embedded first."""
     if plan.split.val_data is not None:
-        raise UsageError("--val_data does not go with --region: the folder brings its own dev split.")
+        raise UsageError("`val_data` does not go with `region`: the folder brings its own dev split.")
     corpus, towers, wrong = read_region_corpus(plan.source.path, plan.regions, plan.train)
     split = split_corpus(corpus, val_fraction=0.0, test_fraction=0.0, seed=plan.train.seed)
     if overwrite:
@@ -136,11 +136,11 @@ def _validation(plan: Plan, run: Run, source_run: Run, trainable: Trainable | No
     there = dataclasses.replace(plan.source, path=plan.split.val_data)
     other = run_of_pairs(there, plan.clip_model, run, "valid", score=False, overwrite=overwrite)
     if trainable is None:
-        same_encoder(source_run, other, "--val_data")
+        same_encoder(source_run, other, "`val_data`")
     found = read_corpus(other)
     rows = np.flatnonzero(found.usable)
     if len(rows) < 2:
-        raise UsageError(f"--val_data {plan.split.val_data} holds {len(rows)} usable pairs, expected at least 2.")
+        raise UsageError(f"`val_data` {plan.split.val_data} holds {len(rows)} usable pairs, expected at least 2.")
     towers = run_towers(run, found, plan.train, plan.tune, trainable, source_run=other, name="valid")
     return Validation(towers=towers, rows=rows, shown=found.shown[rows])
 
@@ -152,7 +152,7 @@ def _start(plan: Plan, run: Run, facts: dict[str, str], corpus: Corpus, split: n
     asked = plan.split.val_data is None and plan.split.val_fraction > 0
     if asked and not (split == VALID).any():
         say("warning: no pair validates (those that were dropped or are to be reviewed do not), so the last epoch is "
-            "taken: give --val_data.")  # fmt: skip
+            "taken: give `val_data`.")  # fmt: skip
     if not dist.is_main():
         return
     name, strategy = plan.strategy

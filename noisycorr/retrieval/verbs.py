@@ -12,7 +12,7 @@ SOURCE = "Run folder of `noisycorr clean`, or any source that it reads, which is
 
 LR = ("Highest learning rate of AdamW; it rises over `warmup` steps and falls along a cosine to 0; by default 1e-3 for "
       "heads, 1e-5 for whole and last_blocks, 1e-4 for lora, 5e-4 for scratch, 2e-4 for regions")  # fmt: skip
-MODEL = ("Encoder of a source that is not embedded yet, as for `clean`; and the one to fine-tune, if --train_part is "
+MODEL = ("Encoder of a source that is not embedded yet, as for `clean`; and the one to fine-tune, if `train_part` is "
          "not heads, which may also be scratch:vit or scratch:cnn, small ones with random weights")  # fmt: skip
 
 METHOD = "Method: a name of the paper index such as best, coteach, pc2 or plain, or your own, ./FILE.py:CLASS"

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -22,6 +22,7 @@ _LOG = logging.getLogger("noisycorr")
 _LIBRARIES = ("transformers", "datasets", "open_clip", "timm", "accelerate", "torch", "PIL", "faiss")
 
 
+_PHRASE: list[Callable[[str], str]] = []  # how the command line writes the names of arguments
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
@@ -34,14 +35,18 @@ class JsonLines(logging.Formatter):
         return json.dumps(body | getattr(record, "numbers", {}), ensure_ascii=False)
 
 
-def set_up(*, quiet: bool = False, verbose: bool = False, log_format: str = "text") -> None:
+def set_up(
+    *, quiet: bool = False, verbose: bool = False, log_format: str = "text", phrase: Callable[[str], str] | None = None
+) -> None:
     """Show messages from now on.
 
     Args:
         quiet: Warnings only, no bars.
         verbose: Details and the warnings of libraries, too.
         log_format: text, or json for one object a line; then there are no bars, but lines of progress.
+        phrase: Makes of `argument` in a message what the person at the terminal types.
     """
+    _PHRASE[:] = [phrase] if phrase else []
     for handler in list(_LOG.handlers):
         _LOG.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
@@ -68,22 +73,26 @@ def silent() -> Iterator[None]:
 
 def detail(message: str) -> None:
     """A line for those who asked for details."""
-    _LOG.debug(message)
+    _LOG.debug(_phrased(message))
 
 
 def say(message: str) -> None:
     """A line on what happened."""
-    _LOG.info(message)
+    _LOG.info(_phrased(message))
 
 
 def warn(message: str) -> None:
     """A line that even the quiet want to see."""
-    _LOG.warning(message)
+    _LOG.warning(_phrased(message))
 
 
 def fail(message: str) -> None:
     """A line on why it ended."""
     _LOG.error(message)
+
+
+def _phrased(message: str) -> str:
+    return _PHRASE[0](message) if _PHRASE else message
 
 
 def without_numbers(message: str) -> str:

@@ -7,8 +7,10 @@ import typing
 from collections.abc import Iterable, Mapping
 
 
-class UsageError(Exception):
-    """The command was used wrongly: one clear sentence, exit status 2.
+class UsageError(ValueError):
+    """Something was asked for wrongly: one clear sentence. The command line ends with status 2.
+
+    Arguments stand in backticks by their names in Python; the command line writes them as flags.
 
     Names and values that data brought stand in it, so what would break the line or steer the terminal is shown as an
     escape.
@@ -39,7 +41,7 @@ def check_words(choice: object) -> None:
     for one in dataclasses.fields(choice):  # type: ignore[arg-type]
         words, value = typing.get_args(hints[one.name]), getattr(choice, one.name)
         if typing.get_origin(hints[one.name]) is typing.Literal and value not in words:
-            raise UsageError(f"--{one.name} is {value!r}, expected one of {', '.join(words)}.")
+            raise UsageError(f"`{one.name}` is {value!r}, expected one of {', '.join(words)}.")
 
 
 def check_least(choice: object, least: Mapping[str, float]) -> None:
@@ -50,4 +52,4 @@ def check_least(choice: object, least: Mapping[str, float]) -> None:
     """
     for name, low in least.items():
         if not getattr(choice, name) >= low:
-            raise UsageError(f"--{name} is {getattr(choice, name)}, expected at least {low}.")
+            raise UsageError(f"`{name}` is {getattr(choice, name)}, expected at least {low}.")

@@ -25,6 +25,7 @@ EPILOG = "In names of options - and _ are the same. Where true or false is asked
 CONFIG_BYTES = 1_000_000  # no config is longer
 TRUE_OR_FALSE = ("true", "false", "yes", "no")
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+ARGUMENT = re.compile(r"`([a-z_]\w*(?:\.\w+)?)(?:=([^`]+))?`")
 JOINED = {"path": "::", "stages": ","}  # how a list in a config file is written as one word
 
 
@@ -44,6 +45,7 @@ class Parser(ArgumentParser):
             prog=command, usage=usage, description=about, epilog=EPILOG, allow_abbrev=False,
             formatter_class=argparse.HelpFormatter,
         )  # fmt: skip
+        self.words: set[str] = set()  # keys that are given without a flag
         self.hints: dict[str, Any] = {}  # type of each key
         self.needed: dict[str, str] = {}  # what to say if it is not given
         self.switches: set[str] = set()  # keys that take no value
@@ -70,10 +72,15 @@ class Parser(ArgumentParser):
 
     def add_word(self, key: str, shown: str, about: str, *, need: str) -> None:
         """A word without a flag, that a config file may give as well."""
+        self.words.add(key)
         self.hints[key] = str
         self.needed[key] = need
         about = f"{about} (required)".replace("%", "%%")
         self.add_argument(key, type=str, nargs="?", default=argparse.SUPPRESS, metavar=shown, help=about)
+
+    def is_word(self, key: str) -> bool:
+        """True if it is given without a flag."""
+        return key in self.words
 
     def add_switch(self, key: str, about: str, short: str | None = None) -> None:
         """A flag without a value."""
@@ -277,6 +284,21 @@ def _sentence(parser: Parser, message: str) -> str:
     if match := re.match(r"argument (?:-\w[,/ ]+)?--(\w+): ignored explicit argument (.*)", message):
         return f"--{match[1]} takes no value, but {match[2]} was given."
     return message if message.endswith(".") else f"{message}."
+
+
+def as_flags(message: str, parser: Parser) -> str:
+    """A message of the package as the command line says it: its arguments are flags there.
+
+    `name` becomes --name, `name=True` too, `name=value` --name value; only for names that the verb takes.
+    """
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        if name.partition(".")[0] not in parser.hints or parser.is_word(name):
+            return match[0]
+        return f"--{name}" if value in (None, "True") else f"--{name} {value}"
+
+    return ARGUMENT.sub(flag, message)
 
 
 def _hint(key: str, parser: Parser) -> str:

@@ -244,7 +244,7 @@ def new_run(folder: str) -> Run:
     """A folder that a run can be made in; UsageError if it, or one that it is in, is a file."""
     for place in (Path(folder), *Path(folder).parents):
         if place.exists() and not place.is_dir():
-            raise UsageError(f"{place} is a file, but the run needs a folder: choose another --output_folder.")
+            raise UsageError(f"{place} is a file, but the run needs a folder: choose another `output_folder`.")
     return Run(folder)
 
 

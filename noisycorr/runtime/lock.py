@@ -133,7 +133,7 @@ def _take(path: Path, me: Owner) -> None:
                 f"process {owner.pid} on host {owner.host} (noisycorr {owner.command})" if owner else "another process"
             )
             raise UsageError(
-                f"{path.parent} is being written by {who}: wait for it or stop it, or choose another --output_folder; "
+                f"{path.parent} is being written by {who}: wait for it or stop it, or choose another `output_folder`; "
                 f"if it is no more, delete {path.name}."
             )
         _remove_dead(path, owner)
@@ -191,4 +191,4 @@ def refuse_other_kind(folder: Path, *kinds: str) -> None:
     """
     for name, told in KINDS.items():
         if name not in kinds and (folder / "stages" / f"{name}.json").exists():
-            raise UsageError(f"{folder} holds {told}: choose another --output_folder.")
+            raise UsageError(f"{folder} holds {told}: choose another `output_folder`.")

@@ -74,6 +74,6 @@ def clear_training(run: Run, owner: str = "train_started") -> None:
         marker = run.folder / "stages" / f"{owner}.json"
         taken = [name for name in RUN_CONTENT if (run.folder / name).exists()]
         if taken and not marker.exists():
-            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no training: --overwrite deletes trainings only.")
+            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no training: `overwrite` deletes trainings only.")
         run.clear()
     dist.wait()

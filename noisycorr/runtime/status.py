@@ -26,7 +26,7 @@ def status(folder: Path) -> list[str]:
     """
     run = Run(folder)
     if not (folder / "stages").is_dir() and not (folder / NAME).exists():
-        raise UsageError(f"{folder} holds no run: name the folder that was given as --output_folder.")
+        raise UsageError(f"{folder} holds no run: name the folder that was given as `output_folder`.")
     owner = _owner(folder)
     at_work = owner.startswith("at work")
     lines = [f"run: {folder}", f"state: {owner}"]

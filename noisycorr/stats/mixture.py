@@ -120,8 +120,8 @@ def fit_null(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"], *, s
         return replace(
             constant_fit(
                 f"the score cannot tell given pairs from random ones (AUROC {separation:.2f} on {len(given):,} pairs, "
-                "0.50 = blind): nothing is marked as mismatched; try another encoder, --align cross-fit, or label some "
-                "pairs (--labels)"
+                "0.50 = blind): nothing is marked as mismatched; try another encoder, `align` cross-fit, or label some "
+                "pairs (`labels`)"
             ),
             separation=separation,
         )

@@ -19,7 +19,7 @@ class LevelChoice:
         level_by: Column of the ledger that tells how well a pair is aligned, p_clean or a score_ column; none trains
             without levels.
         level_gate: A level also scales what is seen of the picture, from the start by the mean p_clean of its pairs:
-            wrong texts teach language without it. Helps where all pairs teach (--draw_by none); not published.
+            wrong texts teach language without it. Helps where all pairs teach (`draw_by` none); not published.
         levels: How many bins, 2 to 64.
         bins: uniform between the lowest and the highest score (as published), clipped between their 0.5 % and 99.5 %
             quantiles, or quantile for bins of equal counts.
@@ -40,12 +40,12 @@ class LevelChoice:
     def __post_init__(self) -> None:
         check_words(self)
         if not 2 <= self.levels <= 64:
-            raise UsageError(f"--levels is {self.levels}, expected 2 to 64.")
+            raise UsageError(f"`levels` is {self.levels}, expected 2 to 64.")
         check_least(self, {"level_least": 0, "level_dropout": 0})
         if self.level_dropout >= 1:
-            raise UsageError(f"--level_dropout is {self.level_dropout}, expected less than 1.")
+            raise UsageError(f"`level_dropout` is {self.level_dropout}, expected less than 1.")
         if self.level_by not in (NONE, "p_clean") and not self.level_by.startswith("score_"):
-            raise UsageError(f"--level_by is {self.level_by!r}, expected none, p_clean or a column score_NAME.")
+            raise UsageError(f"`level_by` is {self.level_by!r}, expected none, p_clean or a column score_NAME.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,9 @@ class Teach:
         for name in ("draw_by", "weight_by", "keep_by"):
             value = getattr(self, name)
             if value not in (NONE, "p_clean", "sample_weight") and not value.startswith("score_"):
-                raise UsageError(f"--{name} is {value!r}, expected p_clean, sample_weight or a column score_NAME.")
+                raise UsageError(f"`{name}` is {value!r}, expected p_clean, sample_weight or a column score_NAME.")
         if self.keep_fraction != "auto" and not 0 < self.fraction <= 1:
-            raise UsageError(f"--keep_fraction is {self.keep_fraction}, expected auto or a share in (0, 1].")
+            raise UsageError(f"`keep_fraction` is {self.keep_fraction}, expected auto or a share in (0, 1].")
 
     @property
     def fraction(self) -> float:
@@ -84,7 +84,7 @@ class Teach:
         try:
             return float("nan") if self.keep_fraction == "auto" else float(self.keep_fraction)
         except ValueError:
-            raise UsageError(f"--keep_fraction is {self.keep_fraction!r}, expected auto or a number.") from None
+            raise UsageError(f"`keep_fraction` is {self.keep_fraction!r}, expected auto or a number.") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,15 +135,15 @@ class Design:
                       "longest": 4, "dropout": 0, "image_dropout": 0, "language_rank": 1, "image_grid": 0})  # fmt: skip
         for name in ("dropout", "image_dropout"):
             if getattr(self, name) >= 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected less than 1.")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, expected less than 1.")
         if self.image_grid > 32:
-            raise UsageError(f"--image_grid is {self.image_grid}, expected 0 to 32.")
+            raise UsageError(f"`image_grid` is {self.image_grid}, expected 0 to 32.")
         if self.tower == "tuned" and not self.image_grid:
-            raise UsageError("--tower tuned needs the tower's tokens: add --image_grid 4.")
+            raise UsageError("`tower` tuned needs the tower's tokens: add `image_grid` 4.")
         if self.longest > 512:
-            raise UsageError(f"--longest is {self.longest}, expected 4 to 512.")
+            raise UsageError(f"`longest` is {self.longest}, expected 4 to 512.")
         if self.width % self.attention_heads:
-            raise UsageError(f"--width {self.width} is no multiple of --attention_heads {self.attention_heads}.")
+            raise UsageError(f"`width` {self.width} is no multiple of `attention_heads` {self.attention_heads}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,7 @@ class CaptionTrain:
         check_least(self, {"epochs": 1, "batch_size": 2, "lr": 0, "tower_lr": 0, "wd": 0, "warmup": 0,
                            "grad_clip_norm": 0, "save_every": 0, "keep_checkpoints": 1})  # fmt: skip
         if self.warmup > 1:
-            raise UsageError(f"--warmup is {self.warmup}, expected a share in 0 to 1.")
+            raise UsageError(f"`warmup` is {self.warmup}, expected a share in 0 to 1.")
         check_words(self)
 
     def settings(self) -> dict[str, Any]:
@@ -222,11 +222,11 @@ class Held:
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
-            raise UsageError(f"--val_fraction is {self.val_fraction}, expected a share above 0 and below 1.")
+            raise UsageError(f"`val_fraction` is {self.val_fraction}, expected a share above 0 and below 1.")
         check_least(self, {"val_most": 0})
         check_words(self)
         if not self.strengths or min(self.strengths) < 0:
-            raise UsageError(f"--guidances is {self.guidances!r}, expected numbers of 0 or more between commas.")
+            raise UsageError(f"`guidances` is {self.guidances!r}, expected numbers of 0 or more between commas.")
 
     @property
     def strengths(self) -> tuple[float, ...]:
@@ -234,7 +234,7 @@ class Held:
         try:
             return tuple(float(word) for word in self.guidances.split(",") if word.strip())
         except ValueError:
-            raise UsageError(f"--guidances is {self.guidances!r}, expected numbers between commas.") from None
+            raise UsageError(f"`guidances` is {self.guidances!r}, expected numbers between commas.") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,8 +280,8 @@ class Decode:
         check_least(self, {"beams": 1, "length_penalty": 0, "most_tokens": 0, "least_tokens": 0, "no_repeat_ngram": 0,
                       "guidance": 0, "samples": 0, "align_weight": 0})  # fmt: skip
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"--top_p is {self.top_p}, expected a share in (0, 1].")
+            raise UsageError(f"`top_p` is {self.top_p}, expected a share in (0, 1].")
         if not self.heat > 0:
-            raise UsageError(f"--heat is {self.heat}, expected more than 0.")
+            raise UsageError(f"`heat` is {self.heat}, expected more than 0.")
         if not math.isfinite(self.align_weight):
-            raise UsageError(f"--align_weight is {self.align_weight}, expected a number; a million is alignment alone.")
+            raise UsageError(f"`align_weight` is {self.align_weight}, expected a number; a million is alignment alone.")

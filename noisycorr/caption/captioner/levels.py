@@ -137,7 +137,7 @@ def fit_levels(score: Float[np.ndarray, " n"], choice: LevelChoice, made_by: Map
     known = score[np.isfinite(score)]
     if not len(known) or known.min() == known.max():
         raise UsageError(
-            f"--level_by {choice.level_by}: its {len(known):,} known values do not differ, so there are no levels; "
+            f"`level_by` {choice.level_by}: its {len(known):,} known values do not differ, so there are no levels; "
             "choose another column, or none."
         )
     edges = _edges(known, choice)
@@ -160,8 +160,8 @@ def _edges(known: np.ndarray, choice: LevelChoice) -> tuple[float, ...]:
         cuts = np.unique(np.quantile(known, np.linspace(0, 1, choice.levels + 1)))
         if len(cuts) < 3:
             raise UsageError(
-                f"--level_by {choice.level_by}: so many of its {len(known):,} values are equal that --bins quantile "
-                f"makes one level for --levels {choice.levels}; take clipped bins, more levels, or another column."
+                f"`level_by` {choice.level_by}: so many of its {len(known):,} values are equal that `bins` quantile "
+                f"makes one level for `levels` {choice.levels}; take clipped bins, more levels, or another column."
             )
         return tuple(cuts.tolist())
     low, high = known.min(), known.max()

@@ -146,7 +146,7 @@ class Trained:
         """
         self._levels(level, 1)
         if decode.guidance and decode.against == "image" and not self.design.image_dropout:
-            raise UsageError("guidance by pictures needs a captioner trained with --image_dropout above 0.")
+            raise UsageError("guidance by pictures needs a captioner trained with `image_dropout` above 0.")
         if decode.guidance and decode.against == "level" and self.levels is None:
             raise UsageError("guidance by levels needs a captioner with levels.")
 

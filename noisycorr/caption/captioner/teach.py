@@ -113,9 +113,9 @@ def column_of(columns: Mapping[str, np.ndarray], name: str, flag: str) -> Float[
     """
     if name not in columns or name.startswith("truth_"):
         if not columns:
-            cure = "run `noisycorr clean` first, or train without levels by --level_by none --draw_by none"
-            raise UsageError(f"--{flag} {name}: the ledger has no such column, for the run was not scored: {cure}.")
-        raise UsageError(f"--{flag} {name}: the ledger has no such column; it has {listed(columns)}.")
+            cure = "run `noisycorr clean` first, or train without levels by `level_by` none and `draw_by` none"
+            raise UsageError(f"`{flag}` {name}: the ledger has no such column, for the run was not scored: {cure}.")
+        raise UsageError(f"`{flag}` {name}: the ledger has no such column; it has {listed(columns)}.")
     return np.asarray(columns[name], np.float64)
 
 
@@ -142,13 +142,13 @@ def kept_rows(columns: Mapping[str, np.ndarray], n: int, choice: Teach) -> Int[n
     if choice.fraction == 1:
         return np.arange(n)
     if choice.keep_by == NONE:
-        raise UsageError(f"--keep_fraction {choice.keep_fraction} needs a column to keep by, but --keep_by is none.")
+        raise UsageError(f"`keep_fraction` {choice.keep_fraction} needs a column to keep by, but `keep_by` is none.")
     score = column_of(columns, choice.keep_by, "keep_by")
     fraction = choice.fraction
     if choice.keep_fraction == "auto":
         p_clean = column_of(columns, "p_clean", "keep_fraction")
         if not np.isfinite(p_clean).any():
-            raise UsageError("--keep_fraction auto is the mean of p_clean, which is known of no pair: give a number.")
+            raise UsageError("`keep_fraction` auto is the mean of p_clean, which is known of no pair: give a number.")
         fraction = float(np.nanmean(p_clean))
     best = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")
     return np.sort(best[: max(2, round(fraction * n))])
@@ -165,7 +165,7 @@ def pair_weights(columns: Mapping[str, np.ndarray], rows: np.ndarray, choice: Te
     weight = np.maximum(column_of(columns, choice.weight_by, "weight_by")[rows], 0)
     mean = np.nanmean(weight) if np.isfinite(weight).any() else 0.0
     if not mean > 0:
-        raise UsageError(f"--weight_by {choice.weight_by} is nowhere above 0: choose another column, or none.")
+        raise UsageError(f"`weight_by` {choice.weight_by} is nowhere above 0: choose another column, or none.")
     return np.where(np.isfinite(weight), weight, mean) / mean
 
 
@@ -181,7 +181,7 @@ def pair_shares(columns: Mapping[str, np.ndarray], rows: np.ndarray,
     share = np.clip(column_of(columns, choice.draw_by, "draw_by")[rows], 0, 1)
     mean = np.nanmean(share) if np.isfinite(share).any() else 0.0
     if not mean > 0:
-        raise UsageError(f"--draw_by {choice.draw_by} is nowhere above 0: choose another column, or none.")
+        raise UsageError(f"`draw_by` {choice.draw_by} is nowhere above 0: choose another column, or none.")
     return np.where(np.isfinite(share), share, mean)
 
 
@@ -233,7 +233,7 @@ def open_class(material: Material, recipe: Recipe) -> CaptionTraining:
                       precision=recipe.train.precision, level=None if levels is None else top_level(levels),
                       decode=recipe.decode, clip_model=material.clip_model)  # fmt: skip
     if not candidates(trained, recipe.decode, recipe.guidances):
-        raise UsageError(f"--guidances {','.join(f'{g:g}' for g in recipe.guidances)} leaves no way to write with this "
+        raise UsageError(f"`guidances` {','.join(f'{g:g}' for g in recipe.guidances)} leaves no way to write with this "
                          "training: add 0.")  # fmt: skip
     return CaptionTraining(trained=trained, trainer=Trainer(network, train_set, recipe.train), rows=rows, facts=facts,
                  valid=_valid(material, trained, words))  # fmt: skip
@@ -272,7 +272,7 @@ def _valid(material: Material, trained: Trained, words: Words) -> TrainSet:
     tokens, length = token_table(material.valid_texts, words, trained.design.longest)
     full = length > 0
     if not full.any():
-        raise UsageError("no validation pair has image and text: give more pairs, or other ones by --val_data.")
+        raise UsageError("no validation pair has image and text: give more pairs, or other ones by `val_data`.")
     level = None if trained.level is None else np.full(int(full.sum()), trained.level)
     return TrainSet(image=Some(material.valid_image, np.flatnonzero(full)), tokens=tokens[full], length=length[full],
                   level=level, weight=np.ones(int(full.sum())))  # fmt: skip

@@ -107,7 +107,7 @@ def make_tower(encoder: Any, side: int, *, tuned: bool = False) -> Tower:
     elif hasattr(getattr(model, "visual", None), "forward_intermediates"):
         inner, look = model.visual, _open_clip
     if inner is None:
-        raise UsageError(f"{encoder.name} shows no grid of its pictures: use --image_grid 0, its stored vectors.")
+        raise UsageError(f"{encoder.name} shows no grid of its pictures: use `image_grid` 0, its stored vectors.")
     if tuned:
         inner = copy.deepcopy(inner).requires_grad_(True)
     return Tower(inner, look, side).eval()

@@ -190,7 +190,7 @@ def take_step(trainer: Trainer, rows: np.ndarray, steps: int) -> None:
     trainer.optimizer.zero_grad(set_to_none=True)
     value = backward(trainer, rows)
     if not math.isfinite(value):
-        raise FloatingPointError(f"the loss became {value} in epoch {at.epoch + 1}, step {at.step + 1}: lower --lr; "
+        raise FloatingPointError(f"the loss became {value} in epoch {at.epoch + 1}, step {at.step + 1}: lower `lr`; "
                                  "the checkpoint before it is intact")  # fmt: skip
     dist.average_gradients(trainer.parameters)
     if choice.grad_clip_norm:

@@ -90,7 +90,7 @@ def repair(view: PairEmbeddings, texts: Sequence[str | None], rows: Int[np.ndarr
         UsageError: If nobody can be trusted, or there is no encoder where one is needed.
     """
     if not (trust > 0).any():
-        raise UsageError("no pair is trusted enough to lend its text or to judge one: lower --trust.")
+        raise UsageError("no pair is trusted enough to lend its text or to judge one: lower `trust`.")
     if encode is None and (write is not None or choice.policy == "merge"):
         raise UsageError("new texts must be encoded to be judged, but these pairs came as embeddings without a model.")
     donors = find_donors(view.image, rows, trust, view.image_id, k=choice.donors, same_image=choice.same_image,

@@ -29,7 +29,7 @@ class Recaption:
         donors: Trusted neighbours that are asked, 1 to 200.
         trust: Only kept pairs with p_clean at or above this lend their text.
         same_image: Also take texts of pairs with the same picture. They are right, but the pair is then there twice.
-        classes: Pseudo-classes of `--propose class`.
+        classes: Pseudo-classes of `propose class`.
         least: Take a text only if the probability that it fits is at least this.
         gain: And if that is this much above the probability that the given text fits.
         policy: replace takes the new text; merge adds what of the given one the neighbours' texts support; flag only
@@ -66,18 +66,18 @@ class Recaption:
     def __post_init__(self) -> None:
         for name, words in (("propose", Propose), ("policy", Policy), ("aggregate", Aggregate)):
             if getattr(self, name) not in get_args(words):
-                raise UsageError(f"--{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(words))}.")
+                raise UsageError(f"`{name}` is {getattr(self, name)!r}, expected one of {', '.join(get_args(words))}.")
         for name in ("below", "trust", "least", "gain", "guard_overlap"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected a number from 0 to 1.")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, expected a number from 0 to 1.")
         if not 1 <= self.donors <= 200:
-            raise UsageError(f"--donors is {self.donors}, expected 1 to 200.")
+            raise UsageError(f"`donors` is {self.donors}, expected 1 to 200.")
         if self.classes < 2:
-            raise UsageError(f"--classes is {self.classes}, expected at least 2.")
+            raise UsageError(f"`classes` is {self.classes}, expected at least 2.")
         if self.penalty < 0 or self.disturbance < 0:
-            raise UsageError("--penalty and --disturbance must be 0 or more.")
+            raise UsageError("`penalty` and `disturbance` must be 0 or more.")
         if not -1 <= self.guard_steady <= 1:
-            raise UsageError(f"--guard_steady is {self.guard_steady}, expected a cosine from -1 to 1.")
+            raise UsageError(f"`guard_steady` is {self.guard_steady}, expected a cosine from -1 to 1.")
 
 
 def fired(choice: Recaption, overlap: Float[np.ndarray, " m"], pmi: Float[np.ndarray, " m"],

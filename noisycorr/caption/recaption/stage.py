@@ -164,20 +164,20 @@ def named_recaption(name: str, options: str | None) -> Recaption:
     """
     values = yaml.safe_load(options) if options else {}
     if not isinstance(values, dict):
-        raise UsageError(f"--recaption_options is {options!r}, expected a YAML mapping such as '{{gain: 0.2}}'.")
+        raise UsageError(f"`recaption_options` is {options!r}, expected a YAML mapping such as '{{gain: 0.2}}'.")
     if values and name == NONE:
-        raise UsageError("--recaption_options are given, but --recaption is none: give retrieval or a folder.")
+        raise UsageError("`recaption_options` are given, but `recaption` is none: give retrieval or a folder.")
     parser = Parser("recaption", "", "")
     add_choice(parser, Recaption)
     try:
         checked = parser.parse_object(values)
     except UsageError as error:
-        raise UsageError(f"--recaption.{str(error).removeprefix('--')}") from error
+        raise UsageError(f"`recaption`: {error}") from error
     return Recaption(**{key: checked[key] for key in values})
 
 
 def stored_options(choice: Recaption) -> str | None:
-    """The fields of a rule that are not the defaults, as `--recaption_options` takes them."""
+    """The fields of a rule that are not the defaults, as `recaption_options` takes them."""
     values = {name: value for name, value in dataclasses.asdict(choice).items() if value != getattr(Recaption(), name)}
     return json.dumps(values) if values else None
 

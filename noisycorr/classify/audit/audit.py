@@ -180,14 +180,14 @@ def _prototypes(given: AuditPlan, classes: ClassList, encoder: DualEncoder) -> t
         try:
             features = load_array(Path(given.class_embeddings))
         except ValueError as error:
-            raise UsageError(f"--class_embeddings {given.class_embeddings} could not be read: {error}.") from error
+            raise UsageError(f"`class_embeddings` {given.class_embeddings} could not be read: {error}.") from error
         if features.shape != (len(texts), encoder.text_dim):
-            raise UsageError(f"--class_embeddings {given.class_embeddings} has shape {features.shape}, expected a row "
+            raise UsageError(f"`class_embeddings` {given.class_embeddings} has shape {features.shape}, expected a row "
                              f"for each definition: ({len(texts)}, {encoder.text_dim}).")  # fmt: skip
         return text_prototypes(features, owner, len(classes.names)), []
     if encoder.name.startswith("precomputed"):
         raise UsageError("The source brings embeddings, so that definitions cannot be encoded: give theirs with "
-                         "--class_embeddings FILE.npy, one row for each definition.")  # fmt: skip
+                         "`class_embeddings` FILE.npy, one row for each definition.")  # fmt: skip
     features = encode_texts(encoder, texts)
     notes = cut_note(texts, encoder)
     return text_prototypes(features, owner, len(classes.names)), notes

@@ -81,12 +81,14 @@ def read_classes(path: Path) -> ClassList:
         UsageError: If the file is missing or malformed, a name stands twice, or there are fewer than two classes.
     """
     if not path.is_file():
-        raise UsageError(f"--classes {path} is not a file: name a classes.yaml or a names.txt.")
+        raise UsageError(f"`classes` {path} is not a file: name a classes.yaml or a names.txt.")
     try:
         text = path.read_text(encoding="utf-8-sig")
         items = _yaml_items(text, path) if path.suffix.lower() in (".yaml", ".yml", ".json") else _text_items(text)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
-        raise UsageError(f"--classes {path} could not be read: {' '.join(str(error).split())}.") from error
+        raise UsageError(f"`classes` {path} could not be read: {' '.join(str(error).split())}.") from error
     return make_classes(items, str(path))
 
 
@@ -102,9 +104,9 @@ def make_classes(items: Sequence[tuple[str, Sequence[str]]], where: str = "the l
         undefined += [] if found else [name]
     twice = [name for name, count in Counter(map(_plain, names)).items() if count > 1]
     if twice:
-        raise UsageError(f"--classes {where} holds {twice[0]!r} twice: keep one, with all its definitions.")
+        raise UsageError(f"`classes` {where} holds {twice[0]!r} twice: keep one, with all its definitions.")
     if len(names) < 2:
-        raise UsageError(f"--classes {where} holds {len(names)} classes, expected at least two.")
+        raise UsageError(f"`classes` {where} holds {len(names)} classes, expected at least two.")
     return ClassList(names=tuple(names), senses=tuple(senses), undefined=tuple(undefined))
 
 
@@ -124,7 +126,7 @@ def resolve_labels(rows: Sequence[Mapping[str, Any]], classes: ClassList, label_
     open_names = [name for name in names if not is_truth(name.lower())]
     if label_col is not None:
         if label_col not in names:
-            raise UsageError(f"There is no column {label_col!r} (--label_col) in {where}; it has: {listed(names)}.")
+            raise UsageError(f"There is no column {label_col!r} (`label_col`) in {where}; it has: {listed(names)}.")
         found = _resolve([row.get(label_col) for row in rows], classes, label_col)
     else:
         tried = [name for name in open_names if name.lower() not in ANSWERS]
@@ -135,12 +137,12 @@ def resolve_labels(rows: Sequence[Mapping[str, Any]], classes: ClassList, label_
             if value > share + 1e-9:
                 best, share = name, value
         if best is None or share < KNOWN_SHARE:
-            raise UsageError(f"No column of {where} holds names of --classes: name it with --label_col; the columns "
+            raise UsageError(f"No column of {where} holds names of `classes`: name it with `label_col`; the columns "
                              f"are: {listed(names)}.")  # fmt: skip
         found = _resolve([row.get(best) for row in rows], classes, best)
     if not (found.one >= 0).any():
         sample = next((value for value in found.raw if value), "nothing")
-        raise UsageError(f"Not one value of column {found.column!r} is in --classes: it holds for example {sample!r}, "
+        raise UsageError(f"Not one value of column {found.column!r} is in `classes`: it holds for example {sample!r}, "
                          f"the list {classes.names[0]!r}.")  # fmt: skip
     return found
 
@@ -188,7 +190,7 @@ def _yaml_items(text: str, path: Path) -> list[tuple[str, Sequence[str]]]:
         _refuse_twice(text, path)
         return [(str(name), _senses(value, name, path)) for name, value in body.items()]
     if not isinstance(body, list):
-        raise UsageError(f"--classes {path} holds neither a list nor a mapping of classes.")
+        raise UsageError(f"`classes` {path} holds neither a list nor a mapping of classes.")
     out: list[tuple[str, Sequence[str]]] = []
     for item in body:
         if isinstance(item, Mapping) and "name" in item:
@@ -201,7 +203,7 @@ def _yaml_items(text: str, path: Path) -> list[tuple[str, Sequence[str]]]:
         elif isinstance(item, str | int):
             out.append((str(item), []))
         else:
-            raise UsageError(f"--classes {path}: {item!r} is no class; write NAME: DEFINITION.")
+            raise UsageError(f"`classes` {path}: {item!r} is no class; write NAME: DEFINITION.")
     return out
 
 
@@ -213,7 +215,7 @@ def _refuse_twice(text: str, path: Path) -> None:
         for node in nodes:
             for name, count in Counter(_plain(str(key.value)) for key, _ in node.value).items():
                 if count > 1:
-                    raise UsageError(f"--classes {path} holds {name!r} twice: keep one, with all its definitions.")
+                    raise UsageError(f"`classes` {path} holds {name!r} twice: keep one, with all its definitions.")
 
 
 def _senses(value: Any, name: Any, path: Path) -> list[str]:
@@ -221,7 +223,7 @@ def _senses(value: Any, name: Any, path: Path) -> list[str]:
         return []
     listed = value if isinstance(value, list) else [value]
     if any(isinstance(item, Mapping | list) for item in listed):
-        raise UsageError(f"--classes {path}: the definition of {name!r} is {value!r}, expected a text or several.")
+        raise UsageError(f"`classes` {path}: the definition of {name!r} is {value!r}, expected a text or several.")
     return [str(item) for item in listed if item is not None]
 
 

@@ -40,7 +40,7 @@ class LabelRule:
     def __post_init__(self) -> None:
         for name in ("p_threshold", "relabel_threshold", "drop_threshold"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected a number from 0 to 1.")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, expected a number from 0 to 1.")
 
     @property
     def rule(self) -> str:

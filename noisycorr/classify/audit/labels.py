@@ -72,9 +72,9 @@ class Audit:
         for name, low, high in (("graph_neighbors", 1, 100), ("vote_neighbors", 1, 200), ("folds", 2, 20),
                                 ("out_of_set", 0, 0.9), ("target_recall", 0.5, 1)):  # fmt: skip
             if not low <= getattr(self, name) <= high:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected {low} to {high}.")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, expected {low} to {high}.")
         if not self.self_weight >= 0:
-            raise UsageError(f"--self_weight is {self.self_weight}, expected 0 or more.")
+            raise UsageError(f"`self_weight` is {self.self_weight}, expected 0 or more.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ class Audit:
         from noisycorr.data.readers import Source
 
         parser.add_word("path", "SOURCE", SOURCE, need=NEED_SOURCE)
-        parser.add("classes", str, None, CLASSES, need="--classes is missing: name a classes.yaml or a names.txt")
+        parser.add("classes", str, None, CLASSES, need="`classes` is missing: name a classes.yaml or a names.txt")
         parser.add("output_folder", str, None, f"{FOLDER}; made if absent", need=NEED_FOLDER)
         parser.add("config", str | None, None, "YAML file with any of these keys, `path` among them; flags win over it")
         parser.add_switch("overwrite", "Delete what an earlier run left in the folder")

@@ -65,19 +65,19 @@ class Annotate:
 
     def __post_init__(self) -> None:
         if self.budget < 1:
-            raise UsageError(f"--budget is {self.budget}, expected 1 or more.")
+            raise UsageError(f"`budget` is {self.budget}, expected 1 or more.")
         if not 0 < self.candidates <= 1:
-            raise UsageError(f"--candidates is {self.candidates}, expected above 0 and at most 1.")
+            raise UsageError(f"`candidates` is {self.candidates}, expected above 0 and at most 1.")
         if self.acquisition not in ("entropy", "coreset", "badge", "random", "audit"):
             raise UsageError(
-                f"--acquisition is {self.acquisition!r}, expected entropy, coreset, badge, random or audit."
+                f"`acquisition` is {self.acquisition!r}, expected entropy, coreset, badge, random or audit."
             )
         if self.label_col is not None and self.label_col.lower().startswith("truth_"):
             raise UsageError(f"Column {self.label_col!r} is hidden truth: only evaluation may read it; name another.")
         if self.labels and self.label_col:
-            raise UsageError("--labels and --label_col exclude each other: give one of them.")
+            raise UsageError("`labels` and `label_col` exclude each other: give one of them.")
         if self.class_names and not self.chances:
-            raise UsageError("--class_names names the classes of --chances, which is missing.")
+            raise UsageError("`class_names` names the classes of `chances`, which is missing.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ def annotate(path: str, choice: Annotate) -> list[dict[str, Any]]:
         return _audit(path, choice, rows, pool, opinion)
     if opinion is None and choice.acquisition in ("entropy", "badge"):
         raise UsageError(
-            f"--acquisition {choice.acquisition} needs class probabilities: give --chances, or --labels of two classes "
+            f"`acquisition` {choice.acquisition} needs class probabilities: give `chances`, or `labels` of two classes "
             "or more; coreset, random and audit need none."
         )
     labelled = np.flatnonzero(~free & rows.usable)
@@ -144,17 +144,17 @@ def _opinion(choice: Annotate, rows: Labelled, words: list[str | None]) -> Opini
 
     chances = np.asarray(read_features_file(Path(choice.chances)), np.float64)
     if len(chances) != len(rows.keys) or chances.shape[1] < 2:
-        raise UsageError(f"--chances has shape {chances.shape}, expected ({len(rows.keys)}, 2 or more classes).")
+        raise UsageError(f"`chances` has shape {chances.shape}, expected ({len(rows.keys)}, 2 or more classes).")
     if not np.isfinite(chances).all() or (chances < 0).any() or np.abs(chances.sum(1) - 1).max() > 1e-2:
-        raise UsageError(f"--chances {choice.chances} holds rows that are no probabilities: each must sum to 1.")
+        raise UsageError(f"`chances` {choice.chances} holds rows that are no probabilities: each must sum to 1.")
     names = [str(one) for one in range(chances.shape[1])]
     if choice.class_names:
         if not Path(choice.class_names).is_file():
-            raise UsageError(f"--class_names {choice.class_names} is not a file.")
+            raise UsageError(f"`class_names` {choice.class_names} is not a file.")
         names = [line.strip() for line in Path(choice.class_names).read_text("utf-8-sig").splitlines() if line.strip()]
         if len(names) != chances.shape[1] or len(set(names)) != len(names):
             raise UsageError(
-                f"--class_names has {len(names)} lines, {len(set(names))} of them different, but --chances has "
+                f"`class_names` has {len(names)} lines, {len(set(names))} of them different, but `chances` has "
                 f"{chances.shape[1]} classes."
             )
     place = {name: number for number, name in enumerate(names)}

@@ -70,18 +70,18 @@ class NMTune:
         check_least(self, LEAST)
         for name in ("lr", "linear_lr", "lora_lr"):
             if not getattr(self, name) > 0:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected above 0.")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, expected above 0.")
         if self.feature_rms < 0:
-            raise UsageError(f"--feature_rms is {self.feature_rms}, expected above 0, or 0 to leave features alone.")
+            raise UsageError(f"`feature_rms` is {self.feature_rms}, expected above 0, or 0 to leave features alone.")
         if self.smoothing >= 1:
-            raise UsageError(f"--smoothing is {self.smoothing}, expected below 1.")
+            raise UsageError(f"`smoothing` is {self.smoothing}, expected below 1.")
         check_words(self)
         names = self.named()
         if not names or len(set(names)) != len(names):
-            raise UsageError(f"--methods is {self.methods!r}, expected some of {', '.join(METHODS)}, each once.")
+            raise UsageError(f"`methods` is {self.methods!r}, expected some of {', '.join(METHODS)}, each once.")
         for name in names:
             if name not in METHODS:
-                raise UsageError(f"--methods names {name!r}, expected some of {', '.join(METHODS)}.")
+                raise UsageError(f"`methods` names {name!r}, expected some of {', '.join(METHODS)}.")
 
     def named(self) -> list[str]:
         """The methods."""
@@ -124,15 +124,15 @@ class Rows:
     def __post_init__(self) -> None:
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected 0 or more, and below 1.")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, expected 0 or more, and below 1.")
         if self.val_fraction + self.test_fraction >= 1:
-            raise UsageError("--val_fraction and --test_fraction leave nothing to train on: make them smaller.")
+            raise UsageError("`val_fraction` and `test_fraction` leave nothing to train on: make them smaller.")
         if self.side not in ("image", "text"):
-            raise UsageError(f"--side is {self.side!r}, expected image or text.")
+            raise UsageError(f"`side` is {self.side!r}, expected image or text.")
         if self.label_col is not None and self.label_col.lower().startswith("truth_"):
             raise UsageError(f"Column {self.label_col!r} is hidden truth: only evaluation may read it; name another.")
         if self.labels and self.label_col:
-            raise UsageError("--labels and --label_col exclude each other: give one of them.")
+            raise UsageError("`labels` and `label_col` exclude each other: give one of them.")
         self.others()
 
     def others(self) -> dict[str, str]:
@@ -143,6 +143,6 @@ class Rows:
             if not word.strip():
                 continue
             if not sign or not name or not place or name in out or name in ("test", "valid"):
-                raise UsageError(f"--out_of_domain has {word.strip()!r}, expected NAME=PATH, names different.")
+                raise UsageError(f"`out_of_domain` has {word.strip()!r}, expected NAME=PATH, names different.")
             out[name] = place
         return out

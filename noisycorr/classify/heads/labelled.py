@@ -78,7 +78,7 @@ def read_labelled(path: str, *, side: str, labels: str | None = None, label_col:
         found = _of_run(Run(path), side, label_col, need or label_col is not None)
         return found if labels is None else _with_labels(found, Path(labels))
     if label_col is not None:
-        raise UsageError(f"--label_col names a column, but {path} holds features alone: use --labels.")
+        raise UsageError(f"`label_col` names a column, but {path} holds features alone: use `labels`.")
     place = Path(path)
     features = place if place.suffix == ".npy" else place / f"{side}.npy"
     array = read_features_file(features)
@@ -92,7 +92,7 @@ def read_labelled(path: str, *, side: str, labels: str | None = None, label_col:
     if where is not None:
         return _with_labels(bare, where)
     if need:
-        raise UsageError(f"{path} holds features without labels: give --labels FILE, or FEATURES|LABELS.")
+        raise UsageError(f"{path} holds features without labels: give `labels` FILE, or FEATURES|LABELS.")
     return bare
 
 
@@ -123,7 +123,7 @@ def _of_run(run: Run, side: str, label_col: str | None, need: bool) -> Labelled:
         if need and len(known) < FEWEST * len(set(known)):
             raise UsageError(
                 f"{run.folder} has {len(set(known)):,} different texts on {len(known):,} pairs, so they "
-                "are no classes: name the column of the labels by --label_col, or a file by --labels."
+                "are no classes: name the column of the labels by `label_col`, or a file by `labels`."
             )
         if not need and len(known) < FEWEST * len(set(known)):
             words = [None] * len(words)
@@ -147,7 +147,7 @@ def _column(text: str | None, name: str) -> str | None:
 def _with_labels(rows: Labelled, path: Path) -> Labelled:
     """The rows with labels of a file: by place from .npy, by key from a table."""
     if not path.is_file():
-        raise UsageError(f"--labels {path} is not a file.")
+        raise UsageError(f"`labels` {path} is not a file.")
     if path.suffix == ".npy":
         try:
             values = load_array(path)
@@ -162,7 +162,7 @@ def _with_labels(rows: Labelled, path: Path) -> Labelled:
         known = {str(row["key"]): _word(row["label"]) for row in load_labels(path)}
         words = [known.get(key) for key in rows.keys]
         if not any(word is not None for word in words):
-            raise UsageError(f"--labels {path}: none of its {len(known):,} keys is among the rows; keys look like "
+            raise UsageError(f"`labels` {path}: none of its {len(known):,} keys is among the rows; keys look like "
                              f"{rows.keys[:2]}.")  # fmt: skip
     identity = {**rows.identity, "labels": fingerprint_file(path)}
     return Labelled(keys=rows.keys, features=rows.features, words=words, usable=rows.usable, group=rows.group,

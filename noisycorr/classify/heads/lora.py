@@ -42,12 +42,12 @@ def open_tower(place: str) -> Trainable:
     """
     config = Path(place) / "config.yaml"
     if not config.is_file():
-        raise UsageError(f"--methods lora needs pictures, but {place} brings features only: leave lora out.")
+        raise UsageError(f"`methods` lora needs pictures, but {place} brings features only: leave lora out.")
     spec = str(yaml.safe_load(config.read_text(encoding="utf-8"))["clip_model"])
     try:
         return load_trainable(spec)
     except UsageError as error:
-        raise UsageError(f"--methods lora needs an open tower ({error}), or leave lora out.") from error
+        raise UsageError(f"`methods` lora needs an open tower ({error}), or leave lora out.") from error
 
 
 def open_pixels(place: str, trainable: Trainable, folder: Path) -> Pixels:
@@ -85,7 +85,7 @@ def fit_lora(trainable: Trainable, pixels: Pixels, rows: np.ndarray, data: TuneD
         model = trainable.fresh().eval().requires_grad_(False)
         places = [name for name in block_lists(model) if "text" not in name and name.startswith(("visual", "vision"))]
         if not places:
-            raise UsageError("--methods lora finds no blocks in the image tower of this encoder: leave lora out.")
+            raise UsageError("`methods` lora finds no blocks in the image tower of this encoder: leave lora out.")
         model = add_lora(model, places, rank=choice.lora_rank, alpha=2.0 * choice.lora_rank)
     head = new_head(data, choice, "linear")
     matrices = [weight for weight in model.parameters() if weight.requires_grad]
@@ -101,7 +101,7 @@ def fit_lora(trainable: Trainable, pixels: Pixels, rows: np.ndarray, data: TuneD
             logits = head(trainable.image(model, pixels(rows[mine])).float())
             loss = functional.cross_entropy(logits, labels[torch.from_numpy(mine)], label_smoothing=choice.smoothing)
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"lora: the loss is not finite in epoch {epoch + 1}; lower --lora_lr")
+                raise FloatingPointError(f"lora: the loss is not finite in epoch {epoch + 1}; lower `lora_lr`")
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(matrices, CLIP_NORM)

@@ -168,7 +168,7 @@ def fit_head(data: TuneData, choice: NMTune, method: str, *, checkpoint: Path | 
             loss, parts = tune_loss(network, choice, views[0][row], views[1][row] if len(views) > 1 else None,
                                     labels[row])  # fmt: skip
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"{method}: the loss is not finite in epoch {epoch + 1}; lower --lr")
+                raise FloatingPointError(f"{method}: the loss is not finite in epoch {epoch + 1}; lower `lr`")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

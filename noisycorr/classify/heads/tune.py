@@ -109,10 +109,10 @@ def tune(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any] | N
         _clear(run)
     if differences := run.differences("tune_started", inputs):
         raise UsageError(f"{run.folder} holds heads of other data or settings ({'; '.join(differences[:2])}): choose "
-                         "another --output_folder, or add --overwrite to start anew.")  # fmt: skip
+                         "another `output_folder`, or add `overwrite` to start anew.")  # fmt: skip
     started = run.folder / "stages" / "tune_started.json"
     if not started.exists() and (taken := [n for n in RUN_CONTENT if (run.folder / n).exists()]):
-        raise UsageError(f"{run.folder} holds {taken[0]!r} already: choose another --output_folder.")
+        raise UsageError(f"{run.folder} holds {taken[0]!r} already: choose another `output_folder`.")
     run.sweep()
     run.finish("tune_started", inputs)
     write_json(run.path("provenance.json"), provenance())
@@ -138,7 +138,7 @@ def _embedded(plan: Plan, run: Run) -> dict[str, str]:
     for name, place in wanted.items():
         path = split_place(place)[0]
         if Path(path).resolve() == run.folder.resolve():
-            raise UsageError(f"{path} is the run of the features: choose another --output_folder for the heads.")
+            raise UsageError(f"{path} is the run of the features: choose another `output_folder` for the heads.")
         if is_run(path) or is_array(path):
             out[name] = place
             continue
@@ -171,7 +171,7 @@ def _sets(plan: Plan, places: dict[str, str]) -> Sets:
         views = _read(plan, places["second"], need=False)
         second, second_identity = views.features, dict(views.identity)
         if second.shape != own.features.shape:
-            raise UsageError(f"--second_view has features {second.shape}, the first view {own.features.shape}.")
+            raise UsageError(f"`second_view` has features {second.shape}, the first view {own.features.shape}.")
         split[~np.isfinite(second).all(1)] = UNUSED
     others, kept = {}, {}
     for name, place in places.items():
@@ -268,7 +268,7 @@ def _lora(plan: Plan, sets: Sets, run: Run) -> Path:
         console.say("lora: nothing changed, skipped")
         return path
     if plan.rows.side != "image":
-        raise UsageError("--methods lora tunes the image tower: use --side image, or leave lora out.")
+        raise UsageError("`methods` lora tunes the image tower: use `side` image, or leave lora out.")
     trainable, begun = open_tower(sets.places["data"]), time.perf_counter()
     pixels = open_pixels(sets.places["data"], trainable, run.folder / "pictures" / "data")
     rows = np.flatnonzero(sets.split == TRAIN)
@@ -381,5 +381,5 @@ def _clear(run: Run) -> None:
         owner = run.folder / "stages" / "tune_started.json"
         taken = [name for name in RUN_CONTENT if (run.folder / name).exists()]
         if taken and not owner.exists():
-            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no heads: --overwrite deletes heads only.")
+            raise UsageError(f"{run.folder} holds {taken[0]!r}, but no heads: `overwrite` deletes heads only.")
         run.clear()

@@ -64,7 +64,7 @@ class Annotate:
     """Say which images a person should label or look at next, and why: a csv of keys, best first.
 
     By class probabilities that are given, or those of a linear probe on the labels that are known. Put the labels into
-    the file of --labels and ask again.
+    the file of `labels` and ask again.
     """
 
     name, usage, parallel = "annotate", "FEATURES", False

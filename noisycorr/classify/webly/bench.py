@@ -51,7 +51,7 @@ def bench_webly(choice: BenchWebly, train: TrainClasses, run: Run, *, caption_co
         plans.append((partial(load_set, text, choice, run, caption_col, clip_model), cells))
     total = sum(len(cells) for _, cells in plans)
     if not total:
-        raise UsageError(f"--noise {choice.noise} goes to none of the sets: natural needs a set with +label=COLUMN.")
+        raise UsageError(f"`noise` {choice.noise} goes to none of the sets: natural needs a set with +label=COLUMN.")
     rows: list[dict[str, Any]] = []
     for load, cells in plans:
         data = load() if cells else None
@@ -85,7 +85,7 @@ def load_set(text: str, choice: BenchWebly, run: Run, caption_col: str | None, c
     classes = [str(one) for one in large if one not in held]
     if len(classes) < 4:
         raise UsageError(f"the set {name} has {len(classes)} classes of {choice.fewest} samples or more; at least 4 "
-                         "are needed: lower --fewest.")  # fmt: skip
+                         "are needed: lower `fewest`.")  # fmt: skip
     place_of = {one: number for number, one in enumerate(classes)}
     truth = np.array([place_of.get(value, -1) for value in values])
     given = None
@@ -170,11 +170,11 @@ class BenchWebly:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, str) and not listed(value):
-                raise UsageError(f"--{field.name} is empty.")
+                raise UsageError(f"`{field.name}` is empty.")
         check_least(self, {"anchors": 1, "fewest": 2, "limit": 0, "width": 0})
         for kind in listed(self.noise):
             if kind not in KINDS:
-                raise UsageError(f"--noise names {kind!r}, expected some of {', '.join(KINDS)}.")
+                raise UsageError(f"`noise` names {kind!r}, expected some of {', '.join(KINDS)}.")
         for text in listed(self.sets):
             parse_set(text)
 
@@ -185,7 +185,7 @@ class BenchWebly:
         try:
             seeds = [int(seed) for seed in listed(self.seeds)]
         except ValueError as error:
-            raise UsageError(f"--seeds must be whole numbers: {error}.") from error
+            raise UsageError(f"`seeds` must be whole numbers: {error}.") from error
         for method in listed(self.methods):
             method_of(method)
         kinds = [kind for kind in listed(self.noise) if (kind == "natural") == natural]
@@ -203,5 +203,5 @@ def parse_set(text: str) -> tuple[str, str, dict[str, str]]:
     place, colon, options = rest.rpartition(":")
     columns = dict(part.split("=", 1) for part in options.split("+") if "=" in part)
     if not (sign and colon and place) or "class" not in columns or not set(columns) <= {"class", "group", "label"}:
-        raise UsageError(f"--sets has {text!r}, expected NAME=SOURCE:class=COLUMN, then +group=COLUMN, +label=COLUMN.")
+        raise UsageError(f"`sets` has {text!r}, expected NAME=SOURCE:class=COLUMN, then +group=COLUMN, +label=COLUMN.")
     return name.strip(), place, columns

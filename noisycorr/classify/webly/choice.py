@@ -58,15 +58,15 @@ class TrainClasses(Train):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.optimizer not in ("sgd", "adamw"):
-            raise UsageError(f"--optimizer is {self.optimizer!r}, expected sgd or adamw.")
+            raise UsageError(f"`optimizer` is {self.optimizer!r}, expected sgd or adamw.")
         if self.layer < 0:
-            raise UsageError(f"--layer is {self.layer}, expected 0 or more.")
+            raise UsageError(f"`layer` is {self.layer}, expected 0 or more.")
         if not 0 <= self.unfreeze <= 1:
-            raise UsageError(f"--unfreeze is {self.unfreeze}, expected a share of the epochs in 0 to 1.")
+            raise UsageError(f"`unfreeze` is {self.unfreeze}, expected a share of the epochs in 0 to 1.")
         if not 0 <= self.view < 1:
-            raise UsageError(f"--view is {self.view}, expected 0 or more, and below 1.")
+            raise UsageError(f"`view` is {self.view}, expected 0 or more, and below 1.")
         if self.accum_freq != 1:
-            raise UsageError(f"--accum_freq is {self.accum_freq}, expected 1: labels are learned from whole batches.")
+            raise UsageError(f"`accum_freq` is {self.accum_freq}, expected 1: labels are learned from whole batches.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +102,16 @@ class Labels:
 
     def __post_init__(self) -> None:
         if self.anchors < 0:
-            raise UsageError(f"--anchors is {self.anchors}, expected 0 or more.")
+            raise UsageError(f"`anchors` is {self.anchors}, expected 0 or more.")
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected 0 or more, and below 1.")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, expected 0 or more, and below 1.")
         if self.val_fraction + self.test_fraction >= 1:
-            raise UsageError("--val_fraction and --test_fraction leave nothing to train on: make them smaller.")
+            raise UsageError("`val_fraction` and `test_fraction` leave nothing to train on: make them smaller.")
         if self.weigh not in ("none", "rare"):
-            raise UsageError(f"--weigh is {self.weigh!r}, expected none or rare.")
+            raise UsageError(f"`weigh` is {self.weigh!r}, expected none or rare.")
         if self.match not in ("cosine", "reciprocal"):
-            raise UsageError(f"--match is {self.match!r}, expected cosine or reciprocal.")
+            raise UsageError(f"`match` is {self.match!r}, expected cosine or reciprocal.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +135,11 @@ class Finetune:
 
     def __post_init__(self) -> None:
         if not self.backbone_rate > 0:
-            raise UsageError(f"--backbone_rate is {self.backbone_rate}, expected more than 0.")
+            raise UsageError(f"`backbone_rate` is {self.backbone_rate}, expected more than 0.")
         if self.train_part not in ("whole", "last_blocks", "lora"):
-            raise UsageError(f"--train_part is {self.train_part!r}, expected whole, last_blocks or lora.")
+            raise UsageError(f"`train_part` is {self.train_part!r}, expected whole, last_blocks or lora.")
         if self.backbone is None and self.train_part != "whole":
-            raise UsageError(f"--train_part {self.train_part} needs --backbone: there is no encoder to train.")
+            raise UsageError(f"`train_part` {self.train_part} needs `backbone`: there is no encoder to train.")
         name = self.backbone or ""
         if self.train_part != "whole" and (name.startswith("scratch:") or name.endswith("@none")):
-            raise UsageError(f"--train_part {self.train_part} needs a trained encoder; {name} needs whole.")
+            raise UsageError(f"`train_part` {self.train_part} needs a trained encoder; {name} needs whole.")

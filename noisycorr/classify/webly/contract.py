@@ -165,7 +165,7 @@ class Method(Strategy):
             value = getattr(self, name, None)
             if isinstance(value, (int, float)) and not low <= value <= high:
                 more = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-                raise UsageError(f"--method.{name} is {value}, expected {more}.")
+                raise UsageError(f"`method.{name}` is {value}, expected {more}.")
 
     def parts(self, dim: int, classes: int, space: int, hidden: int) -> dict[str, nn.Module]:
         """Modules that are trained along, and those that hold buffers.

@@ -72,7 +72,7 @@ def read_samples(run: Run, choice: Labels) -> Samples:
     usable = image.any(1) & ((label >= 0) if not multi else np.array([any(w in place for w in some) for some in words]))
     has = np.asarray(label[usable].any(0) if multi else np.isin(np.arange(len(classes)), label[usable]))
     if has.sum() < 2:
-        raise UsageError(f"{int(has.sum())} classes of --class_col {choice.class_col} have a sample; at least 2 are "
+        raise UsageError(f"{int(has.sum())} classes of `class_col` {choice.class_col} have a sample; at least 2 are "
                          f"needed: the labels are {', '.join(occur[:5]) or 'none'}.")  # fmt: skip
     truth = None
     if choice.truth_col:

@@ -116,7 +116,7 @@ def method_of(spec: str) -> Method:
     options = {key: read_value(value) for key, value in written.items()}
     method = load_method("plain" if name == ORACLE else name, options)
     if method.labels == "many":
-        raise UsageError(f"--methods names {name}, which learns tags; the benchmark has one label for each sample.")
+        raise UsageError(f"`methods` names {name}, which learns tags; the benchmark has one label for each sample.")
     return method
 
 

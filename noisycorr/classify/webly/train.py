@@ -144,7 +144,7 @@ def _towers(plan: Plan, run: Run, source: Run, samples: Samples, encoder: Backbo
     if encoder is None:
         nothing = np.zeros((len(samples.keys), 1), np.float32)
         return StoredTowers(samples.image, nothing, device=dist.device(), dtype=dtype)
-    reader = picture_reader(source, f"--backbone {plan.finetune.backbone}", "leave it out")
+    reader = picture_reader(source, f"`backbone` {plan.finetune.backbone}", "leave it out")
     pictures = Pictures(image_store=open_image_store(source, reader, run.folder / "pictures" / "data"),
                         preprocess=encoder.preprocess, size=encoder.size, aug_scale=plan.tune.aug_scale,
                         seed=plan.train.seed)  # fmt: skip
@@ -171,8 +171,10 @@ def _learner(plan: Plan, samples: Samples, rows: np.ndarray, anchors: np.ndarray
                                    text_class=says)  # fmt: skip
         return feature_learner(samples.image[rows], label, count, method, plan.train, anchors=anchors, weights=weights,
                                text_class=says)  # fmt: skip
+    except UsageError:
+        raise
     except ValueError as error:
-        raise UsageError(f"--method {plan.method[0]}: {error}.") from error
+        raise UsageError(f"`method` {plan.method[0]}: {error}.") from error
 
 
 def _inputs(plan: Plan, samples: Samples, split: np.ndarray, texts: tuple[np.ndarray | None, ...],
@@ -194,7 +196,7 @@ def _claim(run: Run, inputs: dict[str, Any], plan: Plan) -> None:
         more = f" and {len(differences) - 2} more" if len(differences) > 2 else ""
         raise UsageError(
             f"{run.folder} holds a training of other data, method or settings ({'; '.join(differences[:2])}{more}): "
-            "choose another --output_folder, or --resume never to start anew."
+            "choose another `output_folder`, or `resume` never to start anew."
         )
     dist.wait()
     if dist.is_main():

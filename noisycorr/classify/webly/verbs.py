@@ -15,7 +15,7 @@ METHOD = "Method: capro, mopro, pls, pls_lsa, elr, elr_plus, nested, confident o
 class ClassifyTrain:
     """Train a classifier on labels that may be wrong, and write what it thinks of them.
 
-    Works on the features that `noisycorr clean` stored, or fine-tunes an image encoder (--backbone). Samples whose
+    Works on the features that `noisycorr clean` stored, or fine-tunes an image encoder (`backbone`). Samples whose
     texts, completed by those of similar images, match the definition of their class best are trusted. The test split
     is opened once, after the last epoch; cleaned labels stand in `labels.parquet`, numbers and curves in
     `report.html`. The same command continues an interrupted training.

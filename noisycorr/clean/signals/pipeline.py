@@ -71,17 +71,17 @@ class Score:
 
     def __post_init__(self) -> None:
         if self.align not in ALIGN:
-            raise UsageError(f"--align is {self.align!r}, expected one of {', '.join(ALIGN)}.")
+            raise UsageError(f"`align` is {self.align!r}, expected one of {', '.join(ALIGN)}.")
         if self.calibration not in CALIBRATION:
-            raise UsageError(f"--calibration is {self.calibration!r}, expected one of {', '.join(CALIBRATION)}.")
+            raise UsageError(f"`calibration` is {self.calibration!r}, expected one of {', '.join(CALIBRATION)}.")
         if self.align == "trained" and not self.margin:
-            raise UsageError("--align trained adds margins, but --margin is false: give one of them up.")
+            raise UsageError("`align` trained adds margins, but `margin` is false: give one of them up.")
         if not 2 <= self.folds <= 20:
-            raise UsageError(f"--folds is {self.folds}, expected 2 to 20.")
+            raise UsageError(f"`folds` is {self.folds}, expected 2 to 20.")
         if not 0 <= self.neighbors <= 200:
-            raise UsageError(f"--neighbors is {self.neighbors}, expected 0 to 200.")
+            raise UsageError(f"`neighbors` is {self.neighbors}, expected 0 to 200.")
         if not 0.5 <= self.target_recall <= 1:
-            raise UsageError(f"--target_recall is {self.target_recall}, expected 0.5 to 1.")
+            raise UsageError(f"`target_recall` is {self.target_recall}, expected 0.5 to 1.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ def score_pairs(
         view: The pairs.
         joint: Features (image, text) whose cosine means alignment without training, or None.
         choice: How.
-        learn: Learn heads on the pairs (`--align cross-fit`).
+        learn: Learn heads on the pairs (`align cross-fit`).
         heads_of: Image and text rows (n, d) of further heads that never saw the fold (n,) of a pair; None = none.
         sides: What was found among images and among texts already, with at least `choice.neighbors` neighbours.
 

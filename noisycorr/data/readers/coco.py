@@ -71,7 +71,7 @@ class CocoReader:
         self.source = source
         for flag in ("image_col", "caption_col", "url_col", "id_col"):
             if getattr(source, flag) is not None:
-                raise UsageError(f"--{flag} names a column, but a COCO file has fixed fields: leave it out.")
+                raise UsageError(f"`{flag}` names a column, but a COCO file has fixed fields: leave it out.")
         self.identity: list[Any] = [fingerprint_file(file) for file in files]
         self._files = {str(file): _File(file) for file in files}
         karpathy = any(file.karpathy for file in self._files.values())
@@ -159,7 +159,7 @@ def _load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {str(error)[:200]}.") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path} is a JSON list, not a COCO file: read it with --input_format json.")
+        raise UsageError(f"{path} is a JSON list, not a COCO file: read it with `input_format` json.")
     return content
 
 

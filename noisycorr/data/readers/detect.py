@@ -74,19 +74,19 @@ def pick_columns(
     for flag, name in (("image_col", source.image_col), ("caption_col", source.caption_col),
                        ("url_col", source.url_col), ("id_col", source.id_col)):  # fmt: skip
         if name is not None and name not in kinds:
-            raise UsageError(f"There is no column {name!r} (--{flag}) in {source.path}; it has: {listed(kinds)}.")
+            raise UsageError(f"There is no column {name!r} (`{flag}`) in {source.path}; it has: {listed(kinds)}.")
     open_kinds = {name: kind for name, kind in kinds.items() if not is_truth(name.lower())}
     url = source.url_col or _first(open_kinds, URL_NAMES, ("string", "strings", "null"))
     image = source.image_col or _image_column(open_kinds, source)
     if image is None and url is None and need_image:
         raise UsageError(
-            f"No image column was found in {source.path}: name it with --image_col (or --url_col if there are only "
+            f"No image column was found in {source.path}: name it with `image_col` (or `url_col` if there are only "
             f"addresses); the columns are: {listed(kinds)}."
         )
     text = source.caption_col or _text_column(open_kinds, image)
     if text is None and need_text:
         raise UsageError(
-            f"No text column was found in {source.path}: name it with --caption_col; the columns are: {listed(kinds)}."
+            f"No text column was found in {source.path}: name it with `caption_col`; the columns are: {listed(kinds)}."
         )
     usable = {name: kind for name, kind in open_kinds.items() if name not in (image, text, url)}
     exported = {"key", "uid", "p_clean", "verdict"} <= kinds.keys()  # by us: their `uid` is not their key

@@ -53,7 +53,7 @@ class FolderReader:
                 raise UsageError(f"{folder} is a file, but the format files needs a folder of images.")
         for flag, given in (("image_col", source.image_col), ("url_col", source.url_col)):
             if given is not None:
-                raise UsageError(f"--{flag} names a column, but {source.path} is a folder of images: leave it out.")
+                raise UsageError(f"`{flag}` names a column, but {source.path} is a folder of images: leave it out.")
         self.source = source
         self.folders = folders
         self._items = [item for number, folder in enumerate(folders) for item in _items(number, folder)]
@@ -130,7 +130,7 @@ class FolderReader:
         for flag, name in (("caption_col", self.source.caption_col), ("id_col", self.source.id_col)):
             if name is not None and name not in kinds:
                 raise UsageError(
-                    f"There is no field {name!r} (--{flag}) in the JSON files beside the images of {self.source.path}; "
+                    f"There is no field {name!r} (`{flag}`) in the JSON files beside the images of {self.source.path}; "
                     f"the fields are: {listed(kinds)}."
                 )
         return pick_text_field(kinds, self.source)

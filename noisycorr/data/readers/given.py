@@ -53,19 +53,19 @@ def load_rows(path: Path, columns: Sequence[str] | None = None) -> list[Any]:
 
 
 def load_labels(path: Path) -> list[dict[str, Any]]:
-    """The rows of the file of `--labels`, each with `key` and `label`, of which nothing else is known.
+    """The rows of the file of `labels`, each with `key` and `label`, of which nothing else is known.
 
     Raises:
         UsageError: If it is no file, cannot be read, or has no rows with these columns.
     """
     if not path.is_file():
-        raise UsageError(f"--labels {path} is not a file; expected a csv, tsv, jsonl or parquet with key and label.")
+        raise UsageError(f"`labels` {path} is not a file; expected a csv, tsv, jsonl or parquet with key and label.")
     try:
         rows = load_rows(path)
     except ValueError as error:
-        raise UsageError(f"--labels {path} could not be parsed: {error}.") from error
+        raise UsageError(f"`labels` {path} could not be parsed: {error}.") from error
     if not rows or not all(isinstance(row, dict) and {"key", "label"} <= set(row) for row in rows):
-        raise UsageError(f"--labels {path} needs rows with the columns key and label.")
+        raise UsageError(f"`labels` {path} needs rows with the columns key and label.")
     return rows
 
 

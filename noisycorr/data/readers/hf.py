@@ -147,7 +147,7 @@ def _one_split(dataset: Any, source: Source) -> Dataset:
     if isinstance(dataset, datasets.DatasetDict):
         if source.hf_split not in dataset:
             raise UsageError(
-                f"There is no split {source.hf_split!r} (--hf_split): there are {', '.join(sorted(dataset))}."
+                f"There is no split {source.hf_split!r} (`hf_split`): there are {', '.join(sorted(dataset))}."
             )
         dataset = dataset[source.hf_split]
     if not isinstance(dataset, datasets.Dataset):

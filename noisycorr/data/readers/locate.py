@@ -195,7 +195,7 @@ def _file_format(path: Path) -> str:
         if name.endswith(suffixes):
             return format_
     known = ", ".join(dict.fromkeys(suffixes[0] for suffixes in SUFFIXES.values()))
-    raise UsageError(f"The format of {path} cannot be told from its name (known: {known}): say it with --input_format.")
+    raise UsageError(f"The format of {path} cannot be told from its name (known: {known}): say it with `input_format`.")
 
 
 def _folder_format(path: Path) -> str:

@@ -69,7 +69,7 @@ class Vocabulary:
             UsageError: If one is outside the vocabulary.
         """
         if any(not 0 <= token < self.size for token in ids):
-            raise UsageError(f"a caption holds a token id outside the vocabulary of {self.size}: name its --vocab.")
+            raise UsageError(f"a caption holds a token id outside the vocabulary of {self.size}: name its `vocab`.")
         return [self.number[START], *ids, self.number[END]]
 
 
@@ -103,7 +103,7 @@ def find_tokens(folder: Path) -> str:
         return "words"
     kinds = sorted(path.stem.removeprefix("train_caps_") for path in folder.glob("train_caps_*.txt"))
     if len(kinds) != 1:
-        raise UsageError(f"{folder} holds captions as {', '.join(kinds) or 'nothing'}: choose one by --text_tokens.")
+        raise UsageError(f"{folder} holds captions as {', '.join(kinds) or 'nothing'}: choose one by `text_tokens`.")
     return kinds[0]
 
 
@@ -159,9 +159,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
             raise ValueError(f"a number is not in 0 to {MAX_WORDS - 1:,}")
     except Exception as error:  # whatever stands in place of words and numbers
         told = " ".join(str(error).split())[:200]
-        raise UsageError(f"--vocab {path} is no vocabulary: expected JSON with word2idx ({told}).") from error
+        raise UsageError(f"`vocab` {path} is no vocabulary: expected JSON with word2idx ({told}).") from error
     if missing := [word for word in (START, END, UNKNOWN) if word not in number]:
-        raise UsageError(f"--vocab {path} has no {missing[0]}.")
+        raise UsageError(f"`vocab` {path} has no {missing[0]}.")
     return Vocabulary(number=number, size=size)
 
 

@@ -259,7 +259,7 @@ def with_path_note(picked: Mapping[str, str], paths: Iterable[tuple[Path, str]],
     if not tried or any(resolve_image(value, image_root(source, file))[0] is not None for file, value in tried):
         return dict(picked)
     root = image_root(source, tried[0][0])
-    note = f"none of the first {len(tried)} image paths is a file in {root}: give the right --image_root"
+    note = f"none of the first {len(tried)} image paths is a file in {root}: give the right `image_root`"
     return add_note(picked, note)
 
 

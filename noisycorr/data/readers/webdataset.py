@@ -105,7 +105,7 @@ class WebdatasetReader:
         source, suffixes = self.source, sorted({suffix for sample in samples for suffix in sample.suffixes})
         fields = {name: [s.fields.get(name) for s in samples] for s in samples for name in s.fields}
         if source.id_col is not None and samples and source.id_col not in fields:
-            raise UsageError(f"{source.path} has no JSON field {source.id_col!r} (--id_col): {listed(fields)}.")
+            raise UsageError(f"{source.path} has no JSON field {source.id_col!r} (`id_col`): {listed(fields)}.")
         picked: dict[str, str] = {}
         images = [key for key in self._image_keys if key in suffixes]
         if images:
@@ -113,7 +113,7 @@ class WebdatasetReader:
         elif len(samples) >= (1 if source.image_col else _ENOUGH):
             wanted = " or ".join(self._image_keys)
             raise UsageError(
-                f"The first samples of {source.path} have no image named {wanted}: name it with --wds_image_key; "
+                f"The first samples of {source.path} have no image named {wanted}: name it with `wds_image_key`; "
                 f"the suffixes are: {listed(suffixes)}."
             )
         texts = [key for key in self._text_keys if key.lower() in suffixes or key in fields]
@@ -128,7 +128,7 @@ class WebdatasetReader:
             picked["note"] = f"there is no member named {wanted}; the text is a field of the JSON"
         elif len(samples) >= (1 if source.caption_col else _ENOUGH):
             raise UsageError(
-                f"The first samples of {source.path} have no text named {wanted}: name it with --wds_caption_key; "
+                f"The first samples of {source.path} have no text named {wanted}: name it with `wds_caption_key`; "
                 f"the suffixes and JSON fields are: {listed([*suffixes, *fields])}."
             )
         return picked

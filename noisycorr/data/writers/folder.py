@@ -42,13 +42,13 @@ def take_folder(
         UsageError: If it is a file, or holds anything that no export wrote.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file, but the export needs a folder: give another --output_path.")
+        raise UsageError(f"{folder} is a file, but the export needs a folder: give another `output_path`.")
     folder.mkdir(parents=True, exist_ok=True)
     record = _read_record(folder, owns)
     if record is None:
         _remove_strays(folder.glob(f".{RECORD}.*.tmp"))
         if any(folder.iterdir()):
-            raise UsageError(f"{folder} holds files that no export wrote: empty it or give another --output_path.")
+            raise UsageError(f"{folder} holds files that no export wrote: empty it or give another `output_path`.")
     else:
         _remove_strays(itertools.chain.from_iterable(map(folder.glob, _STRAYS)))
         if record["fingerprint"] == fingerprint and record.get("complete") and _all_exist(folder, record["files"]):

@@ -78,8 +78,8 @@ def load_trainable(spec: str) -> Trainable:
         return load_scratch(spec.removeprefix(SCRATCH))
     if spec.partition(":")[0] not in ("open_clip", "hf_clip", "transformers"):
         raise UsageError(
-            f"the encoder {spec!r} cannot be fine-tuned: use --clip_model open_clip:..., hf_clip:... or scratch:vit, "
-            "or --train_part heads"
+            f"the encoder {spec!r} cannot be fine-tuned: use `clip_model` open_clip:..., hf_clip:... or scratch:vit, "
+            "or `train_part` heads"
         )
     encoder: Any = load_encoder(spec, device=torch.device("cpu"))
     return OpenClipTrainable(encoder) if spec.startswith("open_clip:") else TransformersTrainable(encoder)

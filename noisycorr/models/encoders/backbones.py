@@ -141,7 +141,7 @@ def load_backbone(spec: str) -> Backbone:
         return _torchvision(target)
     if library in ("open_clip", "hf_clip", "transformers", "scratch"):
         return ImageSide(load_trainable(spec), random=spec.startswith(SCRATCH))
-    raise UsageError(f"--backbone {spec!r} is not known; accepted are {FORMS}.")
+    raise UsageError(f"`backbone` {spec!r} is not known; accepted are {FORMS}.")
 
 
 def _timm(target: str) -> PlainBackbone:
@@ -155,7 +155,7 @@ def _timm(target: str) -> PlainBackbone:
         name, _, weights = target.partition("@")
         label = name
         if not timm.is_model(name):
-            raise UsageError(f"--backbone timm:{name}: timm has no such model; timm.list_models() lists them.")
+            raise UsageError(f"`backbone` timm:{name}: timm has no such model; timm.list_models() lists them.")
 
     def build(pretrained: bool = False) -> nn.Module:
         made: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
@@ -177,7 +177,7 @@ def _torchvision(target: str) -> PlainBackbone:
 
     name, _, weights = target.partition("@")
     if name not in models.list_models(module=models):
-        raise UsageError(f"--backbone torchvision:{name}: torchvision has no such classifier; "
+        raise UsageError(f"`backbone` torchvision:{name}: torchvision has no such classifier; "
                          "torchvision.models.list_models() lists them.")  # fmt: skip
     published = models.get_model_weights(name).DEFAULT
 
@@ -204,7 +204,7 @@ def _plain(name: str, model: nn.Module, build: Callable[[], nn.Module], transfor
     with torch.no_grad():
         out = model(torch.zeros(1, 3, *size))
     if not isinstance(out, Tensor) or out.ndim != 2:
-        raise UsageError(f"--backbone {name} does not give one vector for a picture.")
+        raise UsageError(f"`backbone` {name} does not give one vector for a picture.")
     words = " ".join(str(transform).split())
     label = "random" if random else hash_weights(model.state_dict())[:12]
     return PlainBackbone(name=f"{name}@{label}", preprocessing=words, size=size, dim=out.shape[1], random=random,
@@ -227,16 +227,16 @@ def _fill(model: nn.Module, path: Path, heads: tuple[str, ...]) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state)
     except Exception as error:
-        raise UsageError(f"--backbone: the weights {path} could not be read: {reason(error)}.") from error
+        raise UsageError(f"`backbone`: the weights {path} could not be read: {reason(error)}.") from error
     own = model.state_dict()
     extra = [key for key in state if key not in own and not any(key.startswith(f"{head}.") for head in heads)]
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     other = [key for key in own if key in state and own[key].shape != state[key].shape]
     if wrong := [*missing, *extra, *other]:
-        raise UsageError(f"--backbone: {path} holds weights of another model: {wrong[0]} does not fit.")
+        raise UsageError(f"`backbone`: {path} holds weights of another model: {wrong[0]} does not fit.")
     model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
 
 
 def _unreachable(spec: str, error: Exception) -> UsageError:
-    return UsageError(f"--backbone {spec}: its weights cannot be reached ({reason(error)}); name a local file as "
+    return UsageError(f"`backbone` {spec}: its weights cannot be reached ({reason(error)}); name a local file as "
                       f"{spec.split('@')[0]}@FILE, or {spec.split('@')[0]}@none for random weights.")  # fmt: skip

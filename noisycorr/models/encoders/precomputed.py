@@ -57,7 +57,7 @@ class PrecomputedEncoder:
         if not self.joint:
             raise UsageError(
                 f"The embeddings have widths {self.image_dim} (image) and {self.text_dim} (text): there is no joint "
-                "space; use --align cross-fit."
+                "space; use `align` cross-fit."
             )
         return image, text
 

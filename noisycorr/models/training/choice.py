@@ -63,10 +63,10 @@ class Train:
     def __post_init__(self) -> None:
         check_least(self, LEAST)
         if self.temperature < 0.01:
-            raise UsageError(f"--temperature is {self.temperature}, expected at least 0.01.")
+            raise UsageError(f"`temperature` is {self.temperature}, expected at least 0.01.")
         for name in ("beta1", "beta2", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected 0 or more, and below 1.")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, expected 0 or more, and below 1.")
         check_words(self)
 
     def settings(self) -> dict[str, object]:
@@ -99,10 +99,10 @@ class Split:
     def __post_init__(self) -> None:
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected 0 or more, and below 1.")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, expected 0 or more, and below 1.")
         if self.val_fraction + self.test_fraction >= 1:
-            raise UsageError("--val_fraction and --test_fraction leave nothing to train on: make them smaller.")
+            raise UsageError("`val_fraction` and `test_fraction` leave nothing to train on: make them smaller.")
         if self.pairs not in ("all", "kept"):
-            raise UsageError(f"--pairs is {self.pairs!r}, expected all or kept.")
+            raise UsageError(f"`pairs` is {self.pairs!r}, expected all or kept.")
         if self.texts not in ("rectified", "given"):
-            raise UsageError(f"--texts is {self.texts!r}, expected rectified or given.")
+            raise UsageError(f"`texts` is {self.texts!r}, expected rectified or given.")

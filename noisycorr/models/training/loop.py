@@ -163,8 +163,8 @@ def take_step(learner: Learner, plan: list[tuple[list[np.ndarray], bool]], steps
         value = backward(learner, number, rows, trust, peer)
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss became {value} in epoch {cursor.epoch + 1}, step {cursor.step + 1}: lower --lr, or raise "
-                "--warmup; the checkpoint before it is intact"
+                f"the loss became {value} in epoch {cursor.epoch + 1}, step {cursor.step + 1}: lower `lr`, or raise "
+                "`warmup`; the checkpoint before it is intact"
             )
         cursor.loss[number][0] += value
         cursor.loss[number][1] += 1

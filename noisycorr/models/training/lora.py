@@ -62,14 +62,14 @@ def add_lora(model: nn.Module, places: Sequence[str], *, rank: int, alpha: float
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise UsageError("--train_part lora needs peft: pip install 'noisycorr[lora]'.") from error
+        raise UsageError("`train_part` lora needs peft: pip install 'noisycorr[lora]'.") from error
     inside = tuple(f"{place}." for place in places)
     for name, module in list(model.named_modules()):
         if name.startswith(inside) and type(module) is nn.MultiheadAttention and module.batch_first:
             _replace(model, name, PlainAttention(module))
     targets = [name for name, module in model.named_modules() if name.startswith(inside) and type(module) is nn.Linear]
     if not targets:
-        raise UsageError("--train_part lora finds no linear layers in the blocks of this encoder: use whole.")
+        raise UsageError("`train_part` lora finds no linear layers in the blocks of this encoder: use whole.")
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
     return inject_adapter_in_model(config, model)
 

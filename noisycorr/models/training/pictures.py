@@ -196,7 +196,7 @@ class PixelTowers:
             if "worker" not in str(error):
                 raise
             raise RuntimeError(
-                "a process that decodes pictures died, perhaps for lack of memory: use fewer --workers; the same "
+                "a process that decodes pictures died, perhaps for lack of memory: use fewer `workers`; the same "
                 "command continues from the last checkpoint"
             ) from error
         self._promised.subtract(places)

@@ -1,4 +1,4 @@
-"""Which part of an encoder is trained: the choice behind `--train_part`. Light, so that the help comes at once."""
+"""Which part of an encoder is trained: the choice behind `train_part`. Light, so that the help comes at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Tune:
 
     Attributes:
         train_part: heads on stored features, which sees each picture once and is trained in minutes; or, in the model
-            that --clip_model names, whole, the last_blocks of both towers, or lora (needs noisycorr[lora]).
+            that `clip_model` names, whole, the last_blocks of both towers, or lora (needs noisycorr[lora]).
         last_blocks: How many blocks of each tower are trained with last_blocks, >= 1.
         lora_rank: Rank of the added matrices, >= 1.
         lora_alpha: Their scale, times the rank; > 0.
@@ -39,12 +39,12 @@ class Tune:
 
     def __post_init__(self) -> None:
         if self.train_part not in PARTS:
-            raise UsageError(f"--train_part is {self.train_part!r}, expected one of {', '.join(PARTS)}.")
+            raise UsageError(f"`train_part` is {self.train_part!r}, expected one of {', '.join(PARTS)}.")
         check_least(self, {"last_blocks": 1, "lora_rank": 1, "workers": 0})
         if not 0 < self.aug_scale <= 1:
-            raise UsageError(f"--aug_scale is {self.aug_scale}, expected more than 0, up to 1.")
+            raise UsageError(f"`aug_scale` is {self.aug_scale}, expected more than 0, up to 1.")
         if not self.lora_alpha > 0:
-            raise UsageError(f"--lora_alpha is {self.lora_alpha}, expected more than 0.")
+            raise UsageError(f"`lora_alpha` is {self.lora_alpha}, expected more than 0.")
 
     def settings(self) -> dict[str, object]:
         """What the result depends on."""
@@ -83,7 +83,7 @@ class Regions:
 
     def __post_init__(self) -> None:
         if self.region not in ("none", "sgr", "saf", "gpo"):
-            raise UsageError(f"--region is {self.region!r}, expected none, sgr, saf or gpo.")
+            raise UsageError(f"`region` is {self.region!r}, expected none, sgr, saf or gpo.")
         check_least(self, {"max_words": 3, "word_dim": 1, "sim_dim": 1, "region_chunk": 1})
 
 

@@ -95,10 +95,10 @@ def _open_last(model: nn.Module, count: int) -> None:
     """The last blocks of each tower and all that comes after them."""
     lists = block_lists(model)
     if not lists:
-        raise UsageError("--train_part last_blocks finds no blocks in this encoder: use whole.")
+        raise UsageError("`train_part` last_blocks finds no blocks in this encoder: use whole.")
     for name, blocks in lists.items():
         if count > len(blocks):
-            raise UsageError(f"--last_blocks is {count}, but {name} has {len(blocks)} blocks.")
+            raise UsageError(f"`last_blocks` is {count}, but {name} has {len(blocks)} blocks.")
         blocks[-count:].requires_grad_(True)
     for name, parameter in model.named_parameters():
         words = name.split(".")

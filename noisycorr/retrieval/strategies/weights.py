@@ -19,7 +19,7 @@ def ledger_column(enc: Encoded, name: str) -> Float[Tensor, " b"]:
         raise UsageError(
             f"the strategy weighs by the column {name!r}, but the training set has "
             f"{listed(enc.columns)}: run `noisycorr clean` first, name another one, or take "
-            "--strategy coteach."
+            "`strategy` coteach."
         )
     return enc.columns[name]
 

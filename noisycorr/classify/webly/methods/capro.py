@@ -8,7 +8,7 @@ Differs: a label is changed only to a class that the completed text names, too, 
 it changed itself grows sure of its errors, and the text does not; the queue weighs keys by a softmax and leaves a
 sample's own out; the auxiliary head is a cosine head; sample weights act; classes without trusted samples begin at the
 mean of all; mixup is of features; the cleaned set is exported without random views, and trusted samples stay protected.
-`faithful` restores the first three and the last. The backbone is opened by --unfreeze; released, it never is.
+`faithful` restores the first three and the last. The backbone is opened by `unfreeze`; released, it never is.
 """
 
 from __future__ import annotations
