@@ -1,3 +1,138 @@
-"""noisycorr: which image-text pairs are wrong, how sure we are, and what to do about it."""
+"""noisycorr: which image-text pairs are wrong, how sure we are, and what to do about it.
+
+    import noisycorr as nc
+
+    run = nc.clean("sample")                # or a folder, shards, a DataFrame, a Hugging Face dataset
+    run.summary; run.to_pandas(); run.explain(key); run.decide(precision=0.95); run.export("webdataset", "cleaned")
+    model = nc.train(run)
+
+Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import types
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 from noisycorr.runtime.version import __version__ as __version__
+
+_PLACES = {  # name: where it is
+    "CleanRun": "noisycorr.clean.result",
+    "Loss": "noisycorr.models.training.contract",
+    "Strategy": "noisycorr.models.training.contract",
+    "Trust": "noisycorr.models.training.contract",
+    "check_strategy": "noisycorr.retrieval.testing",
+    "doctor": "noisycorr.clean.verbs",
+    "embed": "noisycorr.clean.verbs",
+    "inject": "noisycorr.clean.verbs",
+    "losses": "noisycorr.models.losses",
+    "status": "noisycorr.clean.verbs",
+}
+_RESULTS = {  # what a folder holds, by the marker that its work writes first: the last that is there counts
+    "embed_started": ("noisycorr.clean.result", "CleanRun"),
+    "embed": ("noisycorr.clean.result", "CleanRun"),
+}
+_PACKAGES = {"clean": "noisycorr.clean.verbs"}  # folders that are called like what they do: they can be called, too
+__all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run"])  # noqa: PLE0605  # made of the tables above
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        found: Any = importlib.import_module(f"noisycorr.{name}")
+    elif name in _PLACES:
+        module = importlib.import_module(_PLACES[name])
+        found = getattr(module, name, module)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
+def open_run(folder: str | PathLike[str]) -> Any:
+    """What a folder holds, as the object that its job gave: `CleanRun` of `clean`, a model of `train`, and so on.
+
+    Args:
+        folder: Made by any job.
+
+    Raises:
+        UsageError: If it holds nothing of ours.
+    """
+    from noisycorr.runtime.errors import UsageError
+
+    for marker, (module, name) in reversed(_RESULTS.items()):
+        if (Path(folder) / "stages" / f"{marker}.json").is_file():
+            return getattr(importlib.import_module(module), name)(folder)
+    if (Path(folder) / "config.yaml").is_file():
+        return importlib.import_module("noisycorr.clean.result").CleanRun(folder)
+    raise UsageError(f"{folder} is not a run folder: run `noisycorr clean SOURCE --output_folder {folder}` first.")
+
+
+@functools.cache
+def _front(name: str) -> Any:
+    """The function of a package that can be called."""
+    function = getattr(importlib.import_module(_PACKAGES[name]), name)
+    if name != "clean":
+        return function
+    from noisycorr.runtime.signature import flat
+
+    return flat(function, repair=_NewTexts())  # captioning lends its new texts to cleaning here, where both are known
+
+
+class _Called(types.ModuleType):
+    """A package that is also the function of its name: `nc.clean(...)` and `noisycorr.clean.ledger`.
+
+    The import system binds a package's name in its parent whenever one of its modules is imported, over a function of
+    that name. So the package itself is what is called.
+    """
+
+    def __call__(self, *words: Any, **options: Any) -> Any:
+        return self.__wrapped__(*words, **options)
+
+    @property
+    def __wrapped__(self) -> Any:
+        return _front(self.__name__.rpartition(".")[2])
+
+    @property
+    def __signature__(self) -> Any:
+        return self.__wrapped__.__signature__
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        return str(self.__wrapped__.__doc__)
+
+
+class _Package(types.ModuleType):
+    """The front door itself: makes packages callable as they are bound."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _PACKAGES and isinstance(value, types.ModuleType):
+            value.__class__ = _Called
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+class _NewTexts:
+    """The recaption stage, imported when a plan asks for it."""
+
+    def check(self, plan: Any) -> object:
+        """Refuse what cannot be done."""
+        from noisycorr.caption.recaption.stage import check_recaption
+
+        return check_recaption(plan)
+
+    def work(self, plan: Any, run: Any) -> None:
+        """Lay new texts over the ledger."""
+        from noisycorr.caption.recaption.stage import recaption_stage
+
+        recaption_stage(plan, run)

@@ -8,7 +8,7 @@ from typing import Any
 from noisycorr.caption.captioner.choice import Design
 from noisycorr.caption.captioner.stored import Trained
 from noisycorr.caption.captioner.tower import Pixels, grid_file, make_tower
-from noisycorr.clean.plan_flags import picture_reader
+from noisycorr.clean.plan import picture_reader
 from noisycorr.clean.sources import clip_model_of, encoder_identity
 from noisycorr.models.encoders import DualEncoder, load_encoder
 from noisycorr.models.training.image_store import open_image_store

@@ -10,7 +10,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from noisycorr.clean.plan_flags import FOLDER, NEED_FOLDER, make_choice, stored_plan
+from noisycorr.clean.plan import stored_plan
+from noisycorr.clean.plan_flags import FOLDER, NEED_FOLDER, make_choice
 from noisycorr.runtime.flags import Parser, add_choice, pick
 from noisycorr.runtime.folder import new_run, open_run
 

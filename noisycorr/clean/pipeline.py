@@ -67,7 +67,10 @@ def clean(
         raise UsageError(f"`stages` names {(unknown or [''])[0]!r}, expected some of {', '.join(STAGES)}.")
     from noisycorr.clean.ledger import read_judgements
 
-    if repair is not None:
+    wanted = plan.recaption != "none" or plan.recaption_options
+    if wanted and repair is None:
+        raise UsageError(f"`recaption` is {plan.recaption}, but nobody was handed in who writes: use noisycorr.clean.")
+    if wanted and repair is not None:
         repair.check(plan)
     if plan.labels and "decide" in stages:
         read_judgements(Path(plan.labels))  # not after hours of embedding
@@ -84,7 +87,7 @@ def clean(
         score_stage(plan, run)
     if "decide" in stages:
         decide_stage(plan, run, keep_new_texts=True)
-        if repair is not None:
+        if wanted and repair is not None:
             repair.work(plan, run)
     if "report" in stages:
         report_stage(run)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import yaml
 
@@ -19,15 +20,16 @@ from noisycorr.models.encoders import DualEncoder, load_encoder
 from noisycorr.models.encoders.precomputed import PrecomputedEncoder
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.flags import read_config
 from noisycorr.runtime.folder import Run, atomic_path, fingerprint
+from noisycorr.runtime.signature import Without, bind, parameters
 from noisycorr.runtime.stage import require_stage
 
-if TYPE_CHECKING:
-    from noisycorr.data.readers import Reader
-
-
-SHARED = {"duplicates": frozenset({"neighbors", "seed"})}  # one name must not mean two things
 HOW = ("workers", "distributor", "ray_workers")  # change how fast features come, not what they are
+
+
+# One name must not mean two things: how many neighbours are asked is a field of `Score`, and so is the one seed.
+OwnDuplicates = Annotated[Duplicates, Without("neighbors")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +52,65 @@ class Plan:
     source: Source
     embed: Embed = field(default_factory=Embed)
     score: Score = field(default_factory=Score)
-    duplicates: Duplicates = field(default_factory=Duplicates)
+    duplicates: OwnDuplicates = field(default_factory=Duplicates)
     image_limits: ImageLimits = field(default_factory=ImageLimits)
     text_limits: TextLimits = field(default_factory=TextLimits)
     decide: Decide = field(default_factory=Decide)
     labels: str | None = None
     recaption: str = "none"
     recaption_options: str | None = None
+
+
+def stored_plan(run: Run) -> Plan:
+    """The plan that a run folder was made with.
+
+    Raises:
+        UsageError: If its config.yaml is damaged, or names what no choice has.
+    """
+    path = run.folder / "config.yaml"
+    values = {key: value for key, value in read_config(path).items() if key != "output_folder"}
+    known = {item.name for item in parameters(Plan)}
+    if unknown := [key for key in values if key not in known]:
+        raise UsageError(f"config {path}: {unknown[0]!r} is not a key of `noisycorr clean`.")
+    if values.get("path") is None:
+        raise UsageError(f"config {path}: the source is missing: give `path`, a file, a folder or a pattern.")
+    try:
+        return Plan(**bind(Plan, values))
+    except UsageError as error:
+        raise UsageError(f"config {path}: {error}") from error
+
+
+def stored_reader(run: Run) -> Reader:
+    """The source that a run folder was made from.
+
+    Raises:
+        UsageError: If it cannot be opened, with the file that names it.
+    """
+    source = stored_plan(run).source
+    try:
+        return open_source(source)
+    except UsageError as error:
+        raise UsageError(
+            f"{error} The source {source.path!r} stands in {run.folder / 'config.yaml'}, and the working directory is "
+            f"{Path.cwd()}: if it starts there, go to where the run was made, or write the whole path into the file."
+        ) from error
+
+
+def picture_reader(run: Run, asked: str, instead: str) -> Reader:
+    """The source of a run, for whoever needs its pictures again.
+
+    Args:
+        run: Embedded.
+        asked: What needs them, for the error.
+        instead: What to do without them.
+
+    Raises:
+        UsageError: If the source brings embeddings.
+    """
+    reader = stored_reader(run)
+    if reader.format == "embeddings":
+        raise UsageError(f"{asked} needs pictures, but this source brings embeddings: {instead}.")
+    return reader
 
 
 def open_plan(plan: Plan) -> tuple[Reader, DualEncoder]:
@@ -86,12 +140,8 @@ def write_config(run: Run, plan: Plan) -> None:
 
 def _flat(plan: Plan) -> dict[str, Any]:
     """All fields of all choices by the names of their flags."""
-    alone = ("labels", "recaption", "recaption_options")
-    values: dict[str, Any] = {name: getattr(plan, name) for name in alone}
-    for part in (item.name for item in dataclasses.fields(plan) if item.name not in alone):
-        fields = dataclasses.asdict(getattr(plan, part))
-        values |= {name: value for name, value in fields.items() if name not in SHARED.get(part, ())}
-    return values
+    return {item.name: getattr(getattr(plan, item.choice) if item.choice else plan, item.name)
+            for item in parameters(Plan)}  # fmt: skip
 
 
 def _refuse_other(plan: Plan, run: Run) -> None:

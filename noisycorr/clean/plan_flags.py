@@ -5,18 +5,15 @@ Everything heavy is imported where it is used, so that the help comes at once.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.flags import Parser, add_choice, pick, read_words
-from noisycorr.runtime.folder import Run
+from noisycorr.runtime.flags import Parser, add_choice, pick
 
 if TYPE_CHECKING:
     from noisycorr.clean.plan import Plan
-    from noisycorr.data.readers import Reader
 
 # Fields without a flag: one name must not mean two things. Both choices get the same seed.
 SHARED = {"duplicates": frozenset({"neighbors", "seed"})}
@@ -72,48 +69,6 @@ def make_plan(given: Namespace) -> Plan:
 
     parts = {part: make_choice(given, part, choice) for part, choice in plan_choices().items()}
     return Plan(**parts, labels=given.labels, recaption=given.recaption, recaption_options=given.recaption_options)
-
-
-def stored_plan(run: Run) -> Plan:
-    """The plan that a run folder was made with."""
-    parser = Parser("clean", "SOURCE --output_folder FOLDER", "")
-    plan_flags(parser)
-    return make_plan(read_words(parser, [], run.folder / "config.yaml"))
-
-
-def stored_reader(run: Run) -> Reader:
-    """The source that a run folder was made from.
-
-    Raises:
-        UsageError: If it cannot be opened, with the file that names it.
-    """
-    from noisycorr.data.readers import open_source
-
-    source = stored_plan(run).source
-    try:
-        return open_source(source)
-    except UsageError as error:
-        raise UsageError(
-            f"{error} The source {source.path!r} stands in {run.folder / 'config.yaml'}, and the working directory is "
-            f"{Path.cwd()}: if it starts there, go to where the run was made, or write the whole path into the file."
-        ) from error
-
-
-def picture_reader(run: Run, asked: str, instead: str) -> Reader:
-    """The source of a run, for whoever needs its pictures again.
-
-    Args:
-        run: Embedded.
-        asked: What needs them, for the error.
-        instead: What to do without them.
-
-    Raises:
-        UsageError: If the source brings embeddings.
-    """
-    reader = stored_reader(run)
-    if reader.format == "embeddings":
-        raise UsageError(f"{asked} needs pictures, but this source brings embeddings: {instead}.")
-    return reader
 
 
 def labels_flag(parser: Parser) -> None:

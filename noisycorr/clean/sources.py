@@ -5,22 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
 from noisycorr.clean.embed import Embed
 from noisycorr.clean.pipeline import clean
-from noisycorr.clean.plan import Plan
+from noisycorr.clean.plan import Plan, stored_plan
 from noisycorr.clean.plan import Plan as CleanPlan
-from noisycorr.clean.plan_flags import stored_plan
 from noisycorr.data.readers import Source
 from noisycorr.models.encoders import load_encoder
 from noisycorr.models.encoders.trainable import SCRATCH
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
+
+DEFAULT_FOLDER = "noisycorr_out"
+TAKEN = ("a path, a pattern or 'sample', a pandas DataFrame, an Arrow table, a Hugging Face dataset, or a list of "
+         "(image, text)")  # fmt: skip
 
 
 def run_of_pairs(source: Source, clip_model: str, run: Run, name: str, *, score: bool, overwrite: bool = False) -> Run:
@@ -116,3 +121,23 @@ def encoder_identity(source_run: Run) -> str:
     stage = source_run.stage("embed") or {}
     name = str(stage["facts"]["encoder"])
     return f"{name}@{stage['inputs']['weights'][:12]}" if name.startswith("precomputed") else name
+
+
+def folder_for(source: Any, output_folder: str | PathLike[str] | None) -> str:
+    """Where a run goes: what was named, else a folder of `noisycorr_out` that is called like the source."""
+    if output_folder is not None:
+        return str(output_folder)
+    name = Path(str(source).split("::")[0]).name if isinstance(source, str | PathLike) else type(source).__name__
+    plain = "".join(char if char.isalnum() or char in "-_." else "_" for char in name.partition("{")[0]).strip("._-")
+    return str(Path(DEFAULT_FOLDER) / (plain.removesuffix(".tar") or "run").lower())
+
+
+def path_of(source: Any, run: Run) -> str:
+    """The path of a source, which a reader opens.
+
+    Raises:
+        UsageError: If it is nothing that a reader knows.
+    """
+    if isinstance(source, str | PathLike):
+        return str(source)
+    raise UsageError(f"the source is a {type(source).__name__}, expected {TAKEN}.")

@@ -1,217 +1,192 @@
-"""What each verb of the command line takes and does: a class with `flags` and `run`, and its docstring as help.
-
-Everything heavy is imported where it is used, so that the help comes at once.
-"""
+"""What is typed, in Python and at the command line: clean and its stages, inject, doctor, status."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Any
 
-from jsonargparse import Namespace
-
-from noisycorr.clean.plan_flags import (
-    FOLDER,
-    NEED_FOLDER,
-    NEED_SOURCE,
-    SHARED,
-    SOURCE,
-    labels_flag,
-    make_choice,
-    make_plan,
-    plan_choices,
-    plan_flags,
-    stored_plan,
-    stored_reader,
-)
-from noisycorr.runtime import console
+from noisycorr.clean.decide import Decide
+from noisycorr.clean.doctor import Finding, check_up
+from noisycorr.clean.embed import Embed
+from noisycorr.clean.export import Export, export
+from noisycorr.clean.inject import Inject
+from noisycorr.clean.inject import inject as write_noisy
+from noisycorr.clean.pipeline import STAGES, Repair, decided, embed_stage
+from noisycorr.clean.pipeline import clean as run_stages
+from noisycorr.clean.plan import OwnDuplicates, Plan
+from noisycorr.clean.result import CleanRun, Formats, tell_export
+from noisycorr.clean.signals.duplicates import Duplicates
+from noisycorr.clean.signals.image_issues import ImageLimits
+from noisycorr.clean.signals.pipeline import Score
+from noisycorr.clean.signals.text_issues import TextLimits
+from noisycorr.clean.sources import folder_for, path_of
+from noisycorr.data.readers import Reading, open_source
+from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.flags import Parser, add_choice, pick
-from noisycorr.runtime.folder import Run, new_run, open_run
+from noisycorr.runtime.folder import new_run
+from noisycorr.runtime.lock import at_work
+from noisycorr.runtime.signature import HandedIn, Named, flat
+from noisycorr.runtime.status import status as read_status
 
-if TYPE_CHECKING:
-    from noisycorr.clean.export import Export as ExportChoice
-    from noisycorr.data.readers import Reader
+Lent = Annotated[Repair | None, HandedIn()]
 
 
-class Embed:
+@flat
+def clean(
+    source: Any, output_folder: str | PathLike[str] | None = None, *, overwrite: bool = False,
+    labels: str | PathLike[str] | None = None, recaption: Annotated[str, Named()] = "none",
+    recaption_options: Mapping[str, Any] | str | None = None, output_format: Formats | None = None,
+    stages: str | Sequence[str] = ",".join(STAGES), reading: Reading = Reading(), embed: Embed = Embed(),
+    score: Score = Score(), duplicates: OwnDuplicates = Duplicates(), image_limits: ImageLimits = ImageLimits(),
+    text_limits: TextLimits = TextLimits(), decide: Decide = Decide(), repair: Lent = None,
+) -> CleanRun:  # fmt: skip
+    """Say which pairs are wrong, how sure that is, and write the ledger and the report.
+
+    All stages in one pass over the data: read, decode and embed, score, decide, report; with `output_format` also
+    export. The same call continues an interrupted run, and does nothing again whose inputs are unchanged.
+
+    Args:
+        source: File, folder, brace pattern, several joined by '::', hf://NAME, or 'sample' for the set that comes with
+            the package; in Python also a DataFrame, an Arrow table, a Hugging Face dataset, or a list of (image, text).
+        output_folder: Run folder, made if absent; by default noisycorr_out/NAME, after the source.
+        overwrite: Delete what an earlier run left in the folder.
+        labels: File of pairs that a person judged: csv, tsv or jsonl with key and label.
+        recaption: Give new texts to pairs whose own does not fit: none, retrieval (borrow those of trusted pictures),
+            or a folder of `noisycorr caption train`; options are those of `noisycorr recaption`.
+        recaption_options: Options of recaption as a mapping.
+        output_format: Export what is kept, too; `noisycorr export` has more options.
+        stages: Which stages to run, joined by commas.
+        repair: Who gives the new texts; the front door hands it in.
+
+    Returns:
+        The run: `summary`, `to_pandas()`, `explain(key)`, `decide(...)`, `export(...)` and more.
+
+    Raises:
+        UsageError: If the source cannot be read, an argument is out of its range, or the folder holds other data.
+    """
+    run = new_run(folder_for(source, output_folder))
+    with at_work(run.folder, "clean"):
+        plan = Plan(
+            source=reading.at(path_of(source, run)), embed=embed, score=score, duplicates=duplicates,
+            image_limits=image_limits, text_limits=text_limits, decide=decide, labels=as_text(labels),
+            recaption=recaption, recaption_options=as_yaml(recaption_options),
+        )  # fmt: skip
+        choice = None
+        if output_format is not None:
+            choice = Export(output_format=output_format, number_sample_per_shard=reading.number_sample_per_shard)
+        names = [name.strip() for name in (stages.split(",") if isinstance(stages, str) else stages)]
+        run_stages(plan, run, stages=names, overwrite=overwrite, repair=repair)
+        if choice is not None and dist.is_main():
+            decided(run)
+            tell_export(export(run, open_source(plan.source), choice))
+    return CleanRun(run.folder)
+
+
+@flat
+def embed(
+    source: Any, output_folder: str | PathLike[str] | None = None, *, overwrite: bool = False,
+    labels: str | PathLike[str] | None = None, recaption: Annotated[str, Named()] = "none",
+    recaption_options: Mapping[str, Any] | str | None = None, reading: Reading = Reading(), embed: Embed = Embed(),
+    score: Score = Score(), duplicates: OwnDuplicates = Duplicates(), image_limits: ImageLimits = ImageLimits(),
+    text_limits: TextLimits = TextLimits(), decide: Decide = Decide(),
+) -> CleanRun:  # fmt: skip
     """Read, decode and embed every pair: the first stage of `clean` alone, for many processes or machines.
 
     Take the flags that `clean` will get: it finds the embeddings and goes on from there.
+
+    Args:
+        source: File, folder, brace pattern, several joined by '::', hf://NAME, or 'sample' for the set that comes with
+            the package.
+        output_folder: Run folder, made if absent; by default noisycorr_out/NAME, after the source.
+        overwrite: Delete what an earlier run left in the folder.
+        labels: File of pairs that a person judged; for the config that is written.
+        recaption: As for `clean`; for the config that is written.
+        recaption_options: Options of recaption as a mapping.
+
+    Returns:
+        The run.
+
+    Raises:
+        UsageError: If the source cannot be read, or the folder holds other data.
     """
-
-    name, usage, parallel = "embed", "SOURCE --output_folder FOLDER", True
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """All choices of a run: they are written into its config."""
-        plan_flags(parser)
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Embed."""
-        plan, run = make_plan(given), new_run(given.output_folder)
-        from noisycorr.clean.pipeline import embed_stage
-
-        embed_stage(plan, run, overwrite=given.overwrite)
+    run = new_run(folder_for(source, output_folder))
+    with at_work(run.folder, "embed"):
+        plan = Plan(
+            source=reading.at(path_of(source, run)), embed=embed, score=score, duplicates=duplicates,
+            image_limits=image_limits, text_limits=text_limits, decide=decide, labels=as_text(labels),
+            recaption=recaption, recaption_options=as_yaml(recaption_options),
+        )  # fmt: skip
+        embed_stage(plan, run, overwrite=overwrite)
+    return CleanRun(run.folder)
 
 
-class Score:
-    """Score an embedded set anew, for example with other signals, then decide and report.
+@flat
+def inject(
+    source: Any, output_folder: str | PathLike[str], *, reading: Reading = Reading(), noise: Inject = Inject()
+) -> Path:
+    """Write a copy of a source with known noise; the truth stands in truth_* columns that no scorer may read.
 
-    What is not given has the default shown here. The rule stays the one of the run.
+    Args:
+        source: File, folder, brace pattern, several joined by '::', hf://NAME, or 'sample' for the set that comes with
+            the package.
+        output_folder: Folder for the parquet files; made if absent.
+
+    Returns:
+        The folder, which `clean` takes as a source.
+
+    Raises:
+        UsageError: If the source cannot be read, or the folder holds something else.
     """
-
-    name, usage, parallel = "score", "--output_folder FOLDER", False
-    parts = ("score", "duplicates", "image_limits", "text_limits")
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """The run, and how to score."""
-        parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
-        for part in Score.parts:
-            add_choice(parser, plan_choices()[part], skip=SHARED.get(part, frozenset()))
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Score, from stored embeddings."""
-        parts = {part: make_choice(given, part, plan_choices()[part]) for part in Score.parts}
-        run = open_run(given.output_folder)
-        from noisycorr.clean.pipeline import decide_stage, report_stage, score_stage
-
-        plan = dataclasses.replace(stored_plan(run), **parts, recaption="none", recaption_options=None)
-        score_stage(plan, run)
-        decide_stage(plan, run)
-        report_stage(run)
+    run = new_run(output_folder)
+    with at_work(run.folder, "inject"):
+        facts = write_noisy(open_source(reading.at(path_of(source, run))), run.folder, noise)
+    console.say(f"inject: {facts['changed']:,} of {facts['pairs']:,} texts changed, {facts['wrong']:,} pairs are "
+                f"wrong now, in {run.folder}")  # fmt: skip
+    return run.folder
 
 
-class Decide:
-    """Decide anew from stored scores, with another rule or with labels, then report; touches no image.
+def doctor(folder: str | PathLike[str] = ".", *, self_test: bool = True) -> list[Finding]:
+    """Say what this machine has, and whether noisycorr works on it: versions, devices, disk, models, a self-test.
 
-    What is not given has the default shown here.
+    At the command line the exit status is 1 if something that the defaults need is missing or does not work.
+
+    Args:
+        folder: Folder whose free space is told.
+        self_test: Clean 120 pairs of the sample in a folder of its own, in seconds.
     """
-
-    name, usage, parallel = "decide", "--output_folder FOLDER", False
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """The run, and the rule."""
-        parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
-        labels_flag(parser)
-        add_choice(parser, plan_choices()["decide"])
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Write the ledger and the report again."""
-        rule = make_choice(given, "decide", plan_choices()["decide"])
-        run = open_run(given.output_folder)
-        from noisycorr.clean.pipeline import decide_stage, report_stage
-
-        plan = dataclasses.replace(stored_plan(run), decide=rule, labels=given.labels, recaption="none",
-                                   recaption_options=None)  # fmt: skip
-        decide_stage(plan, run)
-        report_stage(run)
+    return list(check_up(Path(folder), self_test=self_test))
 
 
-class Explain:
-    """Say why a pair got its verdict, with the nearest neighbours that spoke for and against it."""
+def status(folder: str | PathLike[str]) -> str:
+    """Say how far a run is: who writes it, which stages and pieces are done, how fast, and when it was last heard of.
 
-    name, usage, parallel = "explain", "KEY --output_folder FOLDER", False
+    Works on a run that is at work, one that ended and one that was killed, from any machine that sees the folder.
 
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """The key and the run."""
-        parser.add_word("key", "KEY", "Key of the pair, as it stands in the ledger",
-                        need="the key is missing: name a pair")  # fmt: skip
-        parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
-        parser.add("neighbors", int, 5, "Neighbours to show on each side, 1 to 100")
+    Args:
+        folder: Run folder.
 
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Print to stdout."""
-        if not 1 <= given.neighbors <= 100:
-            raise UsageError(f"`neighbors` is {given.neighbors}, expected 1 to 100.")
-        run = open_run(given.output_folder)
-        from noisycorr.clean.explain import explain
-        from noisycorr.clean.pipeline import decided
-
-        decided(run)
-        print(explain(run, given.key, count=given.neighbors))
+    Raises:
+        UsageError: If it holds no run.
+    """
+    return "\n".join(read_status(Path(folder)))
 
 
-class Export:
-    """Write kept (or dropped) pairs as webdataset, parquet, hf, csv, jsonl, coco, uids, clip-retrieval or issues."""
-
-    name, usage, parallel = "export", "--output_folder FOLDER", False
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """The run, and what to write."""
-        from noisycorr.clean.export import Export as Choice
-
-        parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
-        add_choice(parser, Choice)
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Export."""
-        from noisycorr.clean.export import Export as Choice
-
-        choice = Choice(**pick(given, Choice))
-        run = open_run(given.output_folder)
-        _export(run, stored_reader(run), choice)
+def as_text(path: str | PathLike[str] | None) -> str | None:
+    """A path as configs store it."""
+    return None if path is None else str(path)
 
 
-class Inject:
-    """Write a copy of a source with known noise; the truth stands in truth_* columns that no scorer may read."""
+def as_yaml(options: Mapping[str, Any] | str | None) -> str | None:
+    """Options of a named class as configs store them.
 
-    name, usage, parallel = "inject", "SOURCE --output_folder FOLDER", False
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """The source, the recipe and where to write."""
-        from noisycorr.clean.inject import Inject as Choice
-        from noisycorr.data.readers import Source
-
-        parser.add_word("path", "SOURCE", SOURCE, need=NEED_SOURCE)
-        parser.add("output_folder", str, None, "Folder for the parquet files; made if absent",
-                   need="`output_folder` is missing: name the folder for the noisy copy")  # fmt: skip
-        add_choice(parser, Source, skip=frozenset({"path"}))
-        add_choice(parser, Choice)
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Inject."""
-        from noisycorr.clean.inject import Inject as Choice
-        from noisycorr.clean.inject import inject
-        from noisycorr.data.readers import Source, open_source
-
-        source, choice = Source(**pick(given, Source)), Choice(**pick(given, Choice))
-        new_run(given.output_folder)
-        facts = inject(open_source(source), Path(given.output_folder), choice)
-        console.say(f"inject: {facts['changed']:,} of {facts['pairs']:,} texts changed, {facts['wrong']:,} pairs are "
-                    f"wrong now, in {given.output_folder}")  # fmt: skip
-
-
-def _export_choice(given: Namespace) -> ExportChoice | None:
-    """What `clean` exports, with shards as large as those of its source."""
-    if given.output_format is None:
-        return None
-    from noisycorr.clean.export import Export as Choice
-
-    return Choice(output_format=given.output_format, number_sample_per_shard=given.number_sample_per_shard)
-
-
-def _export(run: Run, reader: Reader, choice: ExportChoice) -> None:
-    from noisycorr.clean.export import export
-    from noisycorr.clean.pipeline import decided
-
-    decided(run)
-    facts = export(run, reader, choice)
-    others = {
-        name: value for name, value in facts.items() if name.startswith(("without", "left_out", "keys", "images"))
-    }
-    listed = "".join(f", {value:,} {name.replace('_', ' ')}" for name, value in others.items() if value)
-    shards = "1 shard" if facts["shards"] == 1 else f"{facts['shards']:,} shards"
-    console.say(f"export: {facts['rows']:,} pairs in {shards}{listed}, in {facts['folder']}")
+    Raises:
+        UsageError: If they are neither text nor a mapping.
+    """
+    if options is None or isinstance(options, str):
+        return options
+    if not isinstance(options, Mapping):
+        raise UsageError(f"options are {options!r}, expected a mapping such as {{'gain': 0.2}}.")
+    return json.dumps(dict(options)) if options else None

@@ -14,7 +14,7 @@ import torch
 from noisycorr.clean.embed import Embed
 from noisycorr.clean.pipeline import clean
 from noisycorr.clean.plan import Plan as CleanPlan
-from noisycorr.clean.plan_flags import stored_reader
+from noisycorr.clean.plan import stored_reader
 from noisycorr.data.readers import Source
 from noisycorr.data.store import open_features, read_facts
 from noisycorr.models.training.image_store import open_image_store

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from noisycorr.clean.corpus import Corpus
-from noisycorr.clean.plan_flags import picture_reader
+from noisycorr.clean.plan import picture_reader
 from noisycorr.data.store import read_facts
 from noisycorr.models.encoders import load_trainable
 from noisycorr.models.encoders.trainable import SCRATCH, Trainable

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -19,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.signature import in_words
 from noisycorr.runtime.strict_yaml import BadYaml, load_yaml
 
 EPILOG = "In names of options - and _ are the same. Where true or false is asked for, --x alone is true, --no_x false."
@@ -26,7 +28,7 @@ CONFIG_BYTES = 1_000_000  # no config is longer
 TRUE_OR_FALSE = ("true", "false", "yes", "no")
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 ARGUMENT = re.compile(r"`([a-z_]\w*(?:\.\w+)?)(?:=([^`]+))?`")
-JOINED = {"path": "::", "stages": ","}  # how a list in a config file is written as one word
+JOINED = {"source": "::", "path": "::", "stages": ","}  # how a list in a config file is written as one word
 
 
 class Parser(ArgumentParser):
@@ -40,11 +42,14 @@ class Parser(ArgumentParser):
 
     def __init__(self, name: str, usage: str, about: str) -> None:
         command = f"noisycorr {name}"
-        usage = f"{command} {usage} [options]"
+        usage = f"{command} {usage} [options]".replace("  ", " ")
         super().__init__(
             prog=command, usage=usage, description=about, epilog=EPILOG, allow_abbrev=False,
             formatter_class=argparse.HelpFormatter,
         )  # fmt: skip
+        self.old: dict[str, str] = {}  # former spellings of keys
+        self.aliases: dict[str, str] = {}  # other names of keys in a config file
+        self.spelled_formerly: dict[str, str] = {}  # those that were used
         self.words: set[str] = set()  # keys that are given without a flag
         self.hints: dict[str, Any] = {}  # type of each key
         self.needed: dict[str, str] = {}  # what to say if it is not given
@@ -75,7 +80,7 @@ class Parser(ArgumentParser):
         self.words.add(key)
         self.hints[key] = str
         self.needed[key] = need
-        about = f"{about} (required)".replace("%", "%%")
+        about = f"{about.rstrip('.')} (required)".replace("%", "%%")
         self.add_argument(key, type=str, nargs="?", default=argparse.SUPPRESS, metavar=shown, help=about)
 
     def is_word(self, key: str) -> bool:
@@ -174,15 +179,17 @@ def read_config(path: Path) -> dict[str, Any]:
     return body
 
 
-def in_words(hint: Any) -> str:
-    """What values a type stands for."""
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    if origin in (Union, types.UnionType):
-        return " or ".join(in_words(part) for part in typing.get_args(hint) if part is not type(None))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(hint, getattr(hint, "__name__", str(hint)))
+def flag_type(hint: Any) -> Any:
+    """The type of a flag for the type of a parameter: paths and lists are typed as text, objects have no flag."""
+    if typing.get_origin(hint) not in (Union, types.UnionType):
+        return str if isinstance(hint, type) and issubclass(hint, os.PathLike) else hint
+    parts = [flag_type(part) for part in typing.get_args(hint)]
+    plain = [part for part in parts if part in (str, int, float, bool, type(None)) or _is_literal(part)]
+    return Union[tuple(dict.fromkeys(plain))]  # noqa: UP007  # built from parts
+
+
+def _is_literal(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal
 
 
 def _is_optional(hint: Any) -> bool:
@@ -203,7 +210,12 @@ def _normal(parser: Parser, words: Sequence[str]) -> list[str]:
             out.append(word)
             continue
         name, sign, value = word.partition("=")
-        key = name[2:].replace("-", "_")
+        key = _present(parser, name[2:].replace("-", "_"))
+        if key in parser.words:  # it was a flag once, and leads the words now
+            if not sign and not rest:
+                raise UsageError(f"{name} needs a value.")
+            out.insert(0, value if sign else rest.pop(0))
+            continue
         root, dot, item = key.partition(".")
         if dot and root in parser.objects:
             if not sign and not rest:
@@ -223,6 +235,14 @@ def _normal(parser: Parser, words: Sequence[str]) -> list[str]:
         seen.add(key)
         out.append(f"--{key}{sign}{value}")
     return [*out, *_object_words(options, seen)]
+
+
+def _present(parser: Parser, key: str) -> str:
+    """The present spelling of a key."""
+    if key in parser.hints or key not in parser.old:
+        return key
+    parser.spelled_formerly[key] = parser.old[key]
+    return parser.old[key]
 
 
 def _object_words(options: dict[str, dict[str, Any]], seen: set[str]) -> list[str]:
@@ -250,6 +270,7 @@ def _config_values(parser: Parser, path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in read_config(path).items():
         key = str(name).replace("-", "_")
+        key = _present(parser, parser.aliases.get(key, key))
         if key not in parser.hints or key == "config":
             raise UsageError(f"config {path}: {key!r} is not a key of `{parser.prog}`{_hint(key, parser)}")
         if key in values:

@@ -233,19 +233,19 @@ def _short(leaf: str | None, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def open_run(folder: str) -> Run:
+def open_run(folder: str | Path) -> Run:
     """An existing run folder; UsageError if there is none."""
     if not (Path(folder) / "config.yaml").is_file():
         raise UsageError(f"{folder} is not a run folder: run `noisycorr clean SOURCE --output_folder {folder}` first.")
     return Run(folder)
 
 
-def new_run(folder: str) -> Run:
+def new_run(folder: str | os.PathLike[str]) -> Run:
     """A folder that a run can be made in; UsageError if it, or one that it is in, is a file."""
     for place in (Path(folder), *Path(folder).parents):
         if place.exists() and not place.is_dir():
             raise UsageError(f"{place} is a file, but the run needs a folder: choose another `output_folder`.")
-    return Run(folder)
+    return Run(Path(folder))
 
 
 def plain_json(value: Any) -> Any:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
 
 NAME = "run.lock"
@@ -45,6 +46,11 @@ class Owner:
     host: str
     start: int
     command: str
+
+
+def at_work(folder: Path, command: str) -> contextlib.AbstractContextManager[None]:
+    """`locked` by the main process for all of its group."""
+    return locked(folder, command) if dist.is_main() else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

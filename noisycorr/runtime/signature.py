@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ import docstring_parser
 
 from noisycorr.runtime.errors import UsageError
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Returned = TypeVar("Returned")
 EMPTY = inspect.Parameter.empty
 
 
@@ -41,6 +42,11 @@ class Without:
 @dataclass(frozen=True)
 class Unset:
     """Marks a choice whose fields default to None: the function gets a mapping of those that were given."""
+
+
+@dataclass(frozen=True)
+class HandedIn:
+    """Marks a parameter that nobody types: what another capability lends to this one."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,15 @@ class Parameter:
 def parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
     """All that a function takes, flat, in the order of its signature; a field that two choices share stands once."""
     function = inspect.unwrap(function)
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = _hints(function)
     told = abouts(function)
     found: dict[str, Parameter] = {}
     for name, own in inspect.signature(function).parameters.items():
         if name == "self":
             continue
         hint, marks = _unmarked(hints[name])
+        if any(isinstance(mark, HandedIn) for mark in marks):
+            continue
         if (choice := choice_of(hint)) is None:
             found[name] = Parameter(
                 name=name, hint=hint, default=own.default, about=told.get(name, ""),
@@ -127,7 +135,7 @@ def bind(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, A
     known = {parameter.name: parameter for parameter in parameters(function)}
     if unknown := [name for name in values if name not in known]:
         raise UsageError(f"{function.__name__} takes no `{unknown[0]}`{nearest(unknown[0], known)}")
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = _hints(function)
     bound: dict[str, Any] = {}
     for name, own in inspect.signature(function).parameters.items():
         hint, marks = _unmarked(hints[name]) if name in hints else (None, ())
@@ -161,7 +169,8 @@ def checked(name: str, hint: Any, value: Any) -> Any:
         UsageError: If it is another one.
     """
     if _fits(hint, value):
-        return float(value) if isinstance(value, int) and _takes_floats_only(hint) else value
+        plain = value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+        return float(plain) if isinstance(plain, int) and _takes_floats_only(hint) else plain
     raise UsageError(f"`{name}` is {value!r}, expected {in_words(hint)}.")
 
 
@@ -182,11 +191,16 @@ def nearest(word: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean `{near[0]}`?" if near else f": it takes {', '.join(known)}."
 
 
-def flat(function: Function) -> Function:
+def flat(function: Callable[..., Returned], **handed: Any) -> Callable[..., Returned]:
     """A function of choices as one of their fields; its signature and docstring list them all.
 
-    The types stay those of `function` for type checkers: the stub of the package holds the flat ones.
+    Type checkers see what it returns; the stub of the package has its arguments.
+
+    Args:
+        function: With choices among its parameters.
+        handed: Values of parameters that are marked `HandedIn`.
     """
+    function = inspect.unwrap(function)
     names = [name for name, own in inspect.signature(function).parameters.items() if own.kind is not own.KEYWORD_ONLY]
 
     @functools.wraps(function)
@@ -197,11 +211,11 @@ def flat(function: Function) -> Function:
         if twice := sorted(set(values) & set(options)):
             raise UsageError(f"{function.__name__} got `{twice[0]}` twice.")
         own = {"self": values.pop("self")} if "self" in values else {}
-        return function(**own, **bind(function, values | options))
+        return function(**own, **handed, **bind(function, values | options))
 
     call.__signature__ = _signature(function)  # type: ignore[attr-defined]
     call.__doc__ = _document(function)
-    return typing.cast(Function, call)
+    return call
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -226,6 +240,18 @@ def _document(function: Callable[..., Any]) -> str:
         if item.choice:
             lines.append(f"    {item.name}: {item.about}")
     return f"{head}\nArgs:\n" + "\n".join(lines) + end + tail
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Types of what a function takes; not of what it returns, which may be the class that is being made."""
+    if isinstance(function, type):
+        return typing.get_type_hints(function, include_extras=True)
+    taken = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
+    return typing.get_type_hints(
+        types.SimpleNamespace(__annotations__=taken),
+        function.__globals__,
+        include_extras=True,  # type: ignore[arg-type]
+    )
 
 
 def _fields(choice: type, parameter: str, marks: tuple[Any, ...]) -> list[Parameter]:
@@ -265,8 +291,8 @@ def _fits(hint: Any, value: Any) -> bool:
         return any(_fits(part, value) for part in parts)
     if hint is type(None):
         return value is None
-    if hint in (int, float):
-        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    if hint in (int, float):  # those of NumPy, too
+        return isinstance(value, numbers.Real if hint is float else numbers.Integral) and not isinstance(value, bool)
     kind = origin or hint
     return not isinstance(kind, type) or isinstance(value, kind)
 

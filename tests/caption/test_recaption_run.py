@@ -27,7 +27,7 @@ from noisycorr.caption.recaption.rule import Recaption
 from noisycorr.clean.corpus import TEST, VALID, read_corpus, rectify_texts, split_corpus, without_new_texts
 from noisycorr.clean.export import Export, export
 from noisycorr.clean.pipeline import decided
-from noisycorr.clean.plan_flags import stored_plan
+from noisycorr.clean.plan import stored_plan
 from noisycorr.clean.score import load_pairs
 from noisycorr.clean.sources import encoder_identity
 from noisycorr.data.readers import open_source

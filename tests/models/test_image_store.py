@@ -13,7 +13,7 @@ import pytest
 from tiny_checkpoints import pictures
 
 from noisycorr.__main__ import main
-from noisycorr.clean.plan_flags import stored_reader
+from noisycorr.clean.plan import stored_reader
 from noisycorr.data.pairs import Pair
 from noisycorr.data.readers import Piece
 from noisycorr.data.readers.tables import ParquetReader

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from noisycorr.classify.heads.choice import NMTune
 from noisycorr.classify.heads.nmtune import Adapter, TuneData, new_head
-from noisycorr.clean.plan_flags import stored_reader
+from noisycorr.clean.plan import stored_reader
 from noisycorr.models.encoders import load_trainable
 from noisycorr.models.encoders.trainable import Trainable
 from noisycorr.models.training.batches import epoch_order, split_batches, stream_seed

@@ -29,7 +29,7 @@ from noisycorr.classify.webly.learner import ClassLearner
 from noisycorr.classify.webly.methods import find_method, load_method
 from noisycorr.classify.webly.samples import Samples, read_samples, trusted
 from noisycorr.clean.corpus import TEST, TRAIN, UNUSED, VALID, read_corpus, split_corpus
-from noisycorr.clean.plan_flags import picture_reader
+from noisycorr.clean.plan import picture_reader
 from noisycorr.clean.sources import embedded_run
 from noisycorr.models.encoders.backbones import Backbone, load_backbone
 from noisycorr.models.training.checkpoint import checkpoints, load_latest, save_checkpoint, sweep

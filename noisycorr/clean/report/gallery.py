@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from noisycorr.clean.report.batches import TEXT, Batch, Survey, read_binary
@@ -203,6 +205,29 @@ def with_thumbnails(run: Run, cards: list[Card]) -> list[Card]:
         spent += len(jpeg)
         out.append(replace(card, jpeg=jpeg, size=size))
     return out
+
+
+def strip(run: Run, count: int) -> list[Card]:
+    """Cards with thumbnails of the pairs with the lowest p_clean, for a look at a decided run."""
+    best, row = Best(count), 0
+    for path in sorted((run.folder / "ledger").glob("*.parquet")):
+        table = pq.read_table(path, columns=["key", "p_clean", "score_pair", "verdict", "reason"])
+        texts = pq.read_table(run.folder / "pairs" / path.name, columns=["text"]).column("text")
+        p_clean, score = (table.column(name).to_numpy().astype(np.float64) for name in ("p_clean", "score_pair"))
+
+        def card(i: int, table: pa.Table = table, texts: pa.ChunkedArray = texts, piece: str = path.stem,
+                 p: np.ndarray = p_clean, start: int = row) -> Card:  # fmt: skip
+            text, cells = (
+                texts[i].as_py(),
+                {name: table.column(name)[i].as_py() for name in ("key", "verdict", "reason")},
+            )
+            return Card(row=start + i, piece=piece, position=i, key=cells["key"], text=text,
+                        text_length=len(text or ""), p_clean=float(p[i]), verdict=cells["verdict"] or "",
+                        reason=cells["reason"] or "", label="", group=None, group_kind=None, keeper=False)  # fmt: skip
+
+        best.add(p_clean, score, row, card)
+        row += len(table)
+    return with_thumbnails(run, best.cards())
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:

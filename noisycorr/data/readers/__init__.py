@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from noisycorr.data.readers.source import FORMATS, Piece, Reader, Source
+from noisycorr.data.readers.source import FORMATS, Piece, Reader, Reading, Source
 from noisycorr.runtime.errors import UsageError
 
-__all__ = ["FORMATS", "Piece", "Reader", "Source", "open_source"]
+__all__ = ["FORMATS", "Piece", "Reader", "Reading", "Source", "open_source"]
 
 
 def open_source(source: Source) -> Reader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +15,10 @@ FORMATS = ("auto", "webdataset", "parquet", "csv", "tsv", "jsonl", "json", "file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where the pairs come from and how to find image and text in them.
+class Reading:
+    """How image and text are found in a source.
 
     Args:
-        path: A file, a folder, a brace pattern (`{00000..00010}.tar`), several of them joined by `::`, `hf://NAME` for
-            a dataset of the hub, or `sample` for the small set that comes with the package.
         input_format: webdataset, parquet, csv, tsv, jsonl, json, files (a folder of images), hf, coco or embeddings;
             auto decides from the extension or the content of the folder.
         image_col: Column that holds the image (bytes, or a path); detected if None.
@@ -38,7 +36,6 @@ class Source:
         UsageError: If a value is out of its range.
     """
 
-    path: str
     input_format: str = "auto"
     image_col: str | None = None
     caption_col: str | None = None
@@ -51,15 +48,37 @@ class Source:
     number_sample_per_shard: int = 10000
 
     def __post_init__(self) -> None:
-        if not self.path.strip():
-            raise UsageError("The source path is empty: give a file, a folder, a pattern, a hub name, or 'sample'.")
         if self.input_format not in FORMATS:
-            raise UsageError(f"input_format is {self.input_format!r}, but must be one of: {', '.join(FORMATS)}.")
+            raise UsageError(f"`input_format` is {self.input_format!r}, but must be one of: {', '.join(FORMATS)}.")
         if self.number_sample_per_shard < 1:
-            raise UsageError(f"number_sample_per_shard is {self.number_sample_per_shard}, but must be at least 1.")
+            raise UsageError(f"`number_sample_per_shard` is {self.number_sample_per_shard}, but must be at least 1.")
         for column in (self.image_col, self.caption_col, self.url_col, self.id_col):
             if column is not None and column.lower().startswith("truth_"):
                 raise UsageError(f"Column {column!r} is hidden truth: only evaluation may read it; name another one.")
+
+    def at(self, path: str) -> Source:
+        """These choices for one place."""
+        return Source(path=path, **{field.name: getattr(self, field.name) for field in fields(Reading)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Reading):
+    """Where the pairs come from and how to find image and text in them; the rest is that of `Reading`.
+
+    Args:
+        path: A file, a folder, a brace pattern (`{00000..00010}.tar`), several of them joined by `::`, `hf://NAME` for
+            a dataset of the hub, or `sample` for the small set that comes with the package.
+
+    Raises:
+        UsageError: If a value is out of its range.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        if not self.path.strip():
+            raise UsageError("The source path is empty: give a file, a folder, a pattern, a hub name, or 'sample'.")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, slots=True)
