@@ -24,7 +24,7 @@ from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.flags import Parser
 from noisycorr.runtime.folder import open_run as open_folder
 from noisycorr.runtime.lock import at_work
-from noisycorr.runtime.signature import parameters
+from noisycorr.runtime.signature import flat, parameters
 
 
 def run(config_file: str | Path, *, overwrite: bool = False) -> Any:
@@ -62,6 +62,7 @@ def report(run: str | Path) -> Path:
     return path
 
 
+@flat
 def evaluate(
     run: str | Path, *, truth: str | Path | None = None, evaluation: Evaluation = Evaluation()
 ) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,7 +20,6 @@ from noisycorr.clean.embed import embed_inputs, embed_pieces, warn_of_keys
 from noisycorr.clean.plan import Plan, _refuse_other, open_plan, write_config
 from noisycorr.data.readers import Piece, Reader
 from noisycorr.data.store import part_facts, read_facts
-from noisycorr.models.encoders import DualEncoder
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import (
@@ -33,6 +32,9 @@ from noisycorr.runtime.folder import (
 )
 from noisycorr.runtime.lock import refuse_other_kind
 from noisycorr.runtime.stage import decided_with, invalidate_stage, require_stage, run_stage, say, tell
+
+if TYPE_CHECKING:
+    from noisycorr.models.encoders import DualEncoder
 
 STAGES = ("embed", "score", "decide", "report")
 

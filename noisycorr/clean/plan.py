@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 
@@ -16,14 +16,15 @@ from noisycorr.clean.signals.image_issues import ImageLimits
 from noisycorr.clean.signals.pipeline import Score
 from noisycorr.clean.signals.text_issues import TextLimits
 from noisycorr.data.readers import Reader, Source, open_source
-from noisycorr.models.encoders import DualEncoder, load_encoder
-from noisycorr.models.encoders.precomputed import PrecomputedEncoder
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.flags import read_config
 from noisycorr.runtime.folder import Run, atomic_path, fingerprint
 from noisycorr.runtime.signature import Without, bind, parameters
 from noisycorr.runtime.stage import require_stage
+
+if TYPE_CHECKING:
+    from noisycorr.models.encoders import DualEncoder
 
 HOW = ("workers", "distributor", "ray_workers")  # change how fast features come, not what they are
 
@@ -115,6 +116,9 @@ def picture_reader(run: Run, asked: str, instead: str) -> Reader:
 
 def open_plan(plan: Plan) -> tuple[Reader, DualEncoder]:
     """The reader of the source, and the encoder (or its stand-in for precomputed embeddings)."""
+    from noisycorr.models.encoders import load_encoder
+    from noisycorr.models.encoders.precomputed import PrecomputedEncoder
+
     reader = open_source(plan.source)
     given = None
     if reader.format == "embeddings":

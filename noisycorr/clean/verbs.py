@@ -22,7 +22,6 @@ from noisycorr.clean.signals.duplicates import Duplicates
 from noisycorr.clean.signals.image_issues import ImageLimits
 from noisycorr.clean.signals.pipeline import Score
 from noisycorr.clean.signals.text_issues import TextLimits
-from noisycorr.clean.sources import folder_for, path_of
 from noisycorr.data.readers import Reading, open_source
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
@@ -67,6 +66,8 @@ def clean(
     Raises:
         UsageError: If the source cannot be read, an argument is out of its range, or the folder holds other data.
     """
+    from noisycorr.clean.sources import folder_for, path_of
+
     run = new_run(folder_for(source, output_folder))
     with at_work(run.folder, "clean"):
         plan = Plan(
@@ -112,6 +113,8 @@ def embed(
     Raises:
         UsageError: If the source cannot be read, or the folder holds other data.
     """
+    from noisycorr.clean.sources import folder_for, path_of
+
     run = new_run(folder_for(source, output_folder))
     with at_work(run.folder, "embed"):
         plan = Plan(
@@ -140,6 +143,8 @@ def inject(
     Raises:
         UsageError: If the source cannot be read, or the folder holds something else.
     """
+    from noisycorr.clean.sources import path_of
+
     run = new_run(output_folder)
     with at_work(run.folder, "inject"):
         facts = write_noisy(open_source(reading.at(path_of(source, run))), run.folder, noise)

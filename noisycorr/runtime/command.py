@@ -200,7 +200,7 @@ def make_parser(verb: Verb) -> Parser:
     for item in takes:
         if item.group and item.group not in groups:
             groups[item.group] = parser.add_argument_group(item.group)
-        lacks = f"--{item.name} is missing: give {item.about[:1].lower()}{item.about[1:].rstrip('.')}"
+        lacks = f"--{item.name} is missing: {item.about.partition(';')[0].rstrip('.')}"
         if _is_word(item):
             lacks = lacks.replace(f"--{item.name}", f"the {item.name}")
             parser.add_word(item.name, item.name.upper(), item.about, need=lacks)

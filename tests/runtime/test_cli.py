@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from noisycorr import __main__ as verbs
-from noisycorr.__main__ import main
+from noisycorr.__main__ import VERBS, main
 from noisycorr.clean.plan import Plan
-from noisycorr.clean.plan_flags import SHARED, plan_choices
+from noisycorr.runtime.command import Verb
 from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.signature import parameters
 
 SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
-NAMES = [verb.name for verb in verbs.VERBS]
+NAMES = [verb.name for verb in VERBS]
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "open_clip", "timm", "torchvision", "matplotlib")
 
 
@@ -75,24 +75,26 @@ def test_help_of_all(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out.startswith("noisycorr 0.")
 
 
-def test_help_shows_every_field_with_its_default(capsys: pytest.CaptureFixture[str]):
-    main(["clean", "--help"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if isinstance(verb, Verb)], ids=lambda verb: verb.name)
+def test_help_shows_every_parameter_with_its_default(verb: Verb, capsys: pytest.CaptureFixture[str]):
+    main([*verb.name.split(), "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for part, choice in plan_choices().items():
-        shared = {"path"} if part == "source" else SHARED.get(part, frozenset())
-        for name, field in choice.__dataclass_fields__.items():
-            if name not in shared:
-                assert f"--{name} " in text, name
-                default = field.default
-                shown = "none" if default is None else str(default).lower() if isinstance(default, bool) else default
-                start = text.index(f"--{name} ")
-                assert f"default: {shown})" in text[start : start + 700], name
+    for item in parameters(verb.function()):
+        assert item.about, f"{item.name} has no description"
+        if item.needed:
+            continue
+        assert f"--{item.name} " in text, item.name
+        if item.hint is not bool or item.choice:
+            shown = "none" if item.default is None else item.default
+            shown = str(shown).lower() if isinstance(shown, bool) else shown
+            start = text.index(f"--{item.name} ")
+            assert f"default: {shown})" in text[start : start + 900], item.name
 
 
 def test_help_loads_nothing_heavy():
     code = f"""
 import sys
-from noisycorr.__main__ import main
+from noisycorr.__main__ import VERBS, main
 main(["--help"])
 light = [name for name in ("scipy", "sklearn", "faiss", *{HEAVY!r}) if name in sys.modules]
 main(["clean", "--help"])
@@ -103,7 +105,7 @@ print("LOADED", light, [name for name in {HEAVY!r} if name in sys.modules])
 
 
 def test_the_module_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "noisycorr", "clean", "nowhere"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "noisycorr", "inject", "nowhere"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("noisycorr: --output_folder is missing")
 
@@ -171,17 +173,18 @@ WRONG: list[list[str]] = [
     ["run", "nowhere.yaml"],
     ["run", "short.yaml"],
     ["run", "unknown.yaml"],
-    ["decide", *RUN],
-    ["decide", "--output_folder", "empty", "--precision", "x"],
-    ["score", *RUN],
+    ["decide", "out"],
+    ["decide"],
+    ["decide", "empty", "--precision", "x"],
+    ["score", "out"],
     ["report"],
-    ["report", *RUN],
-    ["explain", *RUN],
-    ["explain", "a", *RUN],
-    ["explain", "a", *RUN, "--neighbors", "0"],
-    ["export", *RUN],
-    ["export", *RUN, "--only", "kept"],
-    ["evaluate", *RUN],
+    ["report", "out"],
+    ["explain", "out"],
+    ["explain", "out", "a"],
+    ["explain", "out", "a", "--neighbors", "0"],
+    ["export", "out"],
+    ["export", "out", "--only", "kept"],
+    ["evaluate", "out"],
     ["inject", "rows.csv"],
     ["inject", "nowhere", *RUN],
     ["inject", "rows.csv", *RUN, "--noise", "salt"],
@@ -208,8 +211,18 @@ def test_messages(here: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_number_may_be_negative_and_a_key_may_look_like_a_flag(here: Path, capsys: pytest.CaptureFixture[str]):
-    assert "'out' is not" not in complaint(["decide", *RUN, "--threshold", "-0.5"], capsys)
-    assert "out is not a run folder" in complaint(["explain", *RUN, "--", "--odd-key"], capsys)
+    assert "'out' is not" not in complaint(["decide", "out", "--threshold", "-0.5"], capsys)
+    assert "out is not a run folder" in complaint(["explain", "out", "--", "--odd-key"], capsys)
+
+
+@pytest.mark.parametrize("spelled", [["--output_folder", "out"], ["--output-folder=out"]])
+def test_the_former_spelling_of_the_run_folder_works_and_says_so(
+    spelled: list[str], capsys: pytest.CaptureFixture[str]
+):
+    for words in (["decide", *spelled], ["explain", "key", *spelled]):
+        assert main(words) == 2
+        first, second = capsys.readouterr().err.splitlines()
+        assert "--output_folder is the first word now" in first and "out is not a run folder" in second
 
 
 # ---- values
@@ -220,7 +233,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Plan, dict[str, object]
     """What `clean` was asked to do, instead of doing it."""
     seen: list[tuple[Plan, dict[str, object]]] = []
     monkeypatch.setattr(
-        "noisycorr.clean.pipeline.clean", lambda plan, run, **rest: seen.append((plan, {"run": run, **rest}))
+        "noisycorr.clean.verbs.run_stages", lambda plan, run, **rest: seen.append((plan, {"run": run, **rest}))
     )
     return seen
 
@@ -282,7 +295,7 @@ def test_failures_end_with_one_sentence(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("noisycorr.clean.pipeline.clean", fail)
+    monkeypatch.setattr("noisycorr.clean.verbs.run_stages", fail)
     assert main(["clean", "sample", *RUN]) == 1
     shown = capsys.readouterr()
     assert shown.err.startswith(f"noisycorr: {said}") and shown.err.count("\n") == 1
@@ -292,7 +305,7 @@ def test_an_error_of_ours_shows_where_it_is(monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("noisycorr.clean.pipeline.clean", fail)
+    monkeypatch.setattr("noisycorr.clean.verbs.run_stages", fail)
     with pytest.raises(ZeroDivisionError):  # the interpreter prints the traceback and exits with 1
         main(["clean", "sample", *RUN])
 
@@ -309,5 +322,5 @@ def test_usage_errors_raised_deep_below_come_out_as_one_sentence(
     def fail(*_: object, **__: object) -> None:
         raise UsageError("the encoder is somewhere else.")
 
-    monkeypatch.setattr("noisycorr.clean.pipeline.clean", fail)
+    monkeypatch.setattr("noisycorr.clean.verbs.run_stages", fail)
     assert complaint(["clean", "sample", *RUN], capsys) == "the encoder is somewhere else."
