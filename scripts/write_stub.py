@@ -2,8 +2,9 @@
 
     python scripts/write_stub.py            # --check writes nothing and only says whether the file is up to date
 
-Functions of the front door take choices, and whoever calls them gives the fields of these (`runtime/signature.py`), which
-type checkers cannot see. So the signatures are written out here, from the same source as the flags of the command line.
+Functions of the front door take choices, and whoever calls them gives the fields of these (`runtime/signature.py`),
+which type checkers cannot see. So the signatures are written out here, from the same source as the flags of the command
+line.
 """
 
 from __future__ import annotations
