@@ -17,7 +17,7 @@ from noisycorr.clean.pipeline import clean
 from noisycorr.clean.plan import Plan, stored_plan
 from noisycorr.clean.plan import Plan as CleanPlan
 from noisycorr.data.readers import Source
-from noisycorr.models.encoders import load_encoder
+from noisycorr.models.encoders import DualEncoder, encode_texts, load_encoder
 from noisycorr.models.encoders.trainable import SCRATCH
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
@@ -50,6 +50,29 @@ def run_of_pairs(source: Source, clip_model: str, run: Run, name: str, *, score:
     return inner
 
 
+def encoder_of(source_run: Run, need: str, *, clip_model: str | None = None) -> DualEncoder:
+    """The encoder that a run was embedded with, in the precision that it was embedded in.
+
+    Args:
+        source_run: The run.
+        need: What it is needed for, as the begin of a sentence.
+        clip_model: What to load where the embeddings came without an encoder; None refuses such a run.
+
+    Raises:
+        UsageError: If the embeddings came without an encoder, or it is another one by now.
+    """
+    choice = stored_plan(source_run).embed
+    embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
+    came = embedded.startswith("precomputed")
+    if came and clip_model is None:
+        raise UsageError(f"{need}, but the embeddings of {source_run.folder} came without an encoder.")
+    spec = clip_model if came and clip_model is not None else choice.clip_model
+    encoder = load_encoder(spec, device=dist.device(), precision=choice.model_precision)
+    if not came and encoder.name != embedded:
+        raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+    return encoder
+
+
 def text_encoder(source_run: Run, need: str) -> Callable[[list[str]], np.ndarray]:
     """The text side of the encoder that a run was embedded with: texts to features (k, e).
 
@@ -60,17 +83,7 @@ def text_encoder(source_run: Run, need: str) -> Callable[[list[str]], np.ndarray
     Raises:
         UsageError: If the embeddings came without an encoder, or it is another one by now.
     """
-    from noisycorr.models.encoders import encode_texts
-
-    stored = yaml.safe_load((source_run.folder / "config.yaml").read_text(encoding="utf-8"))
-    embedded = (source_run.stage("embed") or {})["facts"]["encoder"]
-    if embedded.startswith("precomputed"):
-        raise UsageError(f"{need}, but the embeddings of {source_run.folder} came without an encoder.")
-    encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
-    if encoder.name != embedded:
-        raise UsageError(f"{source_run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
-
-    return partial(encode_texts, encoder)
+    return partial(encode_texts, encoder_of(source_run, need))
 
 
 def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
