@@ -31,6 +31,8 @@ _PLACES = {  # name: where it is
     "embed": "noisycorr.clean.verbs",
     "inject": "noisycorr.clean.verbs",
     "losses": "noisycorr.models.losses",
+    "report": "noisycorr.__main__",
+    "run": "noisycorr.__main__",
     "status": "noisycorr.clean.verbs",
 }
 _RESULTS = {  # what a folder holds, by the marker that its work writes first: the last that is there counts

@@ -5,6 +5,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from noisycorr.__main__ import report as report
+from noisycorr.__main__ import run as run
 from noisycorr.clean.result import CleanRun as CleanRun
 from noisycorr.clean.verbs import doctor as doctor
 from noisycorr.clean.verbs import status as status
