@@ -61,7 +61,7 @@ def kept(choice: Decide, evidence: Evidence, fit: Fit) -> list[int]:
      {"precision": 0.9, "fraction": 0.1, "threshold": 0.1}],
 )  # fmt: skip
 def test_rules_exclude_each_other(flags: dict[str, float]):
-    with pytest.raises(UsageError, match=r"--\w+ and --\w+ exclude each other"):
+    with pytest.raises(UsageError, match=r"`\w+` and `\w+` exclude each other"):
         Decide(**flags)
 
 
@@ -71,7 +71,7 @@ def test_rules_exclude_each_other(flags: dict[str, float]):
      ("fraction", -0.5), ("fraction", 1.5), ("threshold", NAN), ("review_margin", 0.6), ("review_margin", -0.1)],
 )  # fmt: skip
 def test_what_is_out_of_range_is_refused(name: str, value: float):
-    with pytest.raises(UsageError, match=f"--{name} is "):
+    with pytest.raises(UsageError, match=f"`{name}` is "):
         Decide(**{name: value})
 
 

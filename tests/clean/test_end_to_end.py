@@ -155,7 +155,7 @@ def test_embeddings_of_one_run_are_the_source_of_another(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(decided / "out", "out")
     more = ["--output_format", "clip-retrieval", "--only", "all", "--output_path", "features"]
-    assert main(["export", "--output_folder", "out", *more, "-q"]) == 0
+    assert main(["export", "out", *more, "-q"]) == 0
     ledger = clean(["features"], Path("second"), "--quiet")
     first = pq.ParquetDataset(decided / "out" / "ledger").read()
     assert ledger.column("text").to_pylist() == first.column("text").to_pylist()
@@ -254,7 +254,7 @@ def test_decide_with_other_rules(place: Path, capsys: pytest.CaptureFixture[str]
     embedded = times(place / "out" / "pairs") | times(place / "out" / "embeddings") | times(place / "out" / "scores")
     counts = {}
     for more in (["--fraction", "0.2"], ["--precision", "0.99"], ["--threshold", "-9"], ["--review_margin", "0.3"]):
-        assert main(["decide", "--output_folder", "out", *more]) == 0
+        assert main(["decide", "out", *more]) == 0
         verdicts = check_run(place / "out").column("verdict").to_pylist()
         counts[more[0]] = verdicts.count("keep")
     assert counts["--fraction"] < counts["--threshold"]
@@ -269,16 +269,16 @@ def test_labels_overrule(place: Path):
     keys = pq.ParquetDataset("out/ledger").read().column("key").to_pylist()
     lines = ["key,label", *(f"{key},{'right' if number % 2 else 'wrong'}" for number, key in enumerate(keys[:40]))]
     Path("labels.csv").write_text("\n".join(lines))
-    assert main(["decide", "--output_folder", "out", "--labels", "labels.csv", "-q"]) == 0
+    assert main(["decide", "out", "--labels", "labels.csv", "-q"]) == 0
     ledger = check_run(place / "out")
     reasons = ledger.column("reason").to_pylist()[:40]
     assert sum("a person judged" in reason for reason in reasons) > 30
-    assert main(["decide", "--output_folder", "out", "--labels", "nowhere.csv"]) == 2
+    assert main(["decide", "out", "--labels", "nowhere.csv"]) == 2
 
 
 def test_score_anew_then_everything_follows(place: Path, capsys: pytest.CaptureFixture[str]):
     before = pq.ParquetDataset("out/ledger").read().column("score_pair").to_numpy()
-    assert main(["score", "--output_folder", "out", "--neighbors", "0", "--seed", "5"]) == 0
+    assert main(["score", "out", "--neighbors", "0", "--seed", "5"]) == 0
     ledger = check_run(place / "out")
     assert not np.array_equal(before, ledger.column("score_pair").to_numpy())
     assert "score_image_neighbors" not in ledger.column_names
@@ -295,8 +295,8 @@ def test_verdicts_older_than_the_scores_are_not_used(place: Path, capsys: pytest
     for words in (["report"], ["explain", "x"], ["export"], ["evaluate"]):
         assert main([*words, "--output_folder", "out"]) == 2
         assert "was scored anew after its verdicts: run `noisycorr decide`" in capsys.readouterr().err
-    assert main(["decide", "--output_folder", "out", "-q"]) == 0
-    assert main(["report", "--output_folder", "out"]) == 0
+    assert main(["decide", "out", "-q"]) == 0
+    assert main(["report", "out"]) == 0
 
 
 def test_explain(place: Path, capsys: pytest.CaptureFixture[str]):
@@ -304,7 +304,7 @@ def test_explain(place: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["explain", row["key"], "--output_folder", "out", "--neighbors", "3"]) == 0
     told = capsys.readouterr().out
     assert row["key"] in told and row["reason"] in told and "score_pair" in told
-    assert main(["explain", "no such key", "--output_folder", "out"]) == 2
+    assert main(["explain", "out", "no such key"]) == 2
     assert "'no such key' is not in the ledger" in capsys.readouterr().err
 
 
@@ -312,7 +312,7 @@ def test_explain(place: Path, capsys: pytest.CaptureFixture[str]):
 def test_export_holds_what_was_kept(output_format: str, place: Path, capsys: pytest.CaptureFixture[str]):
     ledger = pq.ParquetDataset("out/ledger").read().to_pylist()
     kept = [row["key"] for row in ledger if row["verdict"] == "keep"]
-    assert main(["export", "--output_folder", "out", "--output_format", output_format]) == 0
+    assert main(["export", "out", "--output_format", output_format]) == 0
     assert f"export: {len(kept)} pairs in 1 shard" in capsys.readouterr().err
     folder = Path("out/export") / output_format
     if output_format == "parquet":
@@ -320,8 +320,8 @@ def test_export_holds_what_was_kept(output_format: str, place: Path, capsys: pyt
     else:
         found = [json.loads(line)["key"] for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert found == kept
-    assert main(["decide", "--output_folder", "out", "--fraction", "0.1", "-q"]) == 0
-    assert main(["export", "--output_folder", "out", "--output_format", output_format, "-q"]) == 0
+    assert main(["decide", "out", "--fraction", "0.1", "-q"]) == 0
+    assert main(["export", "out", "--output_format", output_format, "-q"]) == 0
     assert len(json.loads((folder / "export.json").read_text())["files"]) >= 1
 
 
@@ -347,12 +347,12 @@ def test_inject_clean_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     ledger = clean(["noisy"], Path("out"), *TINY, "--near_duplicates", "no")
     assert not [name for name in ledger.column_names if name.startswith("truth_")]
     capsys.readouterr()
-    assert main(["evaluate", "--output_folder", "out"]) == 0
+    assert main(["evaluate", "out"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert found["pairs"] == 240 and found["noise_rate"] == pytest.approx(60 / 240, abs=0.08)
     assert found["signals"]["score_pair"] > 0.7, "colours are what the tiny encoder sees"
     assert main(["clean", "noisy", "--output_folder", "out", "--caption_col", "truth_text", *TINY]) == 2
-    assert main(["evaluate", "--output_folder", "out", "--truth", "nowhere.csv"]) == 2
+    assert main(["evaluate", "out", "--truth", "nowhere.csv"]) == 2
 
 
 # ---- how much is told

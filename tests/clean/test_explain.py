@@ -146,7 +146,7 @@ def test_what_cannot_be_explained_is_refused(tmp_path: Path):
     run = decided_run(tmp_path)
     with pytest.raises(UsageError, match=r"'other' is not in the ledger .* \['k0', 'k1'\]"):
         explain(run, "other")
-    with pytest.raises(UsageError, match="--neighbors is -1"):
+    with pytest.raises(UsageError, match="`neighbors` is -1"):
         explain(run, "k0", count=-1)
     (tmp_path / "ledger" / "00001.parquet").unlink()
     with pytest.raises(UsageError, match="no ledger"):

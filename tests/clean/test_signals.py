@@ -25,6 +25,7 @@ from noisycorr.clean.signals.view import (
     blocks,
     own_cosine,
     pair_cosine,
+    shuffled_pairs,
     take,
     with_near_misses,
 )
@@ -325,7 +326,7 @@ def test_trained_heads_join_and_never_see_their_own_fold(monkeypatch: pytest.Mon
     np.testing.assert_allclose(again[0][held], image[held], atol=1e-3)
     np.testing.assert_allclose(again[1][held], text[held][::-1], atol=1e-3)
     assert np.abs(again[0][~held] - image[~held]).max() > 0.01
-    with pytest.raises(UsageError, match="--margin is false"):
+    with pytest.raises(UsageError, match="`margin` is false"):
         Score(align="trained", margin=False)
 
 
@@ -432,8 +433,8 @@ def test_same_choice_same_scores():
 
 @pytest.mark.parametrize(
     ("choice", "flag"),
-    [({"align": "none "}, "--align"), ({"calibration": "gmm"}, "--calibration"), ({"folds": 1}, "--folds"),
-     ({"neighbors": -1}, "--neighbors"), ({"target_recall": 0.2}, "--target_recall")],
+    [({"align": "none "}, "`align`"), ({"calibration": "gmm"}, "`calibration`"), ({"folds": 1}, "`folds`"),
+     ({"neighbors": -1}, "`neighbors`"), ({"target_recall": 0.2}, "`target_recall`")],
 )  # fmt: skip
 def test_what_is_out_of_range_is_refused(choice: dict, flag: str):
     with pytest.raises(UsageError, match=flag):

@@ -93,7 +93,7 @@ def test_columns_given_for_a_folder(tmp_path: Path) -> None:
     assert (pair.key, pair.text) == ("5", "alt text")
     with pytest.raises(UsageError, match="the fields are: alt, no"):
         open_source(Source(path=str(tmp_path), caption_col="nope"))
-    with pytest.raises(UsageError, match="--image_col names a column"):
+    with pytest.raises(UsageError, match="`image_col` names a column"):
         open_source(Source(path=str(tmp_path), image_col="x"))
 
 
@@ -147,7 +147,7 @@ def test_coco_captions(tmp_path: Path) -> None:
 def test_coco_with_images_elsewhere(tmp_path: Path) -> None:
     fill(tmp_path, {"annotations/captions.json": COCO, "val2017/1.jpg": b"1"})
     reader = open_source(Source(path=f"{tmp_path}/annotations/captions.json"))
-    assert "--image_root" in reader.picked["note"]
+    assert "`image_root`" in reader.picked["note"]
     assert read(f"{tmp_path}/annotations/captions.json", image_root=f"{tmp_path}/val2017")[0].problem is None
 
 

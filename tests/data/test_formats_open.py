@@ -112,7 +112,7 @@ def test_formats_of_folders_and_files(tmp_path: Path) -> None:
         assert [list(copy.read(p)) for p in copy.pieces()] == [list(reader.read(p)) for p in reader.pieces()]
     (tmp_path / "1" / "x.txt").write_text("image,text\na.jpg,t\n")
     assert open_source(Source(path=str(tmp_path / "1" / "x.txt"), input_format="csv")).format == "csv"
-    with pytest.raises(UsageError, match="--input_format"):
+    with pytest.raises(UsageError, match="`input_format`"):
         open_source(Source(path=str(tmp_path / "1" / "x.txt")))
 
 

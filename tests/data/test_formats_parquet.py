@@ -134,12 +134,12 @@ def test_files_that_lack_the_text_column_give_text_missing(tmp_path: Path) -> No
 
 def test_a_column_that_no_file_has_is_a_usage_error(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {"image": [b"I"], "words": ["w"]})
-    with pytest.raises(UsageError, match=r"--caption_col; the columns are: image, words"):
+    with pytest.raises(UsageError, match=r"`caption_col`; the columns are: image, words"):
         open_source(Source(path=str(tmp_path)))
-    with pytest.raises(UsageError, match=r"no column 'nope' \(--caption_col\).* image, words"):
+    with pytest.raises(UsageError, match=r"no column 'nope' \(`caption_col`\).* image, words"):
         open_source(Source(path=str(tmp_path), caption_col="nope"))
     write(tmp_path / "a.parquet", {"text": ["w"]})
-    with pytest.raises(UsageError, match="--image_col"):
+    with pytest.raises(UsageError, match="`image_col`"):
         open_source(Source(path=str(tmp_path)))
 
 
@@ -192,7 +192,7 @@ def test_damaged_footer_is_one_row_beside_sound_files_and_an_error_alone(tmp_pat
 
 def test_a_note_says_when_no_image_path_leads_to_a_file(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", {"filepath": ["x/1.jpg", "x/2.jpg"], "title": ["a", "b"]})
-    assert "--image_root" in open_source(Source(path=str(tmp_path))).picked["note"]
+    assert "`image_root`" in open_source(Source(path=str(tmp_path))).picked["note"]
 
 
 def test_one_large_row_group_is_read_in_little_memory(tmp_path: Path) -> None:

@@ -293,9 +293,9 @@ def test_a_large_shard_is_split_without_losing_or_doubling(
 def test_wrong_keys_are_a_usage_error_that_names_the_suffixes(tmp_path: Path) -> None:
     members = [(f"{n}.{suffix}", b"x") for n in range(12) for suffix in ("photo", "words")]
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
-    with pytest.raises(UsageError, match="--wds_image_key; the suffixes are: photo, words"):
+    with pytest.raises(UsageError, match="`wds_image_key`; the suffixes are: photo, words"):
         open_source(Source(path=str(tmp_path)))
-    with pytest.raises(UsageError, match="--wds_caption_key"):
+    with pytest.raises(UsageError, match="`wds_caption_key`"):
         open_source(Source(path=str(tmp_path), wds_image_key="photo"))
     assert len(read(tmp_path, wds_image_key="photo", wds_caption_key="words")) == 12
     assert len(read(tmp_path, image_col="photo", caption_col="words")) == 12

@@ -18,7 +18,7 @@ def test_a_source_that_is_not_found_is_told_with_its_config(
     monkeypatch.chdir(tmp_path)
     words = ["--output_folder", str(tmp_path / "out"), "--stages", "embed,score,decide", "-q"]
     assert main(["clean", "source", *words]) == 0
-    export = ["export", "--output_folder", str(tmp_path / "out"), "--output_format", "uids", "-q"]
+    export = ["export", str(tmp_path / "out"), "--output_format", "uids", "-q"]
     config = tmp_path / "out" / "config.yaml"
     monkeypatch.chdir(tmp_path / "else")
     assert main(export) == 2

@@ -129,7 +129,7 @@ def test_a_part_deleted_under_us_is_named(lost: str, place: Path, capsys: pytest
     assert at(place, *words()) == 0
     (place / "out" / lost).unlink()
     capsys.readouterr()
-    assert at(place, "score", "--output_folder", "out", "--folds", "4", "-q") == 1
+    assert at(place, "score", "out", "--folds", "4", "-q") == 1
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1 and Path(lost).name in told[0] and ("put it back" in told[0] or "No such file" in told[0])
 
