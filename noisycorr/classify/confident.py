@@ -50,18 +50,6 @@ class Joint:
         """Estimated share of wrong labels, in [0, 1]."""
         return float(1 - np.trace(self.calibrated) / max(self.calibrated.sum(), 1))
 
-    @property
-    def noise_matrix(self) -> np.ndarray:
-        """float (c, c): P(given = a | true = b) at [a, b]; columns sum to 1, or to 0 for classes never guessed."""
-        total = self.calibrated.sum(axis=0, keepdims=True)
-        return self.calibrated / np.maximum(total, 1)
-
-    @property
-    def inverse_matrix(self) -> np.ndarray:
-        """float (c, c): P(true = b | given = a) at [a, b]; rows sum to 1, or to 0 for classes without a row."""
-        total = self.calibrated.sum(axis=1, keepdims=True)
-        return self.calibrated / np.maximum(total, 1)
-
 
 def confident_joint(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Joint:
     """Count confident disagreement.
@@ -145,17 +133,6 @@ def confidence_weighted_entropy(p: Float[np.ndarray, "n c"], labels: Int[np.ndar
     entropy = -(p * np.log(np.maximum(p, small))).sum(axis=1) / np.log(p.shape[1])
     x = np.maximum(entropy / np.maximum(self_confidence(p, labels), 1e-6), 1e-12)
     return np.log1p(x) / x
-
-
-def adjusted(p: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n c"]:
-    """Probabilities less the mean confidence of each class, shifted and scaled to sum to 1: fair to rare classes."""
-    y = np.asarray(labels)
-    size = np.bincount(y, minlength=p.shape[1])
-    mean = np.bincount(y, self_confidence(p, y), minlength=p.shape[1]) / np.maximum(size, 1)
-    mean = np.where(size > 0, np.maximum(mean, FLOOR), UNREACHABLE)
-    moved = p - mean
-    moved = moved + mean.max()
-    return moved / moved.sum(axis=1, keepdims=True)
 
 
 def overlapping_classes(joint: Joint, count: int = 20) -> list[tuple[int, int, float]]:

@@ -61,7 +61,7 @@ class Corpus:
     identity: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_corpus(run: Run, duplicates: Duplicates | None = None) -> Corpus:
+def read_corpus(run: Run) -> Corpus:
     """Read a run whose embed stage is done, with its ledger if it has one.
 
     Raises:
@@ -77,7 +77,7 @@ def read_corpus(run: Run, duplicates: Duplicates | None = None) -> Corpus:
     if not n:
         raise UsageError(f"{run.folder} holds no pairs: choose another source.")
     alike = near_duplicates([image], [text], hashes, facts.column("image_phash").to_pylist(), texts,
-                            choice=duplicates or Duplicates())  # fmt: skip
+                            choice=Duplicates())  # fmt: skip
     ledger, decided = _ledger(run, keys)
     columns = {name: ledger.column(name).to_numpy().astype(np.float32) for name in ledger.column_names
                if name in TOLD or name.startswith("score_")} if ledger is not None else {}  # fmt: skip

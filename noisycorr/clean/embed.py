@@ -138,7 +138,7 @@ def embed_piece(
     images: list[np.ndarray] = []
     texts: list[np.ndarray] = []
     for batch, prepared in _prefetch(reader.read(piece), encoder, choice, pool, decode=given is None):
-        rows += [_row(pair, ready, choice) for pair, ready in zip(batch, prepared)]
+        rows += [_row(pair, ready) for pair, ready in zip(batch, prepared)]
         if given is None:
             images.append(_encode_images(prepared, encoder))
             texts.append(_encode_texts(batch, encoder))
@@ -217,7 +217,7 @@ def prepare(pair: Pair, encoder: DualEncoder, choice: Embed, decode: bool) -> Pr
     return Prepared(encoder.preprocess(decoded.image), facts)
 
 
-def _row(pair: Pair, ready: Prepared, choice: Embed) -> dict[str, Any]:
+def _row(pair: Pair, ready: Prepared) -> dict[str, Any]:
     facts = dict(ready.facts)
     problem = pair.problem or facts.pop("problem", None)
     detail = pair.detail or facts.pop("problem_detail", None)

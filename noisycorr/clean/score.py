@@ -184,7 +184,8 @@ def joint_features(plan: Plan, embedded: dict[str, Any], view: PairEmbeddings) -
 def _columns(plan: Plan, run: Run, found: Loaded, scored: Scored, embedded: dict[str, Any]) -> pa.Table:
     texts, groups, view, alike = found.texts, found.groups, found.view, None
     if plan.score.near_duplicates:
-        alike = shared_text_alikeness(found.text_id, list(view.image), image_groups=groups.image, seed=plan.score.seed)
+        alike = shared_text_alikeness(found.text_id, list(view.image), image_groups=groups.image,
+                                      at_least=plan.text_limits.boilerplate_images, seed=plan.score.seed)  # fmt: skip
     text_score, text_issue = text_issues(texts, plan.text_limits, alikeness=alike)
     unseen = found.has_text & (text_issue == "empty")  # precomputed embeddings of texts that did not come with them
     text_score[unseen], text_issue[unseen] = 1, None

@@ -150,11 +150,6 @@ class ClassTexts:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def placeholder(self) -> Float[Tensor, "1 m d"]:
-        """The embedding of the placeholders themselves: with it nothing changes."""
-        ids = self._ids[:1, self.start : self.start + self.count].to(self.device)
-        return self.side.embedding(ids).detach()
-
     def __call__(self, prompt: Float[Tensor, "k m d"], rows: Sequence[int] | None = None) -> Float[Tensor, "c d"]:
         """Class vectors of unit length.
 

@@ -214,30 +214,6 @@ def proxy_label(opinion: Float[np.ndarray, " n"], cosine: Float[np.ndarray, " n"
     return np.where(label < least, 0.0, label)
 
 
-def neighbour_prototype(image: Float[np.ndarray, "n d"], bank_image: Float[np.ndarray, "m d"],
-                        bank_text: Float[np.ndarray, "m e"], *, k: int = 5) -> Float[np.ndarray, "n e"]:  # fmt: skip
-    """Mean text of the k bank pairs whose images are nearest, as a new partner of length 1.
-
-    Args:
-        image: Features of images that need a text.
-        bank_image: Features of trusted images, at least one; leave out those of the same picture.
-        bank_text: Features of their texts.
-        k: Neighbours, >= 1; all where the bank has fewer.
-
-    Returns:
-        Unit vectors, or 0 where the texts cancel. Ties go to the earlier member.
-
-    Raises:
-        ValueError: If the bank is empty, shapes do not fit or k < 1.
-
-    Source: IN2R (ICML 2026), the variant without its learned refiner.
-    """
-    if k < 1 or not len(bank_image) or len(bank_image) != len(bank_text):
-        raise ValueError(f"k is {k}, the bank has {len(bank_image)} images and {len(bank_text)} texts")
-    nearest = nearest_members(image, bank_image, k=k)
-    return _unit(_unit(bank_text)[nearest].mean(1))
-
-
 def nearest_members(query: Float[np.ndarray, "n d"], bank: Float[np.ndarray, "m d"], *,
                     k: int) -> Int[np.ndarray, "n k"]:  # fmt: skip
     """Rows of the k members with the highest cosine, best first; ties go to the earlier one, fewer if the bank is."""
@@ -270,12 +246,6 @@ def offset_weight(cosine: Float[np.ndarray, " n"], *, offset: float, scale: floa
         raise ValueError(f"scale is {scale}, expected > 0")
     x = np.clip((np.asarray(cosine, np.float64) - offset) / scale, 0.0, 1.0)
     return x**2 * (1 - x**2) if faithful else x**2 * (1 - x)
-
-
-def odds_weight(p_clean: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Sharpened probability p^2 / (p^2 + (1 - p)^2), in [0, 1]. Source: MSCN (Han et al., CVPR 2023)."""
-    p = np.asarray(p_clean, np.float64)
-    return p**2 / (p**2 + (1 - p) ** 2)
 
 
 def _alike(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -70,6 +70,8 @@ def tag_metrics(score: Float[np.ndarray, "n c"], tag: Bool[np.ndarray, "n c"], k
 
     Source: Wang et al. (CVPR 2016) for C-F1 and O-F1 at 3.
     """
+    from sklearn.metrics import average_precision_score
+
     k = min(k, score.shape[1])
     said = np.zeros(score.shape, bool)
     np.put_along_axis(said, np.argsort(-score, axis=1, kind="stable")[:, :k], True, axis=1)
@@ -79,7 +81,7 @@ def tag_metrics(score: Float[np.ndarray, "n c"], tag: Bool[np.ndarray, "n c"], k
     class_r = hit.sum(0) / np.maximum(tag.sum(0), 1)
     has = tag.any(1)
     sample_r = hit[has].sum(1) / np.maximum(tag[has].sum(1), 1)
-    precision = [ranked_precision(score[:, c], tag[:, c]) for c in np.flatnonzero(occurs)]
+    precision = [average_precision_score(tag[:, c], score[:, c]) for c in np.flatnonzero(occurs)]
     return {
         "map": float(np.mean(precision)) if precision else float("nan"),
         "cf1": _f1(float(class_p[occurs].mean()), float(class_r[occurs].mean())) if occurs.any() else float("nan"),
@@ -88,20 +90,8 @@ def tag_metrics(score: Float[np.ndarray, "n c"], tag: Bool[np.ndarray, "n c"], k
             float((hit.sum(0) / (said.sum(0) + TINY)).mean()), float((hit.sum(0) / (tag.sum(0) + TINY)).mean())
         ),
         "of1_rel": _f1(float((hit.sum(1) / k).mean()), float(sample_r.mean())) if has.any() else float("nan"),
-        "map_micro": ranked_precision(score.ravel(), tag.ravel()),
+        "map_micro": float(average_precision_score(tag.ravel(), score.ravel())) if occurs.any() else float("nan"),
     }
-
-
-def ranked_precision(score: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"]) -> float:
-    """Average precision, highest scores first; tied scores make one step. NaN if nothing is right."""
-    if not right.any():
-        return float("nan")
-    order = np.argsort(-score, kind="stable")
-    s, hits = score[order], np.cumsum(right[order])
-    last = np.append(s[1:] != s[:-1], True)
-    place, found = np.flatnonzero(last) + 1, hits[last]
-    gain = np.diff(np.concatenate([[0], found]))
-    return float((gain * found / place).sum() / right.sum())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,9 @@ instance because no pair is wrong, it is NaN: never 0 and never an exception.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 BINS = 15
 
@@ -167,6 +165,8 @@ def auroc(score: np.ndarray, wrong: np.ndarray) -> float:
     Returns:
         In [0, 1], higher = better; NaN unless both kinds exist.
     """
+    from scipy.stats import rankdata
+
     score, wrong, known = _checked(score, wrong)
     score, wrong = score[known], wrong[known]
     positives = int(wrong.sum())
@@ -271,43 +271,6 @@ def calibration(p_clean: np.ndarray, wrong: np.ndarray, *, bins: int = BINS) -> 
     return Calibration(
         ece=_gap(counts, said, seen), ace=_gap(*adaptive), mce=float(np.nanmax(np.abs(said - seen))), table=table
     )
-
-
-def bootstrap_interval(
-    metric: Callable[[np.ndarray, np.ndarray], float],
-    score: np.ndarray,
-    wrong: np.ndarray,
-    *,
-    seed: int,
-    samples: int = 1000,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a metric: pairs are drawn with replacement.
-
-    Args:
-        metric: For example `auroc` or `average_precision`; called with resampled score and wrong.
-        score: (n,).
-        wrong: bool (n,).
-        seed: Equal seeds give equal intervals.
-        samples: Number of resamplings. Those on which the metric is NaN are left out.
-        level: Share of the resampled values inside, in (0, 1).
-
-    Returns:
-        (low, high); NaN if the metric was never defined.
-    """
-    score, wrong, _ = _checked(score, wrong)
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}, expected between 0 and 1")
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(samples if len(score) else 0):
-        rows = rng.integers(len(score), size=len(score))
-        values.append(metric(score[rows], wrong[rows]))
-    defined = np.array([value for value in values if not np.isnan(value)])
-    if not len(defined):
-        return float("nan"), float("nan")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _checked(score: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 
 from noisycorr.data.columns import release
@@ -107,27 +106,6 @@ def _answers(
         yield rows[some], *search(block[some], k)
 
 
-def mutual_neighbors(found: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of rows that are among each other's neighbours.
-
-    Args:
-        found: Of `neighbors` without queries.
-
-    Returns:
-        int64 (p, 2), first < second, sorted; and their similarity, float32 (p,), the larger of the two found.
-    """
-    n = len(found.ids)
-    one, place = np.nonzero(found.ids >= 0)
-    other = found.ids[one, place]
-    code = np.minimum(one, other) * n + np.maximum(one, other)
-    order = np.argsort(code, kind="stable")
-    distinct, first, counts = np.unique(code[order], return_index=True, return_counts=True)
-    both = (counts == 2) & (distinct // max(n, 1) != distinct % max(n, 1))
-    values = found.similarity[one, place][order]
-    larger = np.maximum(values[first], values[np.minimum(first + 1, max(len(values) - 1, 0))])
-    return np.stack([distinct[both] // max(n, 1), distinct[both] % max(n, 1)], axis=1), larger[both]
-
-
 class _Exact:
     """Exact search, block by block."""
 
@@ -135,6 +113,8 @@ class _Exact:
         self.parts, self.present = parts, present
 
     def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        import faiss  # here, because most verbs start without it
+
         ids = np.full((len(queries), k), -1, np.int64)
         values = np.full((len(queries), k), -np.inf, np.float32)
         for start, block in _blocks(self.parts):
@@ -275,6 +255,8 @@ def _checked(parts: list[np.ndarray], k: int, queries: np.ndarray | None, skip: 
 
 @contextlib.contextmanager
 def _threads(threads: int | None) -> Iterator[None]:
+    import faiss
+
     before = faiss.omp_get_max_threads()
     try:
         if threads is not None:

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 from scipy.sparse import csr_array
 
@@ -77,6 +76,8 @@ def build_lists(blocks: Iterable[Block], sample: np.ndarray, present: np.ndarray
         present: bool (n,): rows to store.
         seed: Of k-means.
     """
+    import faiss
+
     d, count = sample.shape[1], list_count(int(present.sum()))
     axes = _principal_axes(sample, min(d, AXES))
     means = faiss.Kmeans(axes.shape[1], min(count, len(sample)), niter=ROUNDS, spherical=True, seed=seed,
@@ -102,6 +103,8 @@ def build_lists(blocks: Iterable[Block], sample: np.ndarray, present: np.ndarray
 
 def nearest(queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Largest dot products (m, k) and their rows, on a GPU where faiss was built for one and finds it."""
+    import faiss
+
     queries, rows = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(rows, np.float32)
     if hasattr(faiss, "knn_gpu") and faiss.get_num_gpus():
         return faiss.knn_gpu(faiss.StandardGpuResources(), queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT)

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import optimize, special, stats
-from sklearn.isotonic import IsotonicRegression
+from scipy import special
 
 KNOTS = 512  # points of the stored curve
 PRIOR = 5.0  # how hard it is for labels to bend a curve
@@ -110,6 +109,8 @@ def fit_null(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"], *, s
 
     Source: local false discovery rate with an empirical null (Efron, JASA 2004); the null here is made, not fitted.
     """
+    from scipy import stats  # here, because it takes longer to load than most verbs to start
+
     given, null = given[np.isfinite(given)].astype(np.float64), null[np.isfinite(null)].astype(np.float64)
     if len(given) < 20 or len(null) < 20:
         return constant_fit(f"only {len(given)} pairs could be scored; at least 20 are needed for an estimate")
@@ -117,14 +118,12 @@ def fit_null(given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"], *, s
     separation = float(stats.mannwhitneyu(given, null).statistic / (len(given) * len(null)))
     chance = np.sqrt((len(given) + len(null) + 1) / (12 * len(given) * len(null)))
     if separation < max(BLIND, 0.5 + SURE * chance):
-        return replace(
-            constant_fit(
-                f"the score cannot tell given pairs from random ones (AUROC {separation:.2f} on {len(given):,} pairs, "
-                "0.50 = blind): nothing is marked as mismatched; try another encoder, `align` cross-fit, or label some "
-                "pairs (`labels`)"
-            ),
-            separation=separation,
+        flat = constant_fit(
+            f"the score cannot tell given pairs from random ones (AUROC {separation:.2f} on {len(given):,} pairs, "
+            "0.50 = blind): nothing is marked as mismatched; try another encoder, `align` cross-fit, or label some "
+            "pairs (`labels`)"
         )
+        return replace(flat, separation=separation)
     eta = null_share(given, null)
     size = min(len(given), 20_000), min(len(null), 20_000)
     draws = [null_share(rng.choice(given, size[0]), rng.choice(null, size[1])) for _ in range(rounds)]
@@ -177,6 +176,8 @@ def density_ratio(
     given: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"]
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """Increasing estimate of f_given / f_null: scores, and the ratio (> 0) at each of them, by isotonic regression."""
+    from sklearn.isotonic import IsotonicRegression  # here, because it brings pandas and a second of start
+
     score = np.concatenate([given, null])
     label = np.concatenate([np.ones(len(given)), np.zeros(len(null))])
     weight = np.concatenate([np.full(len(given), 0.5 / len(given)), np.full(len(null), 0.5 / len(null))])
@@ -268,6 +269,8 @@ def fit_beta(scores: Float[np.ndarray, " n"], *, rounds: int = 100) -> Fit:
 
 
 def _beta_posterior(x: np.ndarray, a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    from scipy import stats
+
     log = np.log(np.maximum(weight, 1e-12))[:, None] + stats.beta.logpdf(x[None], a[:, None], b[:, None])
     return special.softmax(log, axis=0)
 
@@ -283,6 +286,8 @@ def _cannot_split(values: np.ndarray) -> str:
 
 def _posterior_fit(kind: str, values: np.ndarray, posterior: Callable[[np.ndarray], np.ndarray],
                    parameters: dict[str, Any]) -> Fit:  # fmt: skip
+    from sklearn.isotonic import IsotonicRegression
+
     knots, counts = np.unique(np.quantile(values, np.linspace(0, 1, KNOTS)), return_counts=True)
     # Knots that differ by rounding are merged, which may cut off the ends: hence clip.
     rising = IsotonicRegression(out_of_bounds="clip")
@@ -320,6 +325,8 @@ def fit_labels(fit: Fit, scores: Float[np.ndarray, " n"], right: Bool[np.ndarray
         A curve of kind `labels`; its noise rate is the mean over all pairs. Labels of pairs without a score are left
         out; the curve itself, if no pair has a score.
     """
+    from scipy import optimize
+
     known = np.isfinite(scores[rows])
     right, rows = right[known], rows[known]
     finite = scores[np.isfinite(scores)].astype(np.float64)

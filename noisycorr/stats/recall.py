@@ -26,11 +26,6 @@ def feature_blocks(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "m d
     return lambda rows, columns: unit(image[rows]) @ unit(text[columns]).T
 
 
-def matrix_blocks(sims: Float[np.ndarray, "n m"]) -> Blocks:
-    """Blocks of a similarity matrix that is at hand, also a memory-mapped one."""
-    return lambda rows, columns: np.asarray(sims[rows][:, columns])
-
-
 def mean_blocks(members: Sequence[Blocks]) -> Blocks:
     """An ensemble: the mean of its members' similarities, which should be on one scale.
 
@@ -93,14 +88,17 @@ def recall_at(ranks: Int[np.ndarray, " n"], k: int) -> float:
     return float(100 * (asked <= k).mean()) if len(asked) else float("nan")
 
 
-def retrieval_metrics(blocks: Blocks, image_of: Int[np.ndarray, " m"], images: int, *, chunk: int = 1024,
-                      tolerance: float = 1e-9) -> dict[str, float]:  # fmt: skip
-    """Recall at 1, 5 and 10 in both directions, their sum, and median ranks.
+def fold_metrics(blocks: Blocks, image_of: Int[np.ndarray, " m"], images: int, *, folds: int = 5, chunk: int = 1024,
+                 tolerance: float = 1e-9) -> dict[str, float]:  # fmt: skip
+    """Recall at 1, 5 and 10 in both directions, their sum, and median ranks: means over parts of consecutive images.
+
+    Each part has its own texts; five parts are COCO's 1K rule, one takes all images at once.
 
     Args:
-        blocks: As in ``retrieval_ranks``: ``feature_blocks``, ``matrix_blocks``, ``mean_blocks`` or your own.
+        blocks: As in ``retrieval_ranks``: ``feature_blocks``, ``mean_blocks`` or your own.
         image_of: (m,) row of the image to which each text belongs.
-        images: Number of images.
+        images: Number of images; parts differ by at most one. COCO: 5,000, in five parts of 1,000.
+        folds: Number of parts, from 1 to ``images``.
         chunk: Largest block is chunk by chunk.
         tolerance: Similarities that are closer are tied.
 
@@ -109,29 +107,11 @@ def retrieval_metrics(blocks: Blocks, image_of: Int[np.ndarray, " m"], images: i
         asks), in percent, higher = better; ``rSum`` of all six, in [0, 600]; ``text_retrieval_median_rank`` and
         ``image_retrieval_median_rank``, >= 1, lower = better. NaN without queries.
 
-    Source: the protocol of Flickr30K and COCO retrieval (VSE++, Faghri et al., BMVC 2018); names of CLIP_benchmark.
-    Differs: ties count against the model; the usual arg-sort lets a constant model score anything from 0 to 600.
-    """
-    return _metrics(*retrieval_ranks(blocks, image_of, images, chunk=chunk, tolerance=tolerance))
-
-
-def fold_metrics(blocks: Blocks, image_of: Int[np.ndarray, " m"], images: int, *, folds: int = 5, chunk: int = 1024,
-                 tolerance: float = 1e-9) -> dict[str, float]:  # fmt: skip
-    """Mean of the metrics over parts of consecutive images, each part with its own texts: COCO's 1K rule of five folds.
-
-    Args:
-        blocks: As in ``retrieval_ranks``.
-        image_of: (m,) row of the image to which each text belongs.
-        images: Number of images; parts differ by at most one. COCO: 5,000, in five parts of 1,000.
-        folds: Number of parts, from 1 to ``images``; 1 is ``retrieval_metrics``.
-        chunk: Largest block is chunk by chunk.
-        tolerance: Similarities that are closer are tied.
-
-    Returns:
-        As ``retrieval_metrics``, means over the parts.
-
     Raises:
         ValueError: If ``folds`` lies outside 1 to ``images``.
+
+    Source: the protocol of Flickr30K and COCO retrieval (VSE++, Faghri et al., BMVC 2018); names of CLIP_benchmark.
+    Differs: ties count against the model; the usual arg-sort lets a constant model score anything from 0 to 600.
     """
     if not 1 <= folds <= images:
         raise ValueError(f"folds is {folds}, expected 1 to {images}")

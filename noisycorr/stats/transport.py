@@ -132,12 +132,6 @@ def balanced_assignment(logits: Float[Tensor, "b c"], *, reg: float = 0.2, itera
     return plan / plan.sum(1, keepdim=True)
 
 
-def plan_entropy(plan: Float[Tensor, "n m"]) -> float:
-    """How diffuse a plan is, in [0, 1]: its entropy over that of the uniform plan; 1 = it says nothing."""
-    share = (plan / plan.sum()).flatten()
-    return float(-torch.special.xlogy(share, share).sum() / torch.log(torch.tensor(float(max(len(share), 2)))))
-
-
 def _reach(goal: Tensor, now: Tensor) -> Tensor:
     """Potential that brings the mass to its goal; none where no entry is open or no mass is wanted."""
     return torch.where(torch.isfinite(now), goal - now, float("-inf"))

@@ -15,7 +15,7 @@ from PIL import Image
 from reference.duplicates_reference import alikeness as slow_alikeness
 from reference.duplicates_reference import phash as slow_phash
 
-from noisycorr.clean.signals.image_issues import IMAGE_ISSUES, ImageLimits, image_issues, is_animated
+from noisycorr.clean.signals.image_issues import IMAGE_ISSUES, ImageLimits, image_issues
 from noisycorr.clean.signals.text_issues import TEXT_ISSUES, TextLimits, _alikeness, shared_text_alikeness, text_issues
 from noisycorr.data.noise.swaps import text_ids
 from noisycorr.data.pairs import PAIRS
@@ -111,7 +111,6 @@ def test_image_codes_in_order_of_weight():
     assert np.array_equal(score < 0.5, code != None) and score.dtype == np.float32  # noqa: E711
     assert score[0] == 1 and score[1] == score[2] == 0 and score[7] == 0.5
     assert set(code[code != None]) == set(IMAGE_ISSUES)  # noqa: E711
-    assert np.flatnonzero(is_animated(facts)).tolist() == [11]
     known = np.arange(13) == 1
     assert image_issues(facts, ImageLimits(), present=known)[1][:3].tolist() == [None, None, "unreadable"]
 

@@ -44,7 +44,7 @@ def test_the_placeholder_s_own_vectors_change_nothing(kind: str, encoders: dict[
     word = "x x x"
     plain = plain_texts(side, [f"{word} {name}" for name in NAMES], CPU)
     with torch.no_grad():
-        injected = texts(texts.placeholder())
+        injected = texts(word_vectors(side, word, CPU))
     assert torch.equal(injected, plain)
     assert torch.allclose(
         plain, encoders[kind].text(encoders[kind].tokenize([f"{word} {n}" for n in NAMES])), atol=1e-5

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 
+import numpy as np
+
 
 def image_rank(sims: list[list[float]], image_of: list[int], image: int) -> int:
     """Place of the first right text when wrong ones of equal similarity come first; 0 without a text."""
@@ -32,3 +34,8 @@ def metrics(sims: list[list[float]], image_of: list[int]) -> dict[str, float]:
     for name, found in ranks.items():
         result[f"{name}_median_rank"] = statistics.median(found)
     return result
+
+
+def matrix_blocks(sims):
+    """Blocks of a similarity matrix that is at hand."""
+    return lambda rows, columns: np.asarray(sims[rows][:, columns])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import COLOURS, write_pictures
+from reference.recall_reference import matrix_blocks
 from region_data import write_regions
 
 from noisycorr.__main__ import main
@@ -17,7 +18,7 @@ from noisycorr.retrieval.evaluate import read_classes
 from noisycorr.retrieval.plan import Evaluation
 from noisycorr.retrieval.scoreboard import classification, retrieval
 from noisycorr.runtime.errors import UsageError
-from noisycorr.stats.recall import classification_metrics, matrix_blocks
+from noisycorr.stats.recall import classification_metrics
 
 N = 48
 FAST = ["--epochs", "2", "--batch_size", "12", "--warmup", "2", "-q", "--strategy", "plain"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from learning import features, learner, train_set
+from reference.rectify_reference import neighbour_prototype
 from test_learn_loop import state
 from torch import Tensor
 
@@ -338,15 +339,13 @@ def test_the_refiner_learns_and_is_left_out_of_the_model():
     assert all(".heads." in name for name in one.weights() if "refiner" in name)
 
 
-def test_prototypes_are_those_of_the_plain_function():
-    from noisycorr.retrieval.rectify import neighbour_prototype
-
+def test_prototypes_are_unit_means_of_the_nearest_texts():
     one, enc, trust = batch("in2r", {"k": 4, "same_image": True, "refine": False})
     one.evidence(0)
     rows, bank = torch.arange(5), np.flatnonzero(trust.sets["strict"])
     image, text = (one.memories[0].columns[side].numpy() for side in ("image", "text"))
     found, some = one.strategy._prototypes(enc, rows, one.memories[0], trust)  # type: ignore[attr-defined]
-    expected = neighbour_prototype(enc.image[rows].detach().numpy(), image[bank], text[bank], k=4)
+    expected = neighbour_prototype(enc.image[rows].tolist(), image[bank].tolist(), text[bank].tolist(), 4)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
     assert some.all()
 

@@ -101,18 +101,6 @@ def test_constant_scores_are_chance():
     assert result.ece == result.ace == result.mce == pytest.approx(0, abs=1e-12)
 
 
-def test_bootstrap_covers_and_repeats():
-    rng = np.random.default_rng(1)
-    wrong = rng.random(400) < 0.3
-    score = rng.standard_normal(400) - wrong
-    low, high = evaluate.bootstrap_interval(evaluate.auroc, score, wrong, seed=0, samples=200)
-    assert low < evaluate.auroc(score, wrong) < high and 0.03 < high - low < 0.2
-    assert (low, high) == evaluate.bootstrap_interval(evaluate.auroc, score, wrong, seed=0, samples=200)
-    assert (low, high) != evaluate.bootstrap_interval(evaluate.auroc, score, wrong, seed=1, samples=200)
-    nothing = evaluate.bootstrap_interval(evaluate.auroc, score, np.zeros(400, bool), seed=0, samples=5)
-    assert np.isnan(nothing).all()
-
-
 def test_misuse_is_refused():
     with pytest.raises(ValueError, match="shape"):
         evaluate.auroc(np.zeros(3), np.zeros(2, bool))
@@ -122,7 +110,5 @@ def test_misuse_is_refused():
         evaluate.detection(np.array([0.5]), np.array([True]), dropped=np.zeros(2, bool))
     with pytest.raises(ValueError, match="dropped"):
         evaluate.verdict_quality(np.zeros(2, bool), np.zeros(3, bool))
-    with pytest.raises(ValueError, match="level"):
-        evaluate.bootstrap_interval(evaluate.auroc, np.zeros(2), np.zeros(2, bool), seed=0, level=1.0)
     with pytest.raises(ValueError, match="bins"):
         evaluate.calibration(np.zeros(2), np.zeros(2, bool), bins=0)

@@ -11,7 +11,7 @@ from reference import index_reference as slow
 
 from noisycorr.runtime.errors import UsageError
 from noisycorr.stats import index, inverted
-from noisycorr.stats.index import Neighbors, mutual_neighbors, neighbors
+from noisycorr.stats.index import neighbors
 
 
 def clustered(n: int, d: int = 32, seed: int = 0) -> np.ndarray:
@@ -150,18 +150,3 @@ def test_misuse_is_refused():
         neighbors(np.zeros(3), 1, seed=0)
     with pytest.raises(UsageError, match="skip"):
         neighbors(np.zeros((2, 3)), 1, seed=0, skip=np.zeros(3, bool))
-
-
-def test_mutual_neighbors_equal_a_loop():
-    found = neighbors(clustered(200, 8), 4, seed=0)
-    pairs, values = mutual_neighbors(found)
-    expected = {
-        (i, j): found.similarity[i, found.ids[i].tolist().index(j)]
-        for i in range(200)
-        for j in range(i + 1, 200)
-        if j in found.ids[i] and i in found.ids[j]
-    }
-    assert [tuple(pair) for pair in pairs.tolist()] == sorted(expected)
-    assert values == pytest.approx([expected[key] for key in sorted(expected)], abs=1e-5)
-    none = Neighbors(ids=np.full((3, 2), -1), similarity=np.full((3, 2), np.nan, "f4"), method="exact", recall=1.0)
-    assert mutual_neighbors(none)[0].shape == (0, 2)

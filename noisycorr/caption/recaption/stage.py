@@ -96,18 +96,6 @@ def _work(plan: Plan, run: Run, choice: Recaption, trained: stored.Trained | Non
                          encode=encode)  # fmt: skip
 
 
-class RecaptionStage:
-    """The stage as `clean` is handed it."""
-
-    def check(self, plan: Plan) -> Recaption:
-        """The rule; UsageError if it, or the captioner, cannot be used."""
-        return check_recaption(plan)
-
-    def work(self, plan: Plan, run: Run) -> None:
-        """New texts into the ledger; none if the plan asks for none."""
-        recaption_stage(plan, run)
-
-
 class Captioner:
     """A captioner of `noisycorr caption train` on the pictures of a run.
 

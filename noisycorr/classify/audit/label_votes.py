@@ -126,8 +126,3 @@ def linear_split(
         model = LogisticRegression(C=strength, class_weight="balanced", max_iter=200).fit(x[learn], right[learn])
         out[judged] = model.predict_proba(x[judged])[:, 1]
     return out
-
-
-def alternate(by_loss: np.ndarray, by_plane: np.ndarray, epoch: int) -> np.ndarray:
-    """The detector whose turn it is: the plane in even epochs, the loss in odd ones. Both (n,) probabilities."""
-    return by_plane if epoch % 2 == 0 else by_loss

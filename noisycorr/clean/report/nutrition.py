@@ -39,7 +39,7 @@ def nutrition_label(
         _joint(numbers), _alignment(numbers, decision), _model(numbers), _correlation(numbers), _noise(decision),
         _pictures(numbers), _texts(numbers), _repeats(numbers), _duplicates(numbers), _head_tail(numbers),
         _skip("Text inside pictures", "Optical character recognition.", "this version reads no text in pictures."),
-        _broken(numbers), _licences(numbers), _cleaning(numbers, decision, config), _limits(numbers, decision, embed),
+        _broken(numbers), _licences(numbers), _cleaning(numbers, decision), _limits(numbers, decision, embed),
     ]  # fmt: skip
     return {"version": f"noisycorr {__version__}", "modules": modules}
 
@@ -277,7 +277,7 @@ def _licences(numbers: Numbers) -> dict[str, Any]:
     return _module("Licences by source", method, {}, [("", ("domain", "licence", "pairs"), rows)])
 
 
-def _cleaning(numbers: Numbers, decision: Decision, config: Mapping[str, Any]) -> dict[str, Any]:
+def _cleaning(numbers: Numbers, decision: Decision) -> dict[str, Any]:
     counts = numbers["counts"]
     rows = [[rule["verdict"], rule["rule"] or "–", rule["count"]] for rule in counts["rules"]]
     facts = {

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import optimize, special
+from scipy import special
 
 from noisycorr.clean.signals.crossfit import CrossFit
 from noisycorr.clean.signals.view import PairEmbeddings, ShuffledPairs, Signal, take, unit
@@ -183,6 +183,8 @@ def _posterior(logits: np.ndarray, given: np.ndarray, spread: np.ndarray | None)
 def _likeliest(cosines: tuple[np.ndarray, np.ndarray], given: np.ndarray, start: np.ndarray, eta: float,
                spread: np.ndarray | None) -> np.ndarray:  # fmt: skip
     """log a and log b of the greatest likelihood of the given classes."""
+
+    from scipy import optimize
 
     def loss(scale: np.ndarray) -> float:
         own, other = _posterior(_logits(*cosines, np.clip(scale, -5, 7)), given, spread)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy import optimize
 
 PENALTY = 1e-3
 NEAR_SHARE = 0.3  # of the weight of wrong pairs goes to near misses, where there are any
@@ -79,6 +78,8 @@ def _shares(known: np.ndarray, near: np.ndarray | None) -> np.ndarray:
 
 def _logistic(one: np.ndarray, two: np.ndarray, share: np.ndarray, limit: int = 100_000) -> np.ndarray:
     """Weights (q + 1,), the last one the offset; classes count equally. Every k-th row above `limit`."""
+    from scipy import optimize
+
     one, step = one[:: max(1, len(one) // limit)], max(1, len(two) // limit)
     two, share = two[::step], share[::step]
     x = np.concatenate([one, two])

@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 from noisycorr.clean.signals.view import PairEmbeddings, ShuffledPairs, blocks, pair_cosine, shuffled_pairs, unit
 
@@ -235,6 +234,8 @@ def choose_reg(
     x: np.ndarray, t: np.ndarray, weight: np.ndarray, fold: np.ndarray, null: ShuffledPairs, view: PairEmbeddings
 ) -> tuple[float, float]:
     """The shrinkage whose held-out scores best tell given pairs from re-paired ones; no truth needed."""
+    from scipy import stats
+
     sums = fold_moments(x, t, weight, fold)
     total = _add(sums)
     rows = np.flatnonzero(view.present)

@@ -58,7 +58,7 @@ def image_issues(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Judge every picture of a table of facts.
 
-    Animated pictures are no issue: their first frame was judged; see `is_animated`.
+    Animated pictures are no issue: their first frame was judged; see the column `image_frames`.
 
     Args:
         pairs: Columns `problem`, `image_hash`, `width`, `height`, `image_std`, `image_entropy` and `image_edges` of
@@ -100,11 +100,6 @@ def image_issues(
         code[value < 0.5] = name
         score = np.minimum(score, value)
     return score.astype(np.float32), code
-
-
-def is_animated(pairs: pa.Table) -> np.ndarray:
-    """bool (n,): the picture has several frames, of which only the first was looked at. For information."""
-    return _numbers(pairs["image_frames"]) > 1
 
 
 def _quality(value: np.ndarray, limit: np.ndarray | float) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
-from scipy.fft import dctn
 
 LONGEST = 256  # larger pictures are shrunk first, so that facts cost the same for all and do not depend on resolution
 HASHED = 32  # side of the picture under the perceptual hash
@@ -39,6 +38,8 @@ def perceptual_hash(image: Image.Image) -> int:
 
     Bits run row by row from the most significant one, as the hexadecimal form of common perceptual hashes does.
     """
+    from scipy.fft import dctn
+
     small = shrunk_grey(image).resize((HASHED, HASHED), Image.Resampling.LANCZOS)
     low = dctn(np.asarray(small, np.float64), type=2)[:8, :8]
     low = np.where(np.abs(low) < 1e-6, 0.0, low)  # rounding noise must not decide bits of flat pictures

@@ -35,9 +35,6 @@ from noisycorr.stats.detection import auroc
 
 HIDDEN = 256  # width of the classifier's hidden layer
 BLIND = 0.6  # oscillation that ranks known cases no better than this is turned off
-NEAR = (
-    0.9  # borrowed texts must be nearer to the own one than this share of random texts, or they do more harm than good
-)
 
 
 @dataclass(frozen=True, kw_only=True)
