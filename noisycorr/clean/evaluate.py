@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from noisycorr.clean.report.frequency_sketch import plain
 from noisycorr.data.readers.given import load_rows
 from noisycorr.data.store import pairs_path, parts
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.folder import Run, plain_json, write_json
+from noisycorr.runtime.folder import Run, write_json
 from noisycorr.stats.detection import auroc, detection, verdict_quality
 
 TRUTH = "truth_wrong"
@@ -69,7 +70,7 @@ def evaluate_run(run: Run, truth: Path | None) -> dict[str, Any]:
         "signals": {name: auroc(values, wrong) for name, values in scores.items()},
         "truth": TRUTH if truth is None else truth.name,
     }
-    body = plain_json(body)
+    body = plain(body)
     write_json(run.path("evaluation.json"), body)
     return body
 

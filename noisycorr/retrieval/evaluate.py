@@ -15,6 +15,7 @@ import yaml
 
 from noisycorr.clean.corpus import TEST, Corpus, read_corpus
 from noisycorr.clean.evaluate import truth_of_source
+from noisycorr.clean.report.frequency_sketch import plain
 from noisycorr.clean.sources import run_of_pairs, same_encoder, text_encoder
 from noisycorr.data.readers import Source
 from noisycorr.data.store import read_facts
@@ -33,7 +34,7 @@ from noisycorr.retrieval.scoreboard import classification, recall_lines, retriev
 from noisycorr.retrieval.towers import run_towers
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.folder import Run, plain_json, read_json, write_json
+from noisycorr.runtime.folder import Run, read_json, write_json
 from noisycorr.stats.detection import detection
 
 
@@ -213,7 +214,7 @@ def _detection(run: Run, wrong: np.ndarray) -> dict[str, Any] | None:
 
 def _store(run: Run, found: dict[str, Any], test_data: str | None) -> dict[str, Any]:
     """Write `evaluation.json`, and `report.html` with it; says what was found."""
-    found = plain_json(found if test_data is None else found | {"test_data": test_data})
+    found = plain(found if test_data is None else found | {"test_data": test_data})
     for line in recall_lines(found["test"]):
         say(f"test: {line}")
     if (folds := found["test"].get("folds")) is not None:

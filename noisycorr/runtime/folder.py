@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shutil
@@ -246,12 +245,3 @@ def new_run(folder: str | os.PathLike[str]) -> Run:
         if place.exists() and not place.is_dir():
             raise UsageError(f"{place} is a file, but the run needs a folder: choose another `output_folder`.")
     return Run(Path(folder))
-
-
-def plain_json(value: Any) -> Any:
-    """The value with numbers that JSON cannot hold as None."""
-    if isinstance(value, dict):
-        return {name: plain_json(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -350,7 +350,7 @@ def fit_labels(fit: Fit, scores: Float[np.ndarray, " n"], right: Bool[np.ndarray
     p_clean = np.maximum.accumulate(special.expit(theta[0] * before + theta[1] * z + theta[2]))
     noise = float(1 - np.interp(finite, knots, p_clean).mean())
     error = 1.96 * float(np.sqrt(max(noise * (1 - noise), 0.01) / max(len(rows), 1)))
-    few = f"only {len(rows)} labelled pairs: 30 or more make a steady curve"
+    few, wrong = f"only {len(rows)} labelled pairs: 30 or more make a steady curve", int((~right).sum())
     return replace(
         fit,
         kind="labels",
@@ -360,12 +360,7 @@ def fit_labels(fit: Fit, scores: Float[np.ndarray, " n"], right: Bool[np.ndarray
         low=max(0.0, noise - error),
         high=min(1.0, noise + error),
         warning=None if len(rows) >= 30 else "; ".join(filter(None, [few, fit.warning])),
-        parameters={
-            "before": fit.kind,
-            "labels": len(rows),
-            "labels_wrong": int((~right).sum()),
-            "theta": theta.tolist(),
-        },
+        parameters={"before": fit.kind, "labels": len(rows), "labels_wrong": wrong, "theta": theta.tolist()},
     )
 
 

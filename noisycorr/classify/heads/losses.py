@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from noisycorr.models.losses.directions import widened
+
 
 def feature_consistency(tuned: Float[Tensor, "b d"], given: Float[Tensor, "b d"], *,
                         reduction: Literal["mean", "sum"] = "mean") -> Float[Tensor, ""]:  # fmt: skip
@@ -61,7 +63,7 @@ def feature_covariance(tuned: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     b, d = tuned.shape
     if b < 2:
         raise ValueError(f"a covariance needs at least 2 rows, got {b}")
-    wide = _at_least_single(tuned)
+    wide = widened(tuned)
     centred = wide - wide.mean(0)
     covariance = centred.T @ centred / (b - 1)
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / d
@@ -86,10 +88,5 @@ def dominant_values(tuned: Float[Tensor, "b d"], *, topk: int = 5) -> Float[Tens
     """
     if topk < 1:
         raise ValueError(f"topk is {topk}, expected at least 1")
-    values = torch.linalg.svdvals(_at_least_single(tuned))
+    values = torch.linalg.svdvals(widened(tuned))
     return -(values[:topk] / values.sum().clamp(min=torch.finfo(values.dtype).tiny)).mean()
-
-
-def _at_least_single(features: Tensor) -> Tensor:
-    """Half precision holds neither a covariance nor singular values."""
-    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features

@@ -30,6 +30,7 @@ from noisycorr.classify.webly.methods import find_method, load_method
 from noisycorr.classify.webly.samples import Samples, read_samples, trusted
 from noisycorr.clean.corpus import TEST, TRAIN, UNUSED, VALID, read_corpus, split_corpus
 from noisycorr.clean.plan import picture_reader
+from noisycorr.clean.report.frequency_sketch import plain
 from noisycorr.clean.sources import embedded_run
 from noisycorr.models.encoders.backbones import Backbone, load_backbone
 from noisycorr.models.training.checkpoint import checkpoints, load_latest, save_checkpoint, sweep
@@ -42,7 +43,7 @@ from noisycorr.models.training.tune_choice import Tune
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.flags import named_options
-from noisycorr.runtime.folder import Run, atomic_path, fingerprint, plain_json, provenance, write_json
+from noisycorr.runtime.folder import Run, atomic_path, fingerprint, provenance, write_json
 from noisycorr.runtime.lock import refuse_other_kind
 from noisycorr.runtime.version import __version__
 from noisycorr.stats.class_metrics import accuracy, by_shots, changed_labels, open_set, per_class, tag_metrics
@@ -271,7 +272,7 @@ def _report(plan: Plan, samples: Samples, learner: ClassLearner, rows: Mapping[i
         out["labels"]["left_out"] = float((opinion.label < 0).mean())
         if samples.truth is None:
             out["labels"] = {name: out["labels"][name] for name in ("changed", "left_out")}
-    return plain_json(out)
+    return plain(out)
 
 
 def _test_classes(samples: Samples, p: np.ndarray, right: np.ndarray, trained: np.ndarray) -> dict[str, Any]:

@@ -11,8 +11,8 @@ or texts of two words and more for `PartialCaption`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -203,15 +203,13 @@ class GenericCaption:
     def __call__(self, texts: Texts, *, image_ids: Rows = None, labels: Rows = None, features: Rows = None) -> Injected:
         """Replace. Reads the texts only; a text that is such a phrase already gets another one."""
         rng = np.random.default_rng(self.seed)
-        out, source = list(texts), np.arange(len(texts))
-        able = np.flatnonzero(has_text(texts))
-        rows = able[choose(rng, len(able), self.ratio, least=1)]
-        for row in rows.tolist():
-            phrases = [phrase for phrase in GENERIC if phrase != normalise_text(texts[row])]
-            out[row] = phrases[int(rng.integers(len(phrases)))]
-        source[rows] = -1
-        changed = _mask(rows, len(texts))
-        return Injected(source_row=source, texts=out, changed=changed, wrong=changed.copy())
+
+        def phrase(text: str | None) -> str:
+            phrases = [phrase for phrase in GENERIC if phrase != normalise_text(text)]
+            return phrases[int(rng.integers(len(phrases)))]
+
+        injected = _replaced(texts, self.ratio, rng, phrase)
+        return replace(injected, wrong=injected.changed.copy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,15 +232,7 @@ class MissingText:
 
     def __call__(self, texts: Texts, *, image_ids: Rows = None, labels: Rows = None, features: Rows = None) -> Injected:
         """Empty. Reads the texts only."""
-        rng = np.random.default_rng(self.seed)
-        out, source = list(texts), np.arange(len(texts))
-        able = np.flatnonzero(has_text(texts))
-        rows = able[choose(rng, len(able), self.ratio, least=1)]
-        for row in rows.tolist():
-            out[row] = ""
-        source[rows] = -1
-        changed = _mask(rows, len(texts))
-        return Injected(source_row=source, texts=out, changed=changed, wrong=np.zeros_like(changed))
+        return _replaced(texts, self.ratio, np.random.default_rng(self.seed), lambda text: "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,6 +352,18 @@ def _load_index(path: Path, name: str) -> np.ndarray:
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array, np.int64).tobytes()).hexdigest()
+
+
+def _replaced(texts: Texts, ratio: float, rng: np.random.Generator, new: Callable[[str | None], str]) -> Injected:
+    """Texts that come from no row in place of a share of the texts; none of them wrong."""
+    out, source = list(texts), np.arange(len(texts))
+    able = np.flatnonzero(has_text(texts))
+    rows = able[choose(rng, len(able), ratio, least=1)]
+    for row in rows.tolist():
+        out[row] = new(texts[row])
+    source[rows] = -1
+    changed = _mask(rows, len(texts))
+    return Injected(source_row=source, texts=out, changed=changed, wrong=np.zeros_like(changed))
 
 
 def _mask(rows: np.ndarray, n: int) -> np.ndarray:

@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from noisycorr.data.pairs import Pair
 from noisycorr.data.readers.rows import clean_text, image_detail, image_root, json_value, key_text, resolve_image
-from noisycorr.data.readers.source import Piece, Source
+from noisycorr.data.readers.source import Piece, Reader, Source
 from noisycorr.data.readers.tables import with_path_note
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import fingerprint_file
@@ -54,7 +52,7 @@ class _File:
         return rows
 
 
-class CocoReader:
+class CocoReader(Reader):
     """COCO captions or Karpathy splits: one pair for each caption. One piece is a range of captions of one file.
 
     Args:
@@ -104,10 +102,6 @@ class CocoReader:
             key = _key(file, item, image, sentence, row)
             yield Pair(key=key, image=found, text=text, columns=columns, problem=problem or text_problem,
                        detail=image_detail(name, problem))  # fmt: skip
-
-    def embeddings(self, piece: Piece) -> tuple[np.ndarray, np.ndarray] | None:
-        """None: there are none."""
-        return None
 
 
 def _sentence(file: _File, row: _Row) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from noisycorr.data.readers.detect import Columns, kind_of_arrow, kind_of_values
 from noisycorr.data.readers.given import load_array
 from noisycorr.data.readers.records import Record, csv_header, csv_records, find_delimiter
 from noisycorr.data.readers.rows import arrow_rows, clean_text, key_text, other_columns
-from noisycorr.data.readers.source import Piece, Source
+from noisycorr.data.readers.source import Piece, Reader, Source
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import fingerprint_file
 
@@ -43,7 +43,7 @@ class _Part:
     first: int  # number of its first row in the whole source
 
 
-class EmbeddingReader:
+class EmbeddingReader(Reader):
     """Stored embeddings and the table of their pairs. One piece is one file, or a range of rows of a large one.
 
     Args:

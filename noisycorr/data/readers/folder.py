@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from noisycorr.data.pairs import Pair
 from noisycorr.data.readers.detect import kind_of_values, pick_text_field
 from noisycorr.data.readers.locate import is_image_name, walk_images
 from noisycorr.data.readers.rows import TEXT_LIMIT, clean_string, json_value, key_text, text_pairs
-from noisycorr.data.readers.source import Piece, Source
+from noisycorr.data.readers.source import Piece, Reader, Source
 from noisycorr.runtime.errors import UsageError, listed
 from noisycorr.runtime.folder import fingerprint, fingerprint_file
 
@@ -31,7 +29,7 @@ class _Item(NamedTuple):
     fields: str | None
 
 
-class FolderReader:
+class FolderReader(Reader):
     """Folders of images, walked with all their sub-folders. One piece is a slice of the sorted stems.
 
     A folder where no image has a text file, and which has sub-folders, is taken as one folder for each class: the text
@@ -81,10 +79,6 @@ class FolderReader:
         """The pairs of a slice of stems. The image is a path; a text without image comes out as image_missing."""
         for item in self._items[piece.start : piece.stop]:
             yield from self._pairs(item)
-
-    def embeddings(self, piece: Piece) -> tuple[np.ndarray, np.ndarray] | None:
-        """None: there are none."""
-        return None
 
     def _pairs(self, item: _Item) -> Iterator[Pair]:
         fields = self._fields(item)

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from noisycorr.data.pairs import Pair
 from noisycorr.data.readers.detect import kind_of_arrow, pick_columns
 from noisycorr.data.readers.locate import HUB
 from noisycorr.data.readers.rows import arrow_rows, bad_row, image_root, row_pairs
-from noisycorr.data.readers.source import Piece, Source
+from noisycorr.data.readers.source import Piece, Reader, Source
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import fingerprint_file
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 64  # rows that are Python values at one time
 
 
-class HfReader:
+class HfReader(Reader):
     """A dataset with random access. One piece is a range of rows. Images stay encoded: nothing is decoded here.
 
     Args:
@@ -75,10 +74,6 @@ class HfReader:
                 continue
             for row, values in enumerate(rows, start=start):
                 yield from row_pairs(values, self.columns, self._root, row)
-
-    def embeddings(self, piece: Piece) -> tuple[np.ndarray, np.ndarray] | None:
-        """None: there are none."""
-        return None
 
 
 def read_dataset(dataset: Dataset | DatasetDict, source: Source | None = None) -> HfReader:

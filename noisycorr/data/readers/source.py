@@ -121,4 +121,4 @@ class Reader(Protocol):
 
     def embeddings(self, piece: Piece) -> tuple[np.ndarray, np.ndarray] | None:
         """Stored embeddings (image (n, d), text (n, e)), row i for the i-th pair of the piece, or None."""
-        ...
+        return None

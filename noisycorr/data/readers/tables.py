@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,7 +26,7 @@ from noisycorr.data.readers.records import (
     open_bytes,
 )
 from noisycorr.data.readers.rows import arrow_rows, bad_row, image_root, resolve_image, row_pairs
-from noisycorr.data.readers.source import Piece, Source
+from noisycorr.data.readers.source import Piece, Reader, Source
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import fingerprint_file
 
@@ -39,7 +38,7 @@ _DELIMITER_NAMES = {"\t": "tab", ";": "semicolon", "|": "bar"}
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
-class ParquetReader:
+class ParquetReader(Reader):
     """Parquet files with the same or different columns. One piece is a range of rows of one file.
 
     Args:
@@ -104,10 +103,6 @@ class ParquetReader:
             else:
                 yield from row_pairs(values, self.columns, root, row)
 
-    def embeddings(self, piece: Piece) -> tuple[np.ndarray, np.ndarray] | None:
-        """None: there are none."""
-        return None
-
     def _rows(self, piece: Piece) -> Iterator[dict[str, Any] | None]:
         count = self._counts[piece.path]
         stop = piece.stop if piece.stop is not None else 1 if count is None else count
@@ -146,7 +141,7 @@ class ParquetReader:
                 yield from ((Path(path), value) for value in values if isinstance(value, str))
 
 
-class TextTableReader:
+class TextTableReader(Reader):
     """csv, tsv, jsonl or JSON array files. One piece is a range of bytes that holds whole rows.
 
     Args:
@@ -215,10 +210,6 @@ class TextTableReader:
                 yield bad_row(row, record.raw)
             else:
                 yield from row_pairs(record.values, self.columns, root, row)
-
-    def embeddings(self, piece: Piece) -> tuple[np.ndarray, np.ndarray] | None:
-        """None: there are none."""
-        return None
 
     def _records(self, path: str, start: int | None = None) -> Iterator[Record]:
         layout = self._layouts[path]

@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from noisycorr.data.pairs import Pair
 from noisycorr.data.readers.detect import kind_of_values, pick_text_field
 from noisycorr.data.readers.images import MAX_BYTES
 from noisycorr.data.readers.rows import TEXT_LIMIT, clean_string, json_value, key_text, text_pairs
-from noisycorr.data.readers.source import Piece, Source
+from noisycorr.data.readers.source import Piece, Reader, Source
 from noisycorr.data.readers.tar import BrokenArchive, Member, is_plain, open_archive, walk_members
 from noisycorr.runtime.errors import UsageError, listed
 from noisycorr.runtime.folder import fingerprint_file
@@ -45,7 +43,7 @@ class _Sample:
     columns: dict[str, Any] = field(default_factory=dict)
 
 
-class WebdatasetReader:
+class WebdatasetReader(Reader):
     """Tar shards. One piece is a shard, or a range of bytes of a very large one.
 
     Args:
@@ -84,10 +82,6 @@ class WebdatasetReader:
         """The pairs of a shard. A broken archive gives all pairs before the break and one with archive_truncated."""
         for sample in self._samples(Path(piece.path), piece.start, piece.stop):
             yield from self._pairs(sample)
-
-    def embeddings(self, piece: Piece) -> tuple[np.ndarray, np.ndarray] | None:
-        """None: there are none."""
-        return None
 
     def _peek(self) -> list[_Sample]:
         """The first sound samples, without their pictures; later shards are tried where the first ones are broken."""

@@ -13,7 +13,7 @@ from typing import IO, Any
 from noisycorr.data.readers.rows import json_value
 from noisycorr.data.writers import Format, Layout, Row
 from noisycorr.data.writers.names import Names
-from noisycorr.data.writers.shards import image_folder, join_parts, part_names, part_path, place_image
+from noisycorr.data.writers.shards import join_parts, part_names, place_image, text_part
 from noisycorr.data.writers.values import json_line
 from noisycorr.runtime.folder import atomic_path
 
@@ -29,11 +29,7 @@ def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict
     """
     names = Names(flat=True)
     count = pictures = without_image = without_text = 0
-    with (
-        image_folder(folder, index) as images,
-        atomic_path(part_path(folder, index)) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
+    with text_part(folder, index) as (file, images):
         for row in rows:
             if row.image is None or row.text is None:
                 without_image, without_text = without_image + (row.image is None), without_text + (row.text is None)

@@ -12,9 +12,8 @@ from typing import Any
 
 from noisycorr.data.writers import Format, Layout, Row
 from noisycorr.data.writers.names import Names
-from noisycorr.data.writers.shards import image_folder, join_parts, part_names, part_path, place_image
+from noisycorr.data.writers.shards import join_parts, part_names, place_image, text_part
 from noisycorr.data.writers.values import cell_line
-from noisycorr.runtime.folder import atomic_path
 
 NAME = "pairs.csv"
 COLUMNS = ("filepath", "title", "key", "uid", "p_clean", "verdict")
@@ -25,11 +24,7 @@ def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict
     """Write the lines of one shard and its images. Rows without image or text are of no use here: left out, counted."""
     names = Names(flat=True)
     count = without_image = without_text = 0
-    with (
-        image_folder(folder, index) as images,
-        atomic_path(part_path(folder, index)) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
+    with text_part(folder, index) as (file, images):
         for row in rows:
             if row.image is None or row.text is None:
                 without_image, without_text = without_image + (row.image is None), without_text + (row.text is None)

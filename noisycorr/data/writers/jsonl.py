@@ -12,9 +12,8 @@ from typing import Any
 
 from noisycorr.data.writers import Format, Layout, Row
 from noisycorr.data.writers.names import Names
-from noisycorr.data.writers.shards import image_folder, join_parts, part_names, part_path, place_image
+from noisycorr.data.writers.shards import join_parts, part_names, place_image, text_part
 from noisycorr.data.writers.values import json_line, json_record
-from noisycorr.runtime.folder import atomic_path
 
 NAME = "pairs.jsonl"
 
@@ -23,11 +22,7 @@ def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict
     """Write the lines of one shard and its images; `file_name` is null where there is no image."""
     names = Names(flat=True)
     count = without_image = 0
-    with (
-        image_folder(folder, index) as images,
-        atomic_path(part_path(folder, index)) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
+    with text_part(folder, index) as (file, images):
         for row in rows:
             place = None if row.image is None else place_image(row, names, images, index)
             file.write(json_line({**json_record(row, layout), "file_name": place}) + "\n")

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -153,6 +153,17 @@ def write_array(path: Path, array: np.ndarray) -> None:
 def part_path(folder: Path, index: int) -> Path:
     """Where the part of one shard waits to be joined."""
     return folder / PARTS / f"{index:05d}"
+
+
+@contextlib.contextmanager
+def text_part(folder: Path, index: int) -> Iterator[tuple[IO[str], Path]]:
+    """Yield the part of one shard, a file of text that appears when it is whole, and the folder of its images."""
+    with (
+        image_folder(folder, index) as images,
+        atomic_path(part_path(folder, index)) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        yield file, images
 
 
 def join_parts(folder: Path, shards: int, name: str, head: str) -> None:

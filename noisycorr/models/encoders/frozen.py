@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from noisycorr.runtime.errors import UsageError
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHUNK = 32  # rows of one forward pass on a CPU: larger ones leave its cache and are slower, measured
 MAX_ASPECT = 64
+Self = TypeVar("Self", bound="JointEncoder")
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -113,6 +114,38 @@ def check_width(name: str, side: str, features: np.ndarray, width: int) -> None:
             f"the {side} features have shape {features.shape}, but the encoder {name} makes (n, {width}); "
             "use the encoder that made them"
         )
+
+
+class JointEncoder:
+    """An encoder whose two sides live in one space already, as those of CLIP models do; see `DualEncoder`.
+
+    Attributes:
+        model: Of any library; `to` moves it.
+        device: Where it is.
+    """
+
+    joint = True
+    model: Any
+    device: torch.device
+    name: str
+    image_dim: int
+    text_dim: int
+
+    def joint_space(self, image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The features themselves, scaled to unit length again (float16 loses a little of it).
+
+        Raises:
+            UsageError: If the widths are not this model's.
+        """
+        check_width(self.name, "image", image, self.image_dim)
+        check_width(self.name, "text", text, self.text_dim)
+        return unit_rows(image), unit_rows(text)
+
+    def to(self: Self, device: torch.device) -> Self:
+        """Move the weights in place."""
+        self.model.to(device)
+        self.device = device
+        return self
 
 
 def reason(error: Exception) -> str:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from jaxtyping import Float, Int
@@ -22,13 +21,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from noisycorr.models.encoders.frozen import (
+    JointEncoder,
     bounded_aspect,
-    check_width,
     freeze,
     frozen_forward,
     hash_weights,
     reason,
-    unit_rows,
 )
 from noisycorr.runtime.errors import UsageError
 
@@ -124,7 +122,7 @@ def load_open_clip(target: str, *, dtype: torch.dtype | None = None) -> OpenClip
     return OpenClipEncoder(model, preprocess, tokenizer, label=source.label, dtype=dtype, config=config)
 
 
-class OpenClipEncoder:
+class OpenClipEncoder(JointEncoder):
     """A model of open_clip with its own preprocessing and tokenizer; see `DualEncoder`. Rows have unit length.
 
     Args:
@@ -135,8 +133,6 @@ class OpenClipEncoder:
         dtype: Of the matrix products; None = float32.
         config: Of the architecture, as open_clip's JSON files hold it; needed to save the model.
     """
-
-    joint = True
 
     def __init__(
         self,
@@ -185,27 +181,11 @@ class OpenClipEncoder:
             features = self.model.encode_text(tokens.to(self.device, non_blocking=True), normalize=False)
             return functional.normalize(features.float(), dim=-1)
 
-    def joint_space(self, image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The features themselves, scaled to unit length again (float16 loses a little of it).
-
-        Raises:
-            UsageError: If the widths are not this model's.
-        """
-        check_width(self.name, "image", image, self.image_dim)
-        check_width(self.name, "text", text, self.text_dim)
-        return unit_rows(image), unit_rows(text)
-
     def save_tokenizer(self, folder: Path) -> None:
         """Files of a tokenizer of transformers; open_clip's own needs none."""
         inner = getattr(self._tokenizer, "tokenizer", None)
         if inner is not None and hasattr(inner, "save_pretrained"):
             inner.save_pretrained(folder)
-
-    def to(self, device: torch.device) -> OpenClipEncoder:
-        """Move the weights in place."""
-        self.model.to(device)
-        self.device = device
-        return self
 
 
 def score_column(label: str) -> str | None:

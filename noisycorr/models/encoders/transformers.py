@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -17,14 +16,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from noisycorr.models.encoders.frozen import (
     CHUNK,
+    JointEncoder,
     bounded_aspect,
-    check_width,
     encode_by_length,
     freeze,
     frozen_forward,
     hash_weights,
     reason,
-    unit_rows,
 )
 from noisycorr.runtime.errors import UsageError
 
@@ -68,7 +66,7 @@ def load_transformers(name: str, *, dtype: torch.dtype | None = None) -> Transfo
     return TransformersEncoder(model, tokenizer, processor, label=label, dtype=dtype)
 
 
-class TransformersEncoder:
+class TransformersEncoder(JointEncoder):
     """A CLIP or SigLIP model of transformers with its own processors; see `DualEncoder`. Rows have unit length.
 
     Args:
@@ -78,8 +76,6 @@ class TransformersEncoder:
         label: The name without the hash.
         dtype: Of the matrix products; None = float32.
     """
-
-    joint = True
 
     def __init__(
         self, model: torch.nn.Module, tokenizer: Any, processor: Any, *, label: str, dtype: torch.dtype | None = None
@@ -142,26 +138,10 @@ class TransformersEncoder:
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tokens.items()}
         return functional.normalize(pooled(self.model.get_text_features(**batch)).float(), dim=-1)
 
-    def joint_space(self, image: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The features themselves, scaled to unit length again (float16 loses a little of it).
-
-        Raises:
-            UsageError: If the widths are not this model's.
-        """
-        check_width(self.name, "image", image, self.image_dim)
-        check_width(self.name, "text", text, self.text_dim)
-        return unit_rows(image), unit_rows(text)
-
     def save_processors(self, folder: Path) -> None:
         """Files of tokenizer and image processor."""
         self._tokenizer.save_pretrained(folder)
         self._processor.save_pretrained(folder)
-
-    def to(self, device: torch.device) -> TransformersEncoder:
-        """Move the weights in place."""
-        self.model.to(device)
-        self.device = device
-        return self
 
 
 def pooled(output: Any) -> Tensor:
