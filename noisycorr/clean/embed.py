@@ -133,22 +133,22 @@ def embed_piece(
     piece: Piece, reader: Reader, encoder: DualEncoder, run: Run, choice: Embed, pool: ThreadPoolExecutor, bar: tqdm
 ) -> None:
     """One idempotent task: read, decode, encode and write one piece; the marker comes last."""
-    given = reader.embeddings(piece)
+    stored = reader.embeddings(piece)
     rows: list[dict[str, Any]] = []
     images: list[np.ndarray] = []
     texts: list[np.ndarray] = []
-    for batch, prepared in _prefetch(reader.read(piece), encoder, choice, pool, decode=given is None):
+    for batch, prepared in _prefetch(reader.read(piece), encoder, choice, pool, decode=stored is None):
         rows += [_row(pair, ready) for pair, ready in zip(batch, prepared)]
-        if given is None:
+        if stored is None:
             images.append(_encode_images(prepared, encoder))
             texts.append(_encode_texts(batch, encoder))
         bar.update(len(batch))
-    if given is not None:
-        images, texts = [given[0]], [given[1]]
+    if stored is not None:
+        images, texts = [stored[0]], [stored[1]]
     dtype = DTYPES[choice.store_precision]
     image = np.concatenate(images) if images else np.zeros((0, encoder.image_dim))
     text = np.concatenate(texts) if texts else np.zeros((0, encoder.text_dim))
-    if given is not None and not len(image) == len(text) == len(rows):
+    if stored is not None and not len(image) == len(text) == len(rows):
         raise UsageError(
             f"Piece {piece.index} of {piece.path} holds {len(rows)} pairs, but {len(image)} embeddings of images and "
             f"{len(text)} of texts; the three must be equal."

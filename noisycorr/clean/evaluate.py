@@ -55,7 +55,7 @@ def evaluate_run(run: Run, truth: Path | None) -> dict[str, Any]:
     wrong = known[rows] == _WRONG
     scores = {name: ledger.column(name).to_numpy()[rows] for name in ledger.column_names if name.startswith("score_")}
     p_clean = ledger.column("p_clean").to_numpy()[rows].astype(np.float64)
-    found = detection(
+    measured = detection(
         p_clean,
         wrong,
         score=scores.get("score_pair"),
@@ -64,7 +64,7 @@ def evaluate_run(run: Run, truth: Path | None) -> dict[str, Any]:
     )
     marked = ledger.column("is_mismatch_issue").to_numpy()[rows]
     judged = ~np.isnan(p_clean)
-    body = dataclasses.asdict(found) | {
+    body = dataclasses.asdict(measured) | {
         "without_truth": len(known) - len(rows),
         "mismatch": dataclasses.asdict(verdict_quality(marked[judged], wrong[judged])),
         "signals": {name: auroc(values, wrong) for name, values in scores.items()},

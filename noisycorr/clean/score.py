@@ -50,15 +50,15 @@ def score_run(plan: Plan, run: Run, heads_of: Heads | None = None) -> dict[str, 
         UsageError: If there is not a single pair.
     """
     embedded = (run.stage("embed") or {})["facts"]
-    found = load_pairs(plan, run)
-    view = found.view
+    loaded = load_pairs(plan, run)
+    view = loaded.view
     learn = plan.score.align in ("cross-fit", "trained") or (plan.score.align == "auto" and not embedded["joint"])
     scored = score_pairs(view, joint_features(plan, embedded, view), plan.score, learn=learn, heads_of=heads_of,
-                         sides=found.sides)  # fmt: skip
-    _write(run, _columns(plan, run, found, scored, embedded))
+                         sides=loaded.sides)  # fmt: skip
+    _write(run, _columns(plan, run, loaded, scored, embedded))
     write_json(run.path("scores", "fit.json"), _fit_json(scored))
-    told = {"pairs": view.n, "duplicates": found.groups.method, "noise_rate": _number(scored.fit.noise_rate)}
-    return scored.facts | told
+    facts = {"pairs": view.n, "duplicates": loaded.groups.method, "noise_rate": _number(scored.fit.noise_rate)}
+    return scored.facts | facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,15 +181,15 @@ def joint_features(plan: Plan, embedded: dict[str, Any], view: PairEmbeddings) -
     return None
 
 
-def _columns(plan: Plan, run: Run, found: Loaded, scored: Scored, embedded: dict[str, Any]) -> pa.Table:
-    texts, groups, view, alike = found.texts, found.groups, found.view, None
+def _columns(plan: Plan, run: Run, loaded: Loaded, scored: Scored, embedded: dict[str, Any]) -> pa.Table:
+    texts, groups, view, alike = loaded.texts, loaded.groups, loaded.view, None
     if plan.score.near_duplicates:
-        alike = shared_text_alikeness(found.text_id, list(view.image), image_groups=groups.image,
+        alike = shared_text_alikeness(loaded.text_id, list(view.image), image_groups=groups.image,
                                       at_least=plan.text_limits.boilerplate_images, seed=plan.score.seed)  # fmt: skip
     text_score, text_issue = text_issues(texts, plan.text_limits, alikeness=alike)
-    unseen = found.has_text & (text_issue == "empty")  # precomputed embeddings of texts that did not come with them
+    unseen = loaded.has_text & (text_issue == "empty")  # precomputed embeddings of texts that did not come with them
     text_score[unseen], text_issue[unseen] = 1, None
-    image_score, image_issue, area = _image_columns(plan, run, found.has_image)
+    image_score, image_issue, area = _image_columns(plan, run, loaded.has_image)
     names, kinds = group_names(groups, open_facts(run, "uid"))
     columns: dict[str, Any] = {f"score_{name}": values for name, values in scored.columns.items()}
     if embedded.get("score_column") and "similarity" in scored.columns:

@@ -143,9 +143,7 @@ class ClassTexts:
                     f"{count} prompt vectors: shorten it, or take fewer `prompt_tokens`."
                 )
         self._ids, self._lengths = torch.from_numpy(ids).long(), torch.from_numpy(np.asarray(lengths)).long()
-        self._order = torch.argsort(self._lengths, stable=True)
         self.device = device
-        self.encodings = 0
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -160,7 +158,6 @@ class ClassTexts:
         chosen = torch.arange(len(self)) if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         order = chosen[torch.argsort(self._lengths[chosen], stable=True)]
         parts = [self._encode(part, prompt) for part in order.split(CHUNK)]
-        self.encodings += len(chosen)
         if not parts:
             return prompt.new_zeros((0, self.side.dim))
         back = torch.argsort(torch.argsort(self._lengths[chosen], stable=True))

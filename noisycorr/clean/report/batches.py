@@ -137,10 +137,10 @@ def survey(run: Run, groups: int = 12) -> Survey:
     )
 
 
-def batches(run: Run, found: Survey) -> Iterator[Batch]:
+def batches(run: Run, surveyed: Survey) -> Iterator[Batch]:
     """Second pass: every row once, in order. Thumbnails are not read."""
     row = 0
-    for piece in found.pieces:
+    for piece in surveyed.pieces:
         start = 0
         ledger = _slices(run.folder / "ledger" / f"{piece}.parquet", None)
         facts = _slices(run.folder / "pairs" / f"{piece}.parquet", set(FROM_PAIRS))
@@ -153,7 +153,7 @@ def batches(run: Run, found: Survey) -> Iterator[Batch]:
                 table = table.append_column("text_length", pc.utf8_length(text))
                 cut = pc.utf8_slice_codeunits(text, 0, TEXT)
                 table = table.set_column(table.column_names.index("text"), "text", cut)
-            yield Batch(piece=piece, start=start, row=row, total=found.rows, table=table)
+            yield Batch(piece=piece, start=start, row=row, total=surveyed.rows, table=table)
             start += table.num_rows
             row += table.num_rows
 

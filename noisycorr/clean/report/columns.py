@@ -143,7 +143,7 @@ class Columns:
         """Add the cells of a batch, one dictionary a row."""
         kept, p_clean, sampled = batch.verdicts() == "keep", batch.floats("p_clean"), batch.sampled()
         held: dict[str, tuple[list[int], list[Any]]] = {}
-        for place, row in enumerate(rows):
+        for position, row in enumerate(rows):
             for name, cell in row.items():
                 if name not in self.columns:
                     if len(self.columns) >= COLUMNS:
@@ -152,7 +152,7 @@ class Columns:
                     self.columns[name] = Column()
                 if not _missing(cell):
                     places, cells = held.setdefault(name, ([], []))
-                    places.append(place)
+                    places.append(position)
                     cells.append(cell)
         for name, (places, cells) in held.items():
             self.columns[name].add(cells, kept[places], p_clean[places], sampled[places])

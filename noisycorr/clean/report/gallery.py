@@ -87,16 +87,16 @@ class Galleries:
 
     Args:
         threshold: `p_clean` below which a pair counts as mismatched.
-        found: The survey, which names the largest near-duplicate groups.
+        surveyed: The survey, which names the largest near-duplicate groups.
     """
 
-    def __init__(self, threshold: float, found: Survey) -> None:
+    def __init__(self, threshold: float, surveyed: Survey) -> None:
         self.threshold = threshold
         self.ranked = {name: Best(SHOWN * 6) for name in ("wrong", "right", "borderline")}
         self.new = {name: Best(SHOWN * 6) for name in NEW}
         self.coded: dict[str, dict[str, Best]] = {"image": {}, "text": {}}
-        self.groups: dict[str, list[Card]] = {name: [] for name in found.groups}
-        self.sizes = found.groups
+        self.groups: dict[str, list[Card]] = {name: [] for name in surveyed.groups}
+        self.sizes = surveyed.groups
 
     def add(self, batch: Batch) -> None:
         """Offer the rows of a batch to every gallery."""
@@ -191,13 +191,13 @@ def with_thumbnails(run: Run, cards: list[Card]) -> list[Card]:
     wanted: dict[str, set[int]] = {}
     for card in cards:
         wanted.setdefault(card.piece, set()).add(card.position)
-    found: dict[tuple[str, int], bytes] = {}
+    thumbnails: dict[tuple[str, int], bytes] = {}
     for piece, positions in sorted(wanted.items()):
         values = read_binary(run.folder / "pairs" / f"{piece}.parquet", "thumbnail", sorted(positions))
-        found |= {(piece, position): data for position, data in values.items()}
+        thumbnails |= {(piece, position): data for position, data in values.items()}
     out, spent = [], 0
     for card in cards:
-        jpeg = found.get((card.piece, card.position), b"")
+        jpeg = thumbnails.get((card.piece, card.position), b"")
         size = jpeg_size(jpeg)
         if size is None or spent + len(jpeg) > ALL_THUMBNAIL_BYTES:
             out.append(card)

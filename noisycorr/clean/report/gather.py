@@ -127,10 +127,10 @@ def gather(run: Run, threshold: float) -> tuple[dict[str, Any], Galleries]:
     Raises:
         UsageError: If the ledger is absent or does not fit the pairs.
     """
-    found = survey(run)
-    counts, scores, columns = Counts(), Distributions(found.scores), Columns()
-    content, truth, galleries = Content(), Truth(), Galleries(threshold, found)
-    for batch in batches(run, found):
+    surveyed = survey(run)
+    counts, scores, columns = Counts(), Distributions(surveyed.scores), Columns()
+    content, truth, galleries = Content(), Truth(), Galleries(threshold, surveyed)
+    for batch in batches(run, surveyed):
         cells = [_columns(value) for value in batch.strings("columns")]
         counts.add(batch)
         scores.add(batch)
@@ -144,16 +144,16 @@ def gather(run: Run, threshold: float) -> tuple[dict[str, Any], Galleries]:
     numbers = {
         "counts": counts.result(),
         "scores": scores.result(),
-        "columns": columns.result(found.rows),
+        "columns": columns.result(surveyed.rows),
         "content": content.result(),
         "truth": truth.result(),
-        "groups": _groups(found),
+        "groups": _groups(surveyed),
     }
     return numbers, galleries
 
 
-def _groups(found: Survey) -> dict[str, Any]:
-    return {"count": found.group_count, "rows": found.group_rows, "largest": found.groups}
+def _groups(surveyed: Survey) -> dict[str, Any]:
+    return {"count": surveyed.group_count, "rows": surveyed.group_rows, "largest": surveyed.groups}
 
 
 def _columns(value: str | None) -> dict[str, Any]:

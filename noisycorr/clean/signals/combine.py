@@ -50,18 +50,18 @@ def combine(
     present, known = np.isfinite(given).any(1), np.isfinite(null).any(1)
     centre = np.nanmean(null, axis=0)
     spread = np.maximum(np.nanstd(null, axis=0), 1e-6)
-    one = np.nan_to_num((given - centre) / spread).astype(np.float64)
-    two = np.nan_to_num((null - centre) / spread).astype(np.float64)
+    scaled = np.nan_to_num((given - centre) / spread).astype(np.float64)
+    scaled_null = np.nan_to_num((null - centre) / spread).astype(np.float64)
     share = _shares(known, near)
-    score, score_null = np.zeros(len(one)), np.zeros(len(two))
+    score, score_null = np.zeros(len(scaled)), np.zeros(len(scaled_null))
     weights = []
     for part in np.unique(fold):
         learn, learn_null = present & (fold != part), known & (null_fold != part)
         if not learn.any() or not learn_null.any():
             learn, learn_null = present, known
-        w = _logistic(one[learn], two[learn_null], share[learn_null])
-        score[fold == part] = one[fold == part] @ w[:-1] + w[-1]
-        score_null[null_fold == part] = two[null_fold == part] @ w[:-1] + w[-1]
+        w = _logistic(scaled[learn], scaled_null[learn_null], share[learn_null])
+        score[fold == part] = scaled[fold == part] @ w[:-1] + w[-1]
+        score_null[null_fold == part] = scaled_null[null_fold == part] @ w[:-1] + w[-1]
         weights.append(w[:-1])
     score[~present], score_null[~known] = np.nan, np.nan
     return Combined(score.astype(np.float32), score_null.astype(np.float32), np.mean(weights, axis=0))
@@ -76,16 +76,16 @@ def _shares(known: np.ndarray, near: np.ndarray | None) -> np.ndarray:
     return np.where(near, NEAR_SHARE / close.sum(), (1 - NEAR_SHARE) / far.sum())
 
 
-def _logistic(one: np.ndarray, two: np.ndarray, share: np.ndarray, limit: int = 100_000) -> np.ndarray:
+def _logistic(given: np.ndarray, null: np.ndarray, share: np.ndarray, limit: int = 100_000) -> np.ndarray:
     """Weights (q + 1,), the last one the offset; classes count equally. Every k-th row above `limit`."""
     from scipy import optimize
 
-    one, step = one[:: max(1, len(one) // limit)], max(1, len(two) // limit)
-    two, share = two[::step], share[::step]
-    x = np.concatenate([one, two])
+    given, step = given[:: max(1, len(given) // limit)], max(1, len(null) // limit)
+    null, share = null[::step], share[::step]
+    x = np.concatenate([given, null])
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    sign = np.concatenate([np.ones(len(one)), -np.ones(len(two))])
-    mass = np.concatenate([np.full(len(one), 0.5 / len(one)), 0.5 * share / share.sum()])
+    sign = np.concatenate([np.ones(len(given)), -np.ones(len(null))])
+    mass = np.concatenate([np.full(len(given), 0.5 / len(given)), 0.5 * share / share.sum()])
     start = np.full(x.shape[1], 0.1)
     bounds = [(0.0, None)] * (x.shape[1] - 1) + [(None, None)]
     return np.asarray(

@@ -250,16 +250,16 @@ def _group(
     parts: list[np.ndarray], side: Side, threshold: float, bits: _Bits | None, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Groups over rows of one side; cosine to the nearest other row (0 = none)."""
-    n, first, found = len(side.original), side.original, first_neighbors(side.distinct, k)
-    one, place = np.nonzero(found.ids >= 0)
-    other, cosine = found.ids[one, place], found.similarity[one, place]
+    n, first, near = len(side.original), side.original, first_neighbors(side.distinct, k)
+    one, place = np.nonzero(near.ids >= 0)
+    other, cosine = near.ids[one, place], near.similarity[one, place]
     alike = cosine >= threshold
     if bits is not None:
         alike |= bits.agree(one, other, cosine)
     star = _stars(parts, n, one[alike], other[alike], threshold, bits)[first]
     _, least, back, sizes = np.unique(star, return_index=True, return_inverse=True, return_counts=True)
     group = np.where(sizes[back] > 1, least[back], -1)  # a group is named by its smallest row
-    nearest = np.where(side.copied, 1.0, np.nan_to_num(found.similarity[first, 0], nan=0.0))
+    nearest = np.where(side.copied, 1.0, np.nan_to_num(near.similarity[first, 0], nan=0.0))
     return group, nearest
 
 

@@ -30,14 +30,14 @@ class Neighborhood:
 
 
 def consensus(
-    found: Neighbors, partner: Sequence[np.ndarray], mean: np.ndarray, weight: np.ndarray, group: np.ndarray
+    near: Neighbors, partner: Sequence[np.ndarray], mean: np.ndarray, weight: np.ndarray, group: np.ndarray
 ) -> Neighborhood:
     """What the partners of the neighbours have in common.
 
         c_i = unit( sum_k  w_k * max(s_ik, 0)^4 * (partner_k - mean) )
 
     Args:
-        found: k neighbours of every row on this side.
+        near: k neighbours of every row on this side.
         partner: Parts of (n, d) features of the other side.
         mean: (d,) their mean, taken off so that what all share does not count as agreement.
         weight: (n,) trust in each pair as a witness, in [0, 1].
@@ -46,14 +46,14 @@ def consensus(
     Returns:
         The neighbourhood; its rows never include the pair itself.
     """
-    n = len(found.ids)
+    n = len(near.ids)
     out = np.zeros((n, partner[0].shape[1]), np.float16)
-    kept = np.where(group[np.maximum(found.ids, 0)] == group[:, None], -1, found.ids)
+    kept = np.where(group[np.maximum(near.ids, 0)] == group[:, None], -1, near.ids)
     for start in range(0, n, BLOCK // 4):
         rows = slice(start, start + BLOCK // 4)
         ids = kept[rows]
         some = np.maximum(ids, 0)
-        share = np.where(ids >= 0, np.maximum(np.nan_to_num(found.similarity[rows]), 0) ** POWER * weight[some], 0)
+        share = np.where(ids >= 0, np.maximum(np.nan_to_num(near.similarity[rows]), 0) ** POWER * weight[some], 0)
         witnesses = take(partner, some.ravel()).astype(np.float32).reshape(*some.shape, -1)
         share = np.where(np.any(witnesses != 0, axis=2), share, 0)  # a missing partner says nothing
         out[rows] = unit(np.einsum("nk,nkd->nd", share, witnesses - mean))

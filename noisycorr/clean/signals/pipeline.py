@@ -201,14 +201,18 @@ def _finish(signals: dict[str, Signal], mix: bool, fold: np.ndarray, pairs: Shuf
 def _siblings(pair: Signal, fit: Fit, space: tuple[Parts, Parts] | None, view: PairEmbeddings, pairs: ShuffledPairs,
               facts: dict[str, Any]) -> tuple[Signal, Fit]:  # fmt: skip
     """Where pictures hold several texts these correct each other; then the score is the log odds of the posterior."""
-    found = correct_by_siblings(view, fit(pair.given), space, pairs) if space is not None else None
-    if found is None:
+    corrected = correct_by_siblings(view, fit(pair.given), space, pairs) if space is not None else None
+    if corrected is None:
         return pair, fit
-    facts["siblings"] = {"pictures": found.pictures, "moved_together": found.rho, "correlation": round(found.kappa, 3)}
+    facts["siblings"] = {
+        "pictures": corrected.pictures,
+        "moved_together": corrected.rho,
+        "correlation": round(corrected.kappa, 3),
+    }
     limit = 1e-4
     given, null = (logit(np.clip(p.astype(np.float64), limit, 1 - limit)).astype(np.float32)
-                   for p in (found.p_clean, fit(pair.null)))  # fmt: skip
-    return Signal(given, null), odds_fit(fit, given, found.p_clean)
+                   for p in (corrected.p_clean, fit(pair.null)))  # fmt: skip
+    return Signal(given, null), odds_fit(fit, given, corrected.p_clean)
 
 
 def _margins(

@@ -112,13 +112,13 @@ class _Pictures:
 
     @staticmethod
     def of(view: PairEmbeddings, rows: np.ndarray, p: np.ndarray, ratio: _Ratio, kappa: float) -> _Pictures:
-        found = [np.zeros((0, rows.shape[1], rows.shape[1]))]
+        ratios = [np.zeros((0, rows.shape[1], rows.shape[1]))]
         for start in range(0, len(rows), BLOCK // 8):  # features of all texts would not fit
             some = rows[start : start + BLOCK // 8]
             text = unit(take(view.text, some.ravel())).reshape(*some.shape, -1)
-            found.append(ratio(np.einsum("gid,gjd->gij", text, text)))
+            ratios.append(ratio(np.einsum("gid,gjd->gij", text, text)))
         odds = special.logit(np.clip(p[rows].astype(np.float64), SURE, 1 - SURE))
-        return _Pictures(rows, odds / (1 + (rows.shape[1] - 1) * kappa), np.concatenate(found))
+        return _Pictures(rows, odds / (1 + (rows.shape[1] - 1) * kappa), np.concatenate(ratios))
 
     def evidence(self, rho: float) -> float:
         """Log likelihood of the agreement of their texts."""

@@ -143,16 +143,16 @@ def kind_of_values(values: Iterable[Any], *, digits_are_numbers: bool = False) -
 
 def merge_kinds(kinds: Iterable[str]) -> str:
     """One kind for a column that several files (or rows) show: empty ones do not count, numbers give way to strings."""
-    found = set(kinds) - {"null"}
-    if not found:
+    seen = set(kinds) - {"null"}
+    if not seen:
         return "null"
-    if len(found) == 1:
-        return found.pop()
-    if found <= {"integer", "string"}:
+    if len(seen) == 1:
+        return seen.pop()
+    if seen <= {"integer", "string"}:
         return "string"
-    if found <= {"string", "strings"}:
+    if seen <= {"string", "strings"}:
         return "strings"
-    return "bytes" if found <= {"bytes", "image"} else "other"
+    return "bytes" if seen <= {"bytes", "image"} else "other"
 
 
 def _image_column(kinds: Mapping[str, str], source: Source) -> str | None:

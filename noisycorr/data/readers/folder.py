@@ -156,16 +156,16 @@ class FolderReader(Reader):
 
 def _items(root: int, folder: Path) -> list[_Item]:
     items: list[_Item] = []
-    for place, names in walk_images(folder):
-        where = place.relative_to(folder).as_posix()
+    for subfolder, names in walk_images(folder):
+        where = subfolder.relative_to(folder).as_posix()
         prefix = "" if where == "." else f"{where}/"
-        found: dict[str, dict[str, list[str]]] = {}
+        by_stem: dict[str, dict[str, list[str]]] = {}
         for name in names:
             stem, _, suffix = name.rpartition(".")
             kind = "image" if is_image_name(name) else suffix.lower()
             if stem and kind in ("image", "txt", "json"):
-                found.setdefault(stem, {}).setdefault(kind, []).append(f".{suffix}")
-        for stem, kinds in sorted(found.items()):
+                by_stem.setdefault(stem, {}).setdefault(kind, []).append(f".{suffix}")
+        for stem, kinds in sorted(by_stem.items()):
             text, fields = (kinds.get(kind, [None])[0] for kind in ("txt", "json"))
             images: list[str | None] = [*kinds.get("image", [])]
             if not images and text is None:

@@ -84,13 +84,13 @@ def find_format(source: Source, paths: list[Path]) -> str:
     """
     if source.input_format != "auto":
         return source.input_format
-    found: dict[str, Path] = {}
+    formats: dict[str, Path] = {}
     for path in paths:
-        found.setdefault(_folder_format(path) if path.is_dir() else _file_format(path), path)
-    if len(found) > 1:
-        parts = " and ".join(f"{path.name} ({name})" for name, path in found.items())
+        formats.setdefault(_folder_format(path) if path.is_dir() else _file_format(path), path)
+    if len(formats) > 1:
+        parts = " and ".join(f"{path.name} ({name})" for name, path in formats.items())
         raise UsageError(f"'::' joins sources of one format only, but there are {parts}: clean them one by one.")
-    return next(iter(found))
+    return next(iter(formats))
 
 
 def files_of(paths: list[Path], format_: str) -> list[Path]:

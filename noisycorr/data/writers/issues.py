@@ -28,7 +28,7 @@ def issue_names(names: list[str]) -> list[str]:
 def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict[str, Any]:
     """Write the lines of one shard. Scores are in [0, 1], lower is worse, empty where there is none."""
     issues, columns = _columns(layout)
-    found, scored = dict.fromkeys(issues, 0), dict.fromkeys(issues, 0)
+    flagged, scored = dict.fromkeys(issues, 0), dict.fromkeys(issues, 0)
     sums = dict.fromkeys(issues, 0.0)
     count = 0
     with atomic_path(part_path(folder, index)) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -37,10 +37,10 @@ def write(folder: Path, index: int, rows: Iterator[Row], layout: Layout) -> dict
             count += 1
             for issue in issues:
                 score = row.values.get(f"{issue}_score")
-                found[issue] += bool(row.values.get(f"is_{issue}_issue"))
+                flagged[issue] += bool(row.values.get(f"is_{issue}_issue"))
                 if score is not None and not math.isnan(score):
                     scored[issue], sums[issue] = scored[issue] + 1, sums[issue] + score
-    return {"rows": count, "found": found, "scored": scored, "sums": sums, "files": part_names(index)}
+    return {"rows": count, "found": flagged, "scored": scored, "sums": sums, "files": part_names(index)}
 
 
 def finish(folder: Path, layout: Layout, shards: list[dict[str, Any]]) -> list[str]:

@@ -92,13 +92,13 @@ def image_suffix(image: bytes | Path | None, format_: str | None, kept: tuple[st
     if isinstance(image, Path):
         suffix = image.suffix.lstrip(".").lower()
         return suffix if suffix in IMAGE_SUFFIXES else SUFFIXES.get(format_ or "", UNKNOWN)
-    found = format_ or sniff_format(image[:512])
-    if found is None:
+    kind = format_ or sniff_format(image[:512])
+    if kind is None:
         return kept[0] if kept else UNKNOWN
-    fitting = [suffix for suffix in kept if FORMATS.get(suffix) == found]
+    fitting = [suffix for suffix in kept if FORMATS.get(suffix) == kind]
     if not fitting and len(kept) == 1 and kept[0] not in FORMATS:  # such as KEY.img: the user's own name for it
         return kept[0]
-    return fitting[0] if fitting else SUFFIXES[found]
+    return fitting[0] if fitting else SUFFIXES[kind]
 
 
 def _safe_part(part: str, *, last: bool, flat: bool) -> str:

@@ -49,13 +49,13 @@ def merge_types(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     return pa.string()
 
 
-def final_type(found: pa.DataType) -> pa.DataType:
+def final_type(merged: pa.DataType) -> pa.DataType:
     """The type to write: int64 for integers, string for a column without any value."""
-    if pa.types.is_list(found):
-        return pa.list_(final_type(found.value_type))
-    if pa.types.is_integer(found):
+    if pa.types.is_list(merged):
+        return pa.list_(final_type(merged.value_type))
+    if pa.types.is_integer(merged):
         return pa.int64()
-    return pa.string() if pa.types.is_null(found) else found
+    return pa.string() if pa.types.is_null(merged) else merged
 
 
 def fit(value: Any, type_: pa.DataType) -> Any:
