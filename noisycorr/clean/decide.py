@@ -27,11 +27,11 @@ class Decide:
 
     Attributes:
         p_threshold: Keep pairs with p_clean at or above this; the default rule.
-        precision: Choose the lowest threshold at which this share of the kept pairs is expected to be right.
-        fraction: Keep this share of the scored pairs, the best round(fraction * n); ties with the last one stay, too.
-        threshold: Keep pairs whose raw `score_pair` is at or above this.
-        keep_duplicates: Keep all members of a group that shows the same picture with the same text.
-        keep_issues: Keep pairs with image or text issues; what can't be read is dropped all the same.
+        precision: Keep as many pairs as possible so that this share of them is expected to be right.
+        fraction: Keep this share of the scored pairs, the best round(fraction * n), and ties with the last one.
+        threshold: Keep pairs whose raw score `score_pair` is at or above this.
+        keep_duplicates: Keep all pairs that have the same image with the same text, instead of one of them.
+        keep_issues: Keep pairs with image or text issues; pairs that cannot be read are still dropped.
         review_margin: Pairs whose p_clean is this close to the threshold get the verdict `review`.
     """
 

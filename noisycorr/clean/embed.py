@@ -45,20 +45,20 @@ DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """How pairs become numbers.
+    """How images and texts are embedded.
 
     Attributes:
         clip_model: embedded (inside the package, no download), open_clip:ARCH/TAG, open_clip:ARCH@CHECKPOINT,
             hf_clip:NAME_OR_FOLDER, or tiny (random weights, for tests).
-        batch_size: Pairs per forward pass; the same features come out only with the same number.
-        workers: Decoding threads, >= 0; 0 = one for each core.
-        model_precision: fp32, bf16 or fp16 inside the encoder.
-        store_precision: fp16 halves the disk space of embeddings, fp32 keeps every bit.
-        max_pixels: Larger pictures are not decoded and stand in the ledger as image_too_large.
+        batch_size: Pairs per forward pass; another size changes the last digits of the features.
+        workers: Threads that decode images, >= 0; 0 = one per core.
+        model_precision: Precision inside the encoder: fp32, bf16 or fp16.
+        store_precision: Precision of stored embeddings: fp16 takes half the disk space, fp32 keeps every bit.
+        max_pixels: Larger images are not decoded; the ledger has them as image_too_large.
         thumbnail: Longest side of the stored preview, 16 to 512 pixels.
-        distributor: none, or ray: pieces go to workers on a Ray cluster, which needs the extra `ray` and a file system
-            that all see. The result is the same.
-        ray_workers: Ray workers, each with an encoder of its own; 0 = one for each processor of the cluster.
+        distributor: none, or ray: parts of the source are embedded by workers on a Ray cluster, which needs the extra
+            `ray` and a shared file system. The result is the same.
+        ray_workers: Number of Ray workers, each with its own encoder; 0 = one per processor of the cluster.
 
     Raises:
         UsageError: If a value is out of its range.

@@ -74,19 +74,19 @@ _CHANGED = "the source changed since it was embedded: run clean again, then expo
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Which pairs go where.
+    """Which pairs are exported, and in which format.
 
     Attributes:
         output_format: webdataset, parquet, hf (a saved dataset), csv (open_clip's, with tabs), jsonl, coco (captions),
             uids (DataComp's sorted npy), clip-retrieval (embeddings and metadata) or issues (cleanlab's table).
-        only: Verdicts to write: keep, recaption (kept with a new text), relabel (of `audit`, kept with another label),
-            drop, review, joined by commas; or all; auto is all for issues, keep alone where nothing new has a place
-            (uids and clip-retrieval), else keep,recaption,relabel.
-        texts: Captions that are written: rectified takes text_rectified of the ledger where there is one, given leaves
-            them as they came. With rectified, the column text_given holds these, too.
+        only: Verdicts to export, joined by commas: keep, recaption (kept with a new text), relabel (of `audit`: kept
+            with another label), drop, review; or all. auto is all for issues, keep for uids and clip-retrieval, which
+            have no place for new texts, else keep,recaption,relabel.
+        texts: Which texts to export: rectified takes the new text where the ledger has one, and adds the original texts
+            as the column text_given; given exports the original texts.
         output_path: Folder to write to; by default export/FORMAT in the run folder.
-        number_sample_per_shard: Pairs in one output shard, >= 1.
-        json_fields: Fields of KEY.json and of JSON lines besides key and text, joined by commas; all if None.
+        number_sample_per_shard: Number of pairs per output shard, >= 1.
+        json_fields: Fields of KEY.json and of JSON lines besides key and text, joined by commas; None = all.
 
     Raises:
         UsageError: If a value is out of its range.

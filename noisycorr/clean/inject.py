@@ -59,18 +59,18 @@ _TEXTS = 256  # texts encoded at once
 
 @dataclass(frozen=True, kw_only=True)
 class Inject:
-    """Which noise, and how much.
+    """Which noise is injected, and how much.
 
     Attributes:
-        noise: random_swap, hard_swap (with easily mistaken texts), partial_caption (half of the words go),
+        noise: random_swap, hard_swap (with similar texts), partial_caption (half of the words are removed),
             generic_caption ("product image"), missing_text, or noise_file (a published noise index).
-        noise_ratio: Share of the texts (or images) to act on, in [0, 1]; a noise_file brings its own.
-        unit: caption moves each text by itself, image moves all texts of an image together; for swaps.
-        class_col: Column whose equal values are easily mistaken, for hard_swap; by default the texts nearest in
-            meaning are, by the embedded sentence encoder.
+        noise_ratio: Share of the texts (or images) to change, in [0, 1]; not used with noise_file.
+        unit: For swaps: caption moves each text alone, image moves all texts of an image together.
+        class_col: For hard_swap: swap among pairs with equal values of this column; by default among the nearest texts
+            by the embedded sentence encoder.
         noise_file: A .npy file of row numbers as NCR, DECL and their successors publish, for `noise` noise_file.
-        neighbors: How many of the nearest texts hard_swap draws from; 1 is hardest.
-        seed: Equal seeds give equal noise.
+        neighbors: Number of nearest texts that hard_swap draws from; 1 is hardest.
+        seed: Random seed; equal seeds give equal noise.
 
     Raises:
         UsageError: If a value is out of range, or has no meaning for this noise.

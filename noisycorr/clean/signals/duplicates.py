@@ -26,17 +26,17 @@ WIDE = 20_000  # in larger clusters a centre is compared with rows two steps awa
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """What counts as a near-duplicate, and which one of a group stays.
+    """What counts as a near-duplicate, and which member of a group is kept.
 
     Attributes:
-        image_threshold: Images of at least this cosine are near-duplicates.
-        text_threshold: The same for texts; texts that are equal when normalised always are.
-        phash_distance: Images whose 64-bit perceptual hashes differ in at most this many bits are near-duplicates,
-            too, from a cosine of `phash_threshold` on. The hash alone is not trusted: blank pictures share it.
-        phash_threshold: See `phash_distance`.
-        neighbors: Neighbours looked at for each row; larger clusters are still found, through one another.
-        keeper: "best_score" keeps the pair of the highest score, "largest" the one of most pixels, "first" the first.
-        seed: For the approximate search of large sets.
+        image_threshold: Images with at least this cosine are near-duplicates.
+        text_threshold: The same for texts; texts that are equal after normalisation always are.
+        phash_distance: Images whose 64-bit perceptual hashes differ in at most this many bits are near-duplicates as
+            well, if their cosine is at least `phash_threshold`. The hash alone is not trusted: blank images share it.
+        phash_threshold: Smallest cosine at which equal hashes count; see `phash_distance`.
+        neighbors: Number of neighbours searched for each row; larger clusters are still found through one another.
+        keeper: Which pair of a group is kept: best_score (highest score), largest (most pixels) or first.
+        seed: Random seed of the approximate search on large sets.
 
     Raises:
         ValueError: If a threshold is outside [-1, 1], a count is out of range or `keeper` is another word.

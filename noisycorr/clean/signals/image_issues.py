@@ -28,14 +28,14 @@ IMAGE_ISSUES: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """Where a picture becomes an issue. Counts on real sets stand in the docstring of `image_issues`.
+    """What counts as an image issue. The docstring of `image_issues` has counts on real sets.
 
     Attributes:
-        min_side: Shortest side in pixels; less is `tiny`.
-        max_aspect: Longest side over shortest; more is `extreme_aspect`.
-        blank_std: Standard deviation of grey values 0..255; less is `blank`.
-        min_entropy: Bits of the grey histogram. Less is `low_information`, if there are few edges as well.
-        min_edges: Mean difference of neighbouring grey values; less is few edges.
+        min_side: Images whose shorter side has fewer pixels are `tiny`.
+        max_aspect: Images whose longer side is more than this many times the shorter one are `extreme_aspect`.
+        blank_std: Images whose grey values (0 to 255) have a smaller standard deviation are `blank`.
+        min_entropy: Images whose grey histogram has fewer bits are `low_information`, if they have few edges as well.
+        min_edges: Images whose neighbouring grey values differ less on average have few edges.
 
     Raises:
         ValueError: If a limit is negative or `max_aspect` < 1.

@@ -47,17 +47,17 @@ class Score:
     """How pairs are scored.
 
     Attributes:
-        align: `none` scores with the encoder's own cosine, `cross-fit` learns heads on the pairs and combines all
-            signals, `auto` does that where the encoder has no joint space of its own; `trained` adds heads of two
-            layers, which see finer differences and take a few times longer; not where texts are classes.
-        folds: Folds of cross-fitting, 2 to 20.
-        neighbors: Neighbours whose texts or images are asked, 0 = leave this signal out.
-        margin: Set each pair against up to 1,024 competitors on both sides (linear in n, but not free).
-        calibration: `null` (wrong pairs made by re-pairing), `gaussian` or `beta` (two components fitted), or `auto`:
-            the label noise of classes where heads are learned and few texts stand on many pictures, else `null`.
-        target_recall: Of approximate neighbour search on large sets.
-        near_duplicates: Search near-duplicates among embeddings; without it only exact copies are found.
-        seed: Of folds, re-pairing and sampling.
+        align: `none` scores by the cosine of the encoder, `cross-fit` learns projection heads on the pairs and combines
+            all signals, `auto` does so if the encoder has no joint space of its own. `trained` adds heads with two
+            layers, which find finer differences and take a few times longer; not used if texts are classes.
+        folds: Number of folds of cross-fitting, 2 to 20.
+        neighbors: Number of nearest neighbours whose texts or images are compared; 0 = leave this signal out.
+        margin: Compare each pair with up to 1,024 other texts and images (time grows linearly with n).
+        calibration: `null` (wrong pairs are made by pairing at random), `gaussian` or `beta` (two fitted components),
+            or `auto`: the label noise of classes if heads are learned and many images share one text, else `null`.
+        target_recall: Recall of the approximate neighbour search on large sets, 0.5 to 1.
+        near_duplicates: Search for near-duplicates among embeddings; without it only exact copies are found.
+        seed: Random seed of folds, random pairs and sampling.
     """
 
     align: str = "auto"

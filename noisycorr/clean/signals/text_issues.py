@@ -73,19 +73,19 @@ WEIGHED = 32  # characters that are looked at to see whether a text is too short
 
 @dataclass(frozen=True, kw_only=True)
 class TextLimits:
-    """Where a text becomes an issue.
+    """What counts as a text issue.
 
     Attributes:
-        min_characters: Letters and digits; fewer are `too_short`. A character beyond Latin, Greek and Cyrillic counts
-            as three: one ideograph or emoji can be a whole word.
-        max_characters: More are `too_long`.
-        url_share: Share of characters (white space left out) inside web and mail addresses; more is `url`.
-        markup_share: The same inside tags, entities and templates; more is `markup`.
-        digit_share: Digits among letters and digits; more is `digits`.
-        bytes_share: Control and replacement characters among all; more is `binary`.
-        boilerplate_images: A text under fewer distinct images is never boilerplate.
-        boilerplate_alikeness: Boilerplate is less alike than this; see `shared_text_alikeness`. 0.5 = its images
-            are as alike as random ones. 0 switches it off.
+        min_characters: Texts with fewer letters and digits are `too_short`. A character outside of Latin, Greek and
+            Cyrillic counts as three, because one ideograph or emoji can be a whole word.
+        max_characters: Texts with more characters are `too_long`.
+        url_share: Texts with a larger share of characters (without white space) in web and mail addresses are `url`.
+        markup_share: Texts with a larger share of characters in tags, entities and templates are `markup`.
+        digit_share: Texts with a larger share of digits among letters and digits are `digits`.
+        bytes_share: Texts with a larger share of control and replacement characters are `binary`.
+        boilerplate_images: A text that fewer distinct images share is never boilerplate.
+        boilerplate_alikeness: A text is boilerplate if the images that share it are less alike than this; 0.5 = as
+            alike as random images, 0 = never. See `shared_text_alikeness`.
 
     Raises:
         ValueError: If a share is outside [0, 1] or a count is negative.

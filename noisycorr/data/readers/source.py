@@ -16,21 +16,21 @@ FORMATS = ("auto", "webdataset", "parquet", "csv", "tsv", "jsonl", "json", "file
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How image and text are found in a source.
+    """How images and texts are found in a source.
 
     Args:
         input_format: webdataset, parquet, csv, tsv, jsonl, json, files (a folder of images), hf, coco or embeddings;
             auto decides from the extension or the content of the folder.
-        image_col: Column that holds the image (bytes, or a path); detected if None.
-        caption_col: Column that holds the text, or a list of texts; detected if None.
-        url_col: Column that holds the address of the image. It is kept as a column and never fetched.
-        id_col: Column that becomes the key; detected if None, else the row number.
-        image_root: Folder that relative image paths start from, and that no image path may leave; by default the
-            folder of the file that names them.
-        wds_image_key: Suffixes of image members in a tar, best first, joined by `;`.
-        wds_caption_key: Suffixes of text members, or names of JSON fields, best first, joined by `;`.
-        hf_split: Split of a hub dataset, or of a saved one that has several.
-        number_sample_per_shard: About how many pairs make one piece of work; >= 1.
+        image_col: Column of the image (bytes or a path); None = detected.
+        caption_col: Column of the text, or of a list of texts; None = detected.
+        url_col: Column of the URL of the image. It is kept as a column and never fetched.
+        id_col: Column that becomes the key; None = detected, or the row number if there is none.
+        image_root: Folder that relative image paths start from and that no image path may leave; by default the
+            folder of the file with the paths.
+        wds_image_key: Suffixes of image files in a tar, best first, joined by `;`.
+        wds_caption_key: Suffixes of text files in a tar, or names of JSON fields, best first, joined by `;`.
+        hf_split: Split of a Hugging Face dataset that has several.
+        number_sample_per_shard: Approximate number of pairs per part of the work, >= 1.
 
     Raises:
         UsageError: If a value is out of its range.
@@ -63,10 +63,10 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Reading):
-    """Where the pairs come from and how to find image and text in them; the rest is that of `Reading`.
+    """Where the pairs come from, and how images and texts are found there; see `Reading` for the other fields.
 
     Args:
-        path: A file, a folder, a brace pattern (`{00000..00010}.tar`), several of them joined by `::`, `hf://NAME` for
+        path: A file, a folder, a brace pattern (`{00000..00010}.tar`), several of these joined by `::`, `hf://NAME` for
             a dataset of the hub, or `sample` for the small set that comes with the package.
 
     Raises:
