@@ -220,11 +220,11 @@ def commands(galleries: Mapping[str, list[Card]], output_folder: str) -> list[tu
     """What to do next: command and what it is for."""
     shown = [card for cards in galleries.values() for card in cards]
     key = CONTROL.sub("", clip(shown[0].key, 80)) if shown else "KEY"
-    folder = f"--output_folder {shlex.quote(output_folder)}"
+    folder = shlex.quote(output_folder)
     return [
-        (f"noisycorr explain {shlex.quote(key)} {folder}", "why one pair was kept or dropped, with every score"),
-        (f"noisycorr decide --precision 0.95 {folder}", "drop only what is wrong with 95 % precision"),
-        (f"noisycorr export --only keep {folder}", "write the kept pairs; the source is never changed"),
+        (f"noisycorr explain {folder} {shlex.quote(key)}", "why one pair was kept or dropped, with every score"),
+        (f"noisycorr decide {folder} --precision 0.95", "drop only what is wrong with 95 % precision"),
+        (f"noisycorr export {folder} --only keep", "write the kept pairs; the source is never changed"),
     ]
 
 
