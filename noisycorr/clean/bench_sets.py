@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from noisycorr.clean.corpus import TEST, TRAIN, VALID, Corpus, read_corpus, split_corpus
-from noisycorr.clean.embed import Embed
-from noisycorr.clean.pipeline import clean
-from noisycorr.clean.plan import Plan
-from noisycorr.data.readers import Source
+from noisycorr.clean.signals.pipeline import Score, Scored, score_pairs
+from noisycorr.clean.signals.view import PairEmbeddings
+from noisycorr.clean.sources import embedded_run
 from noisycorr.data.store import read_facts
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
@@ -54,6 +54,56 @@ def read_value(text: str) -> Any:
         return found
 
 
+def check_lists(choice: Any, known: Mapping[str, Sequence[str]]) -> None:
+    """Refuse what no bench can run: empty lists, numbers below 0, words that are not known.
+
+    Args:
+        choice: Of a bench.
+        known: Words that a field may list.
+
+    Raises:
+        UsageError: Naming the field.
+    """
+    for one in dataclasses.fields(choice):
+        value = getattr(choice, one.name)
+        if isinstance(value, str) and not listed(value):
+            raise UsageError(f"`{one.name}` is empty.")
+        if isinstance(value, int) and value < 0:
+            raise UsageError(f"`{one.name}` is {value}, expected 0 or more.")
+    for name, words in known.items():
+        if bad := [word for word in listed(getattr(choice, name)) if word not in words]:
+            raise UsageError(f"`{name}` names {bad[0]!r}, expected some of {', '.join(words)}.")
+    if bad := [word for word in listed(choice.seeds) if not word.isdecimal()]:
+        raise UsageError(f"`seeds` has {bad[0]!r}, expected whole numbers.")
+
+
+def check_split_sets(sets: str) -> None:
+    """Refuse sets that are not named or not split as `runs_of_set` takes them."""
+    for text in listed(sets):
+        if "=" not in text or text.count("|") not in (0, 2):
+            raise UsageError(f"`sets` has {text!r}, expected NAME=SOURCE or NAME=TRAIN|VALID|TEST.")
+
+
+def shares(text: str) -> list[float]:
+    """Ratios between commas.
+
+    Raises:
+        UsageError: If one is no share.
+    """
+    try:
+        found = [float(word) for word in listed(text)]
+    except ValueError as error:
+        raise UsageError(f"`ratios` must be numbers: {error}.") from error
+    if any(not 0 <= ratio <= 1 for ratio in found):
+        raise UsageError(f"`ratios` is {text}, expected shares in 0 to 1.")
+    return found
+
+
+def seeds_of(text: str) -> list[int]:
+    """Seeds between commas."""
+    return [int(word) for word in listed(text)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchSet:
     """One set of the benchmark; validation and test stay clean.
@@ -81,8 +131,8 @@ def runs_of_set(text: str, run: Run, caption_col: str | None, clip_model: str) -
     """Name of a set, and its run, or those of its three parts."""
     name, _, places = text.partition("=")
     parts = places.split("|")
-    return name, [_embedded(place, run, f"{name}-{number}", caption_col, clip_model)
-                  for number, place in enumerate(parts)]  # fmt: skip
+    return name, [embedded_run(place, run.folder / "features" / f"{name}-{number}", caption_col=caption_col,
+                               clip_model=clip_model) for number, place in enumerate(parts)]  # fmt: skip
 
 
 def read_set(name: str, runs: list[Run], limit: int) -> BenchSet:
@@ -116,10 +166,17 @@ def take(corpus: Corpus, rows: np.ndarray) -> Corpus:
     )  # fmt: skip
 
 
-def _embedded(place: str, run: Run, name: str, caption_col: str | None, clip_model: str) -> Run:
-    if (Path(place) / "stages" / "embed.json").is_file():
-        return Run(place)
-    inner = Run(run.folder / "features" / name)
-    source = Source(path=place, caption_col=caption_col)
-    clean(Plan(source=source, embed=Embed(clip_model=clip_model)), inner, stages=("embed",))
-    return inner
+def judged(corpus: Corpus, seed: int, joint: tuple[list[np.ndarray], list[np.ndarray]] | None = None,
+           ) -> tuple[Scored, np.ndarray]:  # fmt: skip
+    """What `noisycorr clean` would say of these pairs: scores, and p_clean (n,), 0 where nothing can be said.
+
+    Args:
+        corpus: n pairs.
+        seed: Of everything random.
+        joint: Images and texts in a common space; heads are learned on the pairs themselves if None.
+    """
+    view = PairEmbeddings(image=[corpus.image], text=[corpus.text], text_id=corpus.text_group,
+                          image_id=corpus.image_group, present=corpus.usable,
+                          seed=seed, picture=corpus.shown)  # fmt: skip
+    scored = score_pairs(view, joint, Score(seed=seed), learn=joint is None)
+    return scored, np.nan_to_num(scored.fit(scored.pair.given), nan=0.0)
