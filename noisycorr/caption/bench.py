@@ -45,19 +45,7 @@ from noisycorr.caption.captioner.teach import (
 from noisycorr.caption.metrics import cider_d, tokenize
 from noisycorr.caption.train import encoder_of
 from noisycorr.clean.bench import BenchResult, Metric, Row, grid, metric_tables, plot, run_grid, stored_cell
-from noisycorr.clean.bench_sets import (
-    BenchSet,
-    check_lists,
-    check_split_sets,
-    judged,
-    listed,
-    read_set,
-    read_spec,
-    read_value,
-    runs_of_set,
-    seeds_of,
-    shares,
-)
+from noisycorr.clean.bench_sets import BenchSet, check_bench, judged, listed, read_set, read_spec
 from noisycorr.clean.corpus import Corpus
 from noisycorr.clean.signals.text_issues import TextLimits, shared_text_alikeness, text_issues
 from noisycorr.clean.sources import encoder_identity
@@ -144,13 +132,11 @@ class Bench:
     val_limit: int = 500
 
     def __post_init__(self) -> None:
-        check_lists(self, {"noises": NOISES})
-        check_split_sets(self.sets)
-        shares(self.ratios)
+        check_bench(self, {"noises": NOISES}, split=True)
 
     def cells(self) -> list[Row]:
         """Every training on one set: `noise`, `ratio`, `method` and `seed`."""
-        return grid(seed=seeds_of(self.seeds), noise=listed(self.noises), ratio=shares(self.ratios),
+        return grid(seed=listed(self.seeds, int), noise=listed(self.noises), ratio=listed(self.ratios, float),
                     method=listed(self.methods))  # fmt: skip
 
 
@@ -204,12 +190,10 @@ def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
     Raises:
         UsageError: If there is no such method or option.
     """
-    name, written = read_spec(spec, "methods")
+    name, written = read_spec(spec, "methods", as_text=("keep_fraction", "guidances"))
     if name not in METHODS:
         raise UsageError(f"`methods` names {name!r}, expected some of {', '.join(METHODS)}.")
-    values = dict(METHODS[name])
-    for key, value in written.items():
-        values[key] = value if key in ("keep_fraction", "guidances") else read_value(value)
+    values = {**METHODS[name], **written}
     train = dataclasses.replace(train, **{key: values.pop(key) for key in ("select",) if key in values})
     guidances = tuple(float(x) for x in str(values.pop("guidances", "0")).split(","))
     parts: dict[str, Any] = {"levels": LevelChoice(), "teach": Teach(), "decode": Decode(), "design": design}
@@ -291,8 +275,8 @@ class _Prepared:
 
 
 def _prepared(text: str, bench: Bench, run: Run, caption_col: str | None, clip_model: str) -> _Prepared:
-    name, runs = runs_of_set(text, run, caption_col, clip_model)
-    encode, data = _encode(name, runs), read_set(name, runs, bench.limit)
+    data = read_set(text, run, bench.limit, caption_col, clip_model)
+    encode = _encode(data.name, data.runs)
 
     @functools.lru_cache(maxsize=1)  # cells of one noise follow each other; its trainings are large
     def noisy(noise: str, ratio: float, seed: int) -> _Scored:

@@ -144,7 +144,9 @@ def run_grid(
         for cell in cells:
             rows.append(work(data, cell))
             console.say(f"{len(rows)}/{total} {line(rows[-1])}")
-            write_tables(run.folder, rows, settings, tables)
+            write_json(run.path("bench.json"), {**settings, "rows": rows})
+            with atomic_path(run.path("bench.md")) as path:
+                path.write_text(tables(rows), encoding="utf-8")
     keys = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_path(run.path("bench.parquet")) as path:
         pq.write_table(pa.Table.from_pylist([{key: row.get(key) for key in keys} for row in rows]), path)
@@ -152,14 +154,6 @@ def run_grid(
         draw(rows, path)
     run.finish("bench", settings, {"rows": len(rows)})
     return BenchResult(run.folder)
-
-
-def write_tables(folder: Path, rows: list[Row], settings: Mapping[str, Any],
-                 tables: Callable[[list[Row]], str]) -> None:  # fmt: skip
-    """bench.json with all rows, and bench.md."""
-    write_json(folder / "bench.json", {**settings, "rows": rows})
-    with atomic_path(folder / "bench.md") as path:
-        path.write_text(tables(rows), encoding="utf-8")
 
 
 def shown(values: np.ndarray | Sequence[float], digits: int) -> str:
@@ -215,7 +209,8 @@ def metric_table(
             means.setdefault(name, []).extend([metric.values(there).mean()] if there else [])
         out.append([*start, *cells, *(add(group) for add in (tail or {}).values())])
     if mean:
-        out.append(["mean", *[""] * (len(lines) - 1), *(f"{np.mean(means[name]):.{metric.digits}f}" for name in names)])
+        out.append(["mean", *[""] * (len(lines) - 1), *(f"{np.mean(means[name]):.{metric.digits}f}" for name in names),
+                    *[""] * len(tail or {})])  # fmt: skip
     return markdown([*lines, *names, *(tail or {})], out, metric.title)
 
 
@@ -231,13 +226,13 @@ def _best(means: Mapping[str, float], metric: Metric) -> list[str]:
 def metric_tables(rows: Sequence[Row], metrics: Sequence[Metric], lines: Mapping[str, Text], *,
                   mean: bool = False) -> str:  # fmt: skip
     """A table for each metric that a row has, and a line about the seeds."""
-    found = [metric_table(rows, metric, lines, mean=mean) for metric in metrics]
-    return "\n\n".join([*filter(None, found), about_seeds(rows)])
+    return joined(rows, *(metric_table(rows, metric, lines, mean=mean) for metric in metrics))
 
 
-def about_seeds(rows: Sequence[Row]) -> str:
-    """What ends the tables."""
-    return f"Mean ± standard deviation over seeds {', '.join(map(str, sorted({row['seed'] for row in rows})))}.\n"
+def joined(rows: Sequence[Row], *tables: str) -> str:
+    """Tables, without the empty ones, and a line about the seeds."""
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
+    return "\n\n".join([*filter(None, tables), f"Mean ± standard deviation over seeds {seeds}.\n"])
 
 
 def plot(rows: Sequence[Row], path: Path, metric: Metric, *, panel: Text, x: str, x_title: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import yaml
 
 from noisycorr.clean.corpus import TEST, TRAIN, VALID, Corpus, read_corpus, split_corpus
 from noisycorr.clean.signals.pipeline import Score, Scored, score_pairs
@@ -17,18 +17,21 @@ from noisycorr.data.store import read_facts
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
 
-
-def listed(text: str) -> list[str]:
-    """Words between commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
+Word = TypeVar("Word")
 
 
-def read_spec(spec: str, flag: str) -> tuple[str, dict[str, str]]:
-    """Name and options of `NAME+option=value+...`; values as they were written.
+def listed(text: str, kind: Callable[[str], Word] = str) -> list[Word]:  # type: ignore[assignment]
+    """Words between commas, or numbers."""
+    return [kind(word.strip()) for word in text.split(",") if word.strip()]
+
+
+def read_spec(spec: str, flag: str, *, as_text: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
+    """Name and options of `NAME+option=value+...`.
 
     Args:
         spec: One method.
         flag: Whose value it is, for the error.
+        as_text: Options whose values stay as they were written; of others YAML says what they are.
 
     Raises:
         UsageError: If a part is no option=value.
@@ -39,14 +42,12 @@ def read_spec(spec: str, flag: str) -> tuple[str, dict[str, str]]:
         key, sign, value = part.partition("=")
         if not sign:
             raise UsageError(f"`{flag}`: {part!r} in {spec!r} is no option=value.")
-        options[key] = value
+        options[key] = value if key in as_text else _value(value)
     return name, options
 
 
-def read_value(text: str) -> Any:
-    """What YAML says that the value of an option is, and a number where it takes one, such as 1e6, for a word."""
-    import yaml
-
+def _value(text: str) -> Any:
+    """What YAML says that it is, and a number where YAML takes one, such as 1e6, for a word."""
     found = yaml.safe_load(text)
     try:
         return float(text) if found == text else found
@@ -54,54 +55,39 @@ def read_value(text: str) -> Any:
         return found
 
 
-def check_lists(choice: Any, known: Mapping[str, Sequence[str]]) -> None:
-    """Refuse what no bench can run: empty lists, numbers below 0, words that are not known.
+def check_bench(choice: Any, known: Mapping[str, Sequence[str]], *, split: bool = False) -> None:
+    """Refuse what no bench can run: empty lists, numbers below 0, unknown words, seeds and ratios that are none.
 
     Args:
-        choice: Of a bench.
+        choice: Of a bench, with `sets` and `seeds`.
         known: Words that a field may list.
+        split: Sets may come split, as `read_set` takes them.
 
     Raises:
         UsageError: Naming the field.
     """
-    for one in dataclasses.fields(choice):
-        value = getattr(choice, one.name)
+    for name, value in vars(choice).items():
         if isinstance(value, str) and not listed(value):
-            raise UsageError(f"`{one.name}` is empty.")
+            raise UsageError(f"`{name}` is empty.")
         if isinstance(value, int) and value < 0:
-            raise UsageError(f"`{one.name}` is {value}, expected 0 or more.")
+            raise UsageError(f"`{name}` is {value}, expected 0 or more.")
     for name, words in known.items():
         if bad := [word for word in listed(getattr(choice, name)) if word not in words]:
             raise UsageError(f"`{name}` names {bad[0]!r}, expected some of {', '.join(words)}.")
     if bad := [word for word in listed(choice.seeds) if not word.isdecimal()]:
         raise UsageError(f"`seeds` has {bad[0]!r}, expected whole numbers.")
+    if bad := [word for word in listed(getattr(choice, "ratios", "")) if not _is_share(word)]:
+        raise UsageError(f"`ratios` has {bad[0]!r}, expected shares in 0 to 1.")
+    counts, more = ((0, 2), " or NAME=TRAIN|VALID|TEST") if split else (range(100), "")
+    if bad := [text for text in listed(choice.sets) if "=" not in text or text.count("|") not in counts]:
+        raise UsageError(f"`sets` has {bad[0]!r}, expected NAME=SOURCE{more}.")
 
 
-def check_split_sets(sets: str) -> None:
-    """Refuse sets that are not named or not split as `runs_of_set` takes them."""
-    for text in listed(sets):
-        if "=" not in text or text.count("|") not in (0, 2):
-            raise UsageError(f"`sets` has {text!r}, expected NAME=SOURCE or NAME=TRAIN|VALID|TEST.")
-
-
-def shares(text: str) -> list[float]:
-    """Ratios between commas.
-
-    Raises:
-        UsageError: If one is no share.
-    """
+def _is_share(text: str) -> bool:
     try:
-        found = [float(word) for word in listed(text)]
-    except ValueError as error:
-        raise UsageError(f"`ratios` must be numbers: {error}.") from error
-    if any(not 0 <= ratio <= 1 for ratio in found):
-        raise UsageError(f"`ratios` is {text}, expected shares in 0 to 1.")
-    return found
-
-
-def seeds_of(text: str) -> list[int]:
-    """Seeds between commas."""
-    return [int(word) for word in listed(text)]
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +102,7 @@ class BenchSet:
         test: Pairs to report.
         valid_texts: Texts of the validation pairs, for captioners.
         test_texts: Texts of the test pairs.
+        runs: The run that it was read from, or those of its three parts.
     """
 
     name: str
@@ -125,18 +112,25 @@ class BenchSet:
     test: Corpus
     valid_texts: list[str | None] = field(default_factory=list)
     test_texts: list[str | None] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
 
 
-def runs_of_set(text: str, run: Run, caption_col: str | None, clip_model: str) -> tuple[str, list[Run]]:
-    """Name of a set, and its run, or those of its three parts."""
+def read_set(text: str, run: Run, limit: int, caption_col: str | None, clip_model: str) -> BenchSet:
+    """A set from `NAME=SOURCE` or `NAME=TRAIN|VALID|TEST`, embedded into the folder if it is not a run already.
+
+    Args:
+        text: Its spec.
+        run: Of the bench.
+        limit: Training pairs, from the start; 0 = all.
+        caption_col: Column of the texts of sources that are not embedded yet.
+        clip_model: Their encoder.
+
+    Raises:
+        UsageError: If a part has fewer than 2 pairs.
+    """
     name, _, places = text.partition("=")
-    parts = places.split("|")
-    return name, [embedded_run(place, run.folder / "features" / f"{name}-{number}", caption_col=caption_col,
-                               clip_model=clip_model) for number, place in enumerate(parts)]  # fmt: skip
-
-
-def read_set(name: str, runs: list[Run], limit: int) -> BenchSet:
-    """A set from its runs, with so many training pairs; 0 = all."""
+    runs = [embedded_run(place, run.folder / "features" / f"{name}-{number}", caption_col=caption_col,
+                         clip_model=clip_model) for number, place in enumerate(places.split("|"))]  # fmt: skip
     corpora = [read_corpus(one) for one in runs]
     texts = [read_facts(one, ["text"]).column("text").to_pylist() for one in runs]
     if len(corpora) == 1:
@@ -153,7 +147,7 @@ def read_set(name: str, runs: list[Run], limit: int) -> BenchSet:
     train, valid, test = (take(corpus, some) for corpus, some in zip(corpora, rows))
     own = [[found[row] for row in some] for found, some in zip(texts, rows)]
     return BenchSet(name=name, train=train, texts=own[0], valid=valid, test=test, valid_texts=own[1],
-                    test_texts=own[2])  # fmt: skip
+                    test_texts=own[2], runs=runs)  # fmt: skip
 
 
 def take(corpus: Corpus, rows: np.ndarray) -> Corpus:

@@ -13,19 +13,8 @@ import numpy as np
 import torch
 import yaml
 
-from noisycorr.clean.bench import (
-    DASH,
-    BenchResult,
-    Metric,
-    Row,
-    about_seeds,
-    grid,
-    metric_table,
-    plot,
-    run_grid,
-    stored_cell,
-)
-from noisycorr.clean.bench_sets import check_lists, listed, read_spec, read_value, seeds_of
+from noisycorr.clean.bench import BenchResult, Metric, Row, grid, joined, metric_table, plot, run_grid, stored_cell
+from noisycorr.clean.bench_sets import check_bench, listed, read_spec
 from noisycorr.data.readers import Source
 from noisycorr.models.encoders import load_encoder
 from noisycorr.models.training.batches import stream_seed
@@ -93,9 +82,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         check_words(self)
-        check_lists(self, {})
-        if bad := [text for text in listed(self.sets) if "=" not in text]:
-            raise UsageError(f"`sets` has {bad[0]!r}, expected NAME=SOURCE.")
+        check_bench(self, {})
         for method in listed(self.methods):
             parse_method(method, Context(), Rounds(), Steps())
 
@@ -151,8 +138,7 @@ def parse_method(spec: str, context: Context, rounds: Rounds, steps: Steps) -> M
     if kind not in METHODS:
         raise UsageError(f"`methods` names {kind!r}, expected one of {', '.join(METHODS)}.")
     own: dict[str, Any] = dict(OWN)
-    for key, value in written.items():
-        told = read_value(value)
+    for key, told in written.items():
         homes = [choice for choice in (context, rounds, steps) if hasattr(choice, key)]
         if key in own:
             own[key] = told
@@ -190,7 +176,7 @@ def bench_prompt(
     """
     run = new_run(output_folder)
     methods = {spec: parse_method(spec, context, rounds, steps) for spec in listed(bench.methods)}
-    cells = grid(seed=seeds_of(bench.seeds), method=list(methods))
+    cells = grid(seed=listed(bench.seeds, int), method=list(methods))
     with at_work(run.folder, "bench prompt"):
         plan = [(partial(load_set, text, run, clip_model), cells) for text in listed(bench.sets)]
         return run_grid(
@@ -349,15 +335,14 @@ def tables(rows: list[Row]) -> str:
         "mean gain": lambda mine: f"{100 * np.mean([row['gain'] for row in mine]):+.1f}",
         "poor / rich half": _halves,
     }
-    found = [metric_table(rows, ACCURACY, METHOD, columns="set", tail=tail),
-             metric_table(rows, HARMONIC, METHOD, columns="set"), about_seeds(rows)]  # fmt: skip
-    return "\n\n".join(filter(None, found))
+    accuracy_table = metric_table(rows, ACCURACY, METHOD, columns="set", tail=tail)
+    return joined(rows, accuracy_table, metric_table(rows, HARMONIC, METHOD, columns="set"))
 
 
 def _halves(rows: list[Row]) -> str:
     """Mean gain of the classes that zero-shot knows badly, and of those that it knows well."""
     halves = [[row[side] for row in rows if row[side] is not None] for side in ("poor", "rich")]
-    return " / ".join(f"{100 * np.mean(some):+.1f}" if some else DASH for some in halves)
+    return " / ".join(f"{100 * np.mean(some):+.1f}" if some else "–" for some in halves)
 
 
 def with_similar(rows: list[Row]) -> list[Row]:

@@ -16,19 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from noisycorr.clean.bench import ORACLE, BenchResult, Metric, Row, grid, metric_tables, plot, run_grid, stored_cell
-from noisycorr.clean.bench_sets import (
-    BenchSet,
-    check_lists,
-    check_split_sets,
-    judged,
-    listed,
-    read_set,
-    read_spec,
-    read_value,
-    runs_of_set,
-    seeds_of,
-    shares,
-)
+from noisycorr.clean.bench_sets import BenchSet, check_bench, judged, listed, read_set, read_spec
 from noisycorr.clean.corpus import Corpus, swap_texts
 from noisycorr.data.noise.recipes import RandomSwap
 from noisycorr.models.training.choice import Train
@@ -78,15 +66,13 @@ class Bench:
     limit: int = 8000
 
     def __post_init__(self) -> None:
-        check_lists(self, {"units": ("caption", "image")})
-        check_split_sets(self.sets)
-        shares(self.ratios)
+        check_bench(self, {"units": ("caption", "image")}, split=True)
 
     def cells(self) -> list[Row]:
         """Every training on one set: `unit`, `ratio`, `method` and `seed`."""
         for method in listed(self.strategies):
             method_of(method)
-        return grid(seed=seeds_of(self.seeds), unit=listed(self.units), ratio=shares(self.ratios),
+        return grid(seed=listed(self.seeds, int), unit=listed(self.units), ratio=listed(self.ratios, float),
                     method=listed(self.strategies))  # fmt: skip
 
 
@@ -114,7 +100,7 @@ def bench_noise(
     """
     run = new_run(output_folder)
     with at_work(run.folder, "bench noise"):
-        plan = [(partial(load_set, text, run, bench.limit, caption_col, clip_model), bench.cells())
+        plan = [(partial(read_set, text, run, bench.limit, caption_col, clip_model), bench.cells())
                 for text in listed(bench.sets)]  # fmt: skip
         return run_grid(
             run, plan, lambda data, cell: run_cell(data, cell, train, run), line=_line,
@@ -131,19 +117,13 @@ def _line(row: Row) -> str:
             f"{row['rSum']:.1f} (single {row['rSum_single']:.1f}){found}, {row['seconds']:.0f} s")  # fmt: skip
 
 
-def load_set(text: str, run: Run, limit: int, caption_col: str | None, clip_model: str) -> BenchSet:
-    """A set from `NAME=SOURCE` or `NAME=TRAIN|VALID|TEST`, embedded into the folder if it is not a run already."""
-    return read_set(*runs_of_set(text, run, caption_col, clip_model), limit)
-
-
 def method_of(spec: str) -> tuple[str, Strategy]:
     """The method that a spec names, with two networks where it has the choice, so that all have an ensemble.
 
     Raises:
         UsageError: If there is no such method or option.
     """
-    name, written = read_spec(spec, "strategies")
-    options = {key: read_value(value) for key, value in written.items()}
+    name, options = read_spec(spec, "strategies")
     name = "plain" if name == ORACLE else name
     kind = find_strategy(name)
     peers = [item for item in dataclasses.fields(kind) if item.name == "peer"]  # type: ignore[arg-type]

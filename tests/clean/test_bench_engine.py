@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from noisycorr.clean.bench import (
     shown,
     stored_cell,
 )
-from noisycorr.clean.bench_sets import check_lists, check_split_sets, listed, read_spec, read_value, shares
+from noisycorr.clean.bench_sets import check_bench, listed, read_spec
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run, read_json
 
@@ -147,23 +148,33 @@ def test_notes_and_tails_say_more():
 
 
 def test_words_of_a_bench():
-    assert listed(" a, ,b ") == ["a", "b"] and shares("0,0.5") == [0, 0.5]
-    assert read_spec("m+a=1+b=x", "methods") == ("m", {"a": "1", "b": "x"})
-    assert [read_value(text) for text in ("1e6", "true", "word", "3")] == [1e6, True, "word", 3]
+    assert listed(" a, ,b ") == ["a", "b"] and listed("0,0.5", float) == [0, 0.5]
+    assert read_spec("m+a=1+b=x+c=1e6+d=true", "methods") == ("m", {"a": 1, "b": "x", "c": 1e6, "d": True})
+    assert read_spec("m+a=1", "methods", as_text=("a",)) == ("m", {"a": "1"})
     assert grid(seed=[0, 1], x=["a", "b"])[1] == {"seed": 0, "x": "b"}
-    with pytest.raises(UsageError, match="`sets` has 'a'"):
-        check_split_sets("a")
-    for text, said in (("x", "numbers"), ("1.5", "shares in 0 to 1"), ("nan", "shares in 0 to 1")):
-        with pytest.raises(UsageError, match=said):
-            shares(text)
 
 
-def test_lists_of_a_choice_are_checked():
-    from dataclasses import make_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a bench is told."""
 
-    kind = make_dataclass("Choice", [("words", str), ("seeds", str), ("limit", int)])
-    check_lists(kind("a,b", "0,1", 0), {"words": ("a", "b")})
-    for wrong, said in ((("", "0", 0), "`words` is empty"), (("c", "0", 0), "names 'c', expected some of a, b"),
-                        (("a", "x", 0), "whole numbers"), (("a", "0", -1), "`limit` is -1")):  # fmt: skip
-        with pytest.raises(UsageError, match=said):
-            check_lists(kind(*wrong), {"words": ("a", "b")})
+    sets: str = "a=b"
+    words: str = "a,b"
+    ratios: str = "0,0.4"
+    seeds: str = "0,1"
+    limit: int = 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"words": ","}, "`words` is empty"), ({"words": "c"}, "names 'c', expected some of a, b"),
+        ({"seeds": "x"}, "whole numbers"), ({"limit": -1}, "`limit` is -1"), ({"ratios": "x"}, "shares in 0 to 1"),
+        ({"ratios": "1.5"}, "shares in 0 to 1"), ({"ratios": "nan"}, "shares in 0 to 1"),
+        ({"sets": "a"}, "NAME=SOURCE or NAME=TRAIN"), ({"sets": "a=b|c"}, "NAME=SOURCE or NAME=TRAIN"),
+    ],
+)  # fmt: skip
+def test_lists_of_a_choice_are_checked(wrong: dict[str, Any], said: str):
+    check_bench(Choice(sets="a=b|c|d"), {"words": ("a", "b")}, split=True)
+    with pytest.raises(UsageError, match=said):
+        check_bench(Choice(**wrong), {"words": ("a", "b")}, split=True)

@@ -104,8 +104,8 @@ def test_methods_of_the_benchmark_have_two_networks():
     ("choice", "said"),
     [
         ({"sets": "sample"}, "expected NAME=SOURCE"),
-        ({"units": "word"}, "expected caption or image"),
-        ({"ratios": "0.2,x"}, "must be numbers"),
+        ({"units": "word"}, "expected some of caption, image"),
+        ({"ratios": "0.2,x"}, "shares in 0 to 1"),
         ({"ratios": "1.2"}, "expected shares in 0 to 1"),
         ({"strategies": "nobody"}, "is not known"),
         ({"strategies": "coteach+bmm"}, "is no option=value"),

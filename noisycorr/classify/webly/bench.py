@@ -14,7 +14,7 @@ from noisycorr.classify.classes import class_names, column_values, encode_names
 from noisycorr.classify.webly.choice import RETRIEVAL_ONLY, TrainClasses
 from noisycorr.classify.webly.study import WeblySet, method_of, run_cell
 from noisycorr.clean.bench import BenchResult, Metric, Row, grid, markdown, metric_tables, plot, run_grid, shown
-from noisycorr.clean.bench_sets import check_lists, listed, seeds_of
+from noisycorr.clean.bench_sets import check_bench, listed
 from noisycorr.clean.signals.crossfit import reduce_width
 from noisycorr.clean.sources import embedded_run
 from noisycorr.data.store import open_features, read_facts
@@ -44,6 +44,20 @@ FACTS = (
     Metric(name="anchor_precision", title="trusted samples that are right", digits=3),
 )
 LINES: dict[str, Callable[[Row], str]] = {"set": lambda row: row["set"], "noise": lambda row: row["noise"]}
+
+
+def parse_set(text: str) -> tuple[str, str, dict[str, str]]:
+    """Name, source and columns of `NAME=SOURCE:class=COLUMN+group=COLUMN+label=COLUMN`.
+
+    Raises:
+        UsageError: If it is something else.
+    """
+    name, sign, rest = text.partition("=")
+    place, colon, options = rest.rpartition(":")
+    columns = dict(part.split("=", 1) for part in options.split("+") if "=" in part)
+    if not (sign and colon and place) or "class" not in columns or not set(columns) <= {"class", "group", "label"}:
+        raise UsageError(f"`sets` has {text!r}, expected NAME=SOURCE:class=COLUMN, then +group=COLUMN, +label=COLUMN.")
+    return name.strip(), place, columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +92,7 @@ class Bench:
     width: int = 256
 
     def __post_init__(self) -> None:
-        check_lists(self, {"noise": KINDS})
+        check_bench(self, {"noise": KINDS})
         check_least(self, {"anchors": 1, "fewest": 2})
         for text in listed(self.sets):
             parse_set(text)
@@ -88,7 +102,7 @@ class Bench:
         for method in listed(self.methods):
             method_of(method)
         kinds = [kind for kind in listed(self.noise) if (kind == "natural") == natural]
-        return grid(seed=seeds_of(self.seeds), noise=kinds, method=listed(self.methods), anchors=[self.anchors])
+        return grid(seed=listed(self.seeds, int), noise=kinds, method=listed(self.methods), anchors=[self.anchors])
 
 
 @flat
@@ -129,20 +143,6 @@ def bench_webly(
             settings={"bench": vars(bench), "train": train.settings()},
             draw=partial(plot, metric=METRICS[0], x="noise", x_title="noise", panel=LINES["set"]),
         )  # fmt: skip
-
-
-def parse_set(text: str) -> tuple[str, str, dict[str, str]]:
-    """Name, source and columns of `NAME=SOURCE:class=COLUMN+group=COLUMN+label=COLUMN`.
-
-    Raises:
-        UsageError: If it is something else.
-    """
-    name, sign, rest = text.partition("=")
-    place, colon, options = rest.rpartition(":")
-    columns = dict(part.split("=", 1) for part in options.split("+") if "=" in part)
-    if not (sign and colon and place) or "class" not in columns or not set(columns) <= {"class", "group", "label"}:
-        raise UsageError(f"`sets` has {text!r}, expected NAME=SOURCE:class=COLUMN, then +group=COLUMN, +label=COLUMN.")
-    return name.strip(), place, columns
 
 
 def load_set(text: str, choice: Bench, run: Run, caption_col: str | None, clip_model: str) -> WeblySet:

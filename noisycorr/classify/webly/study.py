@@ -17,7 +17,7 @@ from noisycorr.classify.webly.contract import Method
 from noisycorr.classify.webly.fitting import feature_learner, final_opinion, predict_features, probabilities, tune_on
 from noisycorr.classify.webly.methods import load_method
 from noisycorr.clean.bench import ORACLE, Row, stored_cell
-from noisycorr.clean.bench_sets import read_spec, read_value
+from noisycorr.clean.bench_sets import read_spec
 from noisycorr.data.noise.labels import NoisyLabels, diffuse_noise, noisy_texts, semantic_noise
 from noisycorr.models.training.loop import Hooks, fit
 from noisycorr.runtime.errors import UsageError
@@ -92,8 +92,7 @@ def method_of(spec: str) -> Method:
     Raises:
         UsageError: If there is no such method or option.
     """
-    name, written = read_spec(spec, "methods")
-    options = {key: read_value(value) for key, value in written.items()}
+    name, options = read_spec(spec, "methods")
     method = load_method("plain" if name == ORACLE else name, options)
     if method.labels == "many":
         raise UsageError(f"`methods` names {name}, which learns tags; the benchmark has one label for each sample.")
