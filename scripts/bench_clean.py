@@ -3,9 +3,9 @@
     python scripts/bench_clean.py                                   # the README's table
     python scripts/bench_clean.py --parts start,pairs,decide,report,search --sizes 100000,1000000
 
-Parts: `start` (`noisycorr --help`, beside an interpreter that does nothing), `embed` (our embedding stage against a bare
-loop with the same model, side by side), `memory` (peak over shard counts), `pairs` (score, calibrate, decide and ledger
-from stored 512-number embeddings), `decide` (another rule, and back again to the same bytes), `report` (report.html and
+Parts: `start` (`noisycorr --help`, beside an interpreter that does nothing), `embed` (our embedding stage and a bare
+loop with the same model, in turns), `memory` (peak over shard counts), `pairs` (score, decide and ledger from stored
+512-number embeddings), `decide` (another rule, and back again to the same bytes), `report` (report.html and
 report.json), `search` (near-duplicates and neighbourhoods over 512 numbers). `pairs`, `decide` and `report` share one
 made set. What reports memory runs in a process of its own. Cores are shared on most machines: CPU seconds are told
 beside the wall clock.

@@ -71,8 +71,7 @@ def main() -> None:
         result = run_grid(
             Run(given.output), plan, lambda data, cell: run_cell(data, cell, dict(answers)[cell["method"]], given),
             settings={"sets": given.sets, "limit": given.limit}, tables=tables,
-            line=lambda row: f"{' '.join(str(row[key]) for key in ('set', 'noise', 'unit', 'ratio', 'method', 'seed'))}: "
-                             f"AUROC {row['auroc']:.3f}",
+            line=lambda row: " ".join(f"{name} {value}" for name, value in row.items()),
             draw=partial(plot, metric=METRICS[0], x="ratio", x_title="share of wrong pairs",
                          panel=lambda row: f"{row['set']}, {row['noise']} by {row['unit']}"),
         )  # fmt: skip

@@ -136,8 +136,8 @@ class Bench:
 
     def cells(self) -> list[Row]:
         """Every training on one set: `noise`, `ratio`, `method` and `seed`."""
-        return grid(seed=listed(self.seeds, int), noise=listed(self.noises), ratio=listed(self.ratios, float),
-                    method=listed(self.methods))  # fmt: skip
+        seeds, ratios = list(map(int, listed(self.seeds))), list(map(float, listed(self.ratios)))
+        return grid(seed=seeds, noise=listed(self.noises), ratio=ratios, method=listed(self.methods))
 
 
 @flat

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import yaml
@@ -17,12 +17,10 @@ from noisycorr.data.store import read_facts
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
 
-Word = TypeVar("Word")
 
-
-def listed(text: str, kind: Callable[[str], Word] = str) -> list[Word]:  # type: ignore[assignment]
-    """Words between commas, or numbers."""
-    return [kind(word.strip()) for word in text.split(",") if word.strip()]
+def listed(text: str) -> list[str]:
+    """Words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def read_spec(spec: str, flag: str, *, as_text: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:

@@ -176,7 +176,7 @@ def bench_prompt(
     """
     run = new_run(output_folder)
     methods = {spec: parse_method(spec, context, rounds, steps) for spec in listed(bench.methods)}
-    cells = grid(seed=listed(bench.seeds, int), method=list(methods))
+    cells = grid(seed=list(map(int, listed(bench.seeds))), method=list(methods))
     with at_work(run.folder, "bench prompt"):
         plan = [(partial(load_set, text, run, clip_model), cells) for text in listed(bench.sets)]
         return run_grid(

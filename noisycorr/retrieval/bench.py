@@ -72,8 +72,8 @@ class Bench:
         """Every training on one set: `unit`, `ratio`, `method` and `seed`."""
         for method in listed(self.strategies):
             method_of(method)
-        return grid(seed=listed(self.seeds, int), unit=listed(self.units), ratio=listed(self.ratios, float),
-                    method=listed(self.strategies))  # fmt: skip
+        seeds, ratios = list(map(int, listed(self.seeds))), list(map(float, listed(self.ratios)))
+        return grid(seed=seeds, unit=listed(self.units), ratio=ratios, method=listed(self.strategies))
 
 
 @flat

@@ -102,7 +102,9 @@ class Bench:
         for method in listed(self.methods):
             method_of(method)
         kinds = [kind for kind in listed(self.noise) if (kind == "natural") == natural]
-        return grid(seed=listed(self.seeds, int), noise=kinds, method=listed(self.methods), anchors=[self.anchors])
+        return grid(
+            seed=list(map(int, listed(self.seeds))), noise=kinds, method=listed(self.methods), anchors=[self.anchors]
+        )
 
 
 @flat
