@@ -289,13 +289,17 @@ def tables(rows: list[Row]) -> str:
     """Everything that was measured, mean and standard deviation over seeds."""
     lines = {"set": lambda row: str(row["set"])}
     active = {**lines, "round": lambda row: str(row.get("round", ""))}
-    tune = {**lines, "noise": lambda row: f"{row['noise']:.0%}"}
+    noise = {"noise": lambda row: f"{row['noise']:.0%}"}  # over all sets
     # Zero-shot answers have no seed to vary, and accuracy is asked for at different places in each part.
     return joined(
         [row for row in rows if row["seed"] is not None] or [{"seed": 0}],
         metric_table([row for row in rows if row["part"] == "transductive"], ACCURACY, lines),
         *(metric_table([row for row in rows if row["part"] == "active"], metric, active) for metric in ACTIVE),
-        *(metric_table([row for row in rows if row["part"] == "tune"], metric, tune) for metric in TUNE),
+        *(
+            metric_table([row for row in rows if row["part"] == "tune"], metric, head)
+            for head in (noise, {**lines, **noise})
+            for metric in TUNE
+        ),
     )
 
 
