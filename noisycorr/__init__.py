@@ -22,10 +22,15 @@ from typing import Any
 from noisycorr.runtime.version import __version__ as __version__
 
 _PLACES = {  # name: where it is
+    "BenchResult": "noisycorr.clean.bench",
     "CleanRun": "noisycorr.clean.result",
     "Loss": "noisycorr.models.training.contract",
     "Strategy": "noisycorr.models.training.contract",
     "Trust": "noisycorr.models.training.contract",
+    "bench_caption": "noisycorr.caption.bench",
+    "bench_noise": "noisycorr.retrieval.bench",
+    "bench_prompt": "noisycorr.prompt.bench",
+    "bench_webly": "noisycorr.classify.webly.bench",
     "check_strategy": "noisycorr.retrieval.testing",
     "doctor": "noisycorr.clean.verbs",
     "embed": "noisycorr.clean.verbs",
@@ -36,6 +41,7 @@ _PLACES = {  # name: where it is
     "status": "noisycorr.clean.verbs",
 }
 _RESULTS = {  # what a folder holds, by the marker that its work writes first: the last that is there counts
+    "bench": ("noisycorr.clean.bench", "BenchResult"),
     "embed_started": ("noisycorr.clean.result", "CleanRun"),
     "embed": ("noisycorr.clean.result", "CleanRun"),
 }

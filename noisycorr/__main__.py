@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import noisycorr
-from noisycorr.caption.verbs import BenchCaption, CaptionGenerate, CaptionScore, CaptionTrain, Recaption
+from noisycorr.caption.verbs import CaptionGenerate, CaptionScore, CaptionTrain, Recaption
 from noisycorr.classify.audit.verbs import Audit
 from noisycorr.classify.heads.verbs import Annotate, Tune
-from noisycorr.classify.webly.verbs import BenchWebly, ClassifyTrain
-from noisycorr.prompt.verbs import BenchPrompt, Prompt
+from noisycorr.classify.webly.verbs import ClassifyTrain
+from noisycorr.prompt.verbs import Prompt
 from noisycorr.retrieval.plan import Evaluation
-from noisycorr.retrieval.verbs import BenchNoise, Train
+from noisycorr.retrieval.verbs import Train
 from noisycorr.runtime import command, dist
 from noisycorr.runtime.command import Verb
 from noisycorr.runtime.errors import UsageError
@@ -106,6 +106,11 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True)
 
 
+def tables_of(result: Any) -> str:
+    """The tables of a bench."""
+    return str(result.table)
+
+
 class _Former:
     """A verb that is a class as yet."""
 
@@ -146,7 +151,10 @@ VERBS: tuple[Any, ...] = (
     CaptionTrain, CaptionGenerate, CaptionScore,
     Verb("status", "noisycorr.clean.verbs:status", shows=str),
     Verb("doctor", "noisycorr.clean.verbs:doctor", shows=doctor_lines),
-    BenchNoise, BenchWebly, BenchPrompt, BenchCaption,
+    Verb("bench noise", "noisycorr.retrieval.bench:bench_noise", config=True, shows=tables_of),
+    Verb("bench webly", "noisycorr.classify.webly.bench:bench_webly", config=True, shows=tables_of),
+    Verb("bench prompt", "noisycorr.prompt.bench:bench_prompt", config=True, shows=tables_of),
+    Verb("bench caption", "noisycorr.caption.bench:bench_caption", config=True, shows=tables_of),
 )  # fmt: skip
 
 

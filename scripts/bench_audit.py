@@ -1,21 +1,19 @@
 """Bench of `noisycorr audit`: are wrong labels found, and are changed labels right?
 
-    python scripts/bench_audit.py --data ../shared/data --cache CACHE --output audit.json
+    python scripts/bench_audit.py --data ../shared/data --cache CACHE --output FOLDER
 
 Rows: sets and noises of `audit_sets.py`; each number is the mean over seeds. Rivals get the same frozen features:
 confident learning (cleanlab's own label quality scores, from the same out-of-fold probabilities as our classifier),
 the vote of the same neighbours, and the cosine of the text (CIFAR-10N has none: of the picture, in the joint space) to
-the class text. Results are written after every row; what is there is not computed again.
+the class text. What is done is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +26,11 @@ from noisycorr.classify.audit.labels import Audit, LabelView, audit_labels, clas
 from noisycorr.classify.completion import build_graph, complete_texts
 from noisycorr.classify.confident import confidence_weighted_entropy, normalized_margin, self_confidence
 from noisycorr.classify.prototypes import match
+from noisycorr.clean.bench import Metric, Row, grid, joined, markdown, plot, run_grid, shown, stored_cell
+from noisycorr.clean.bench_sets import listed
 from noisycorr.models.encoders.embedded import EmbeddedEncoder
-from noisycorr.runtime.folder import read_json, write_json
+from noisycorr.runtime.folder import Run
 
-CELLS = [(name, noise) for name in SETS for noise in NOISES if (noise == "natural") == (name == "cifar10n")]
 TITLES = {
     "text_raw": "AUC text match, own text", "text_released": "completed as released", "text_completed": "completed",
     "anchors": "precision of 10 anchors a class", "anchors_few": "the same, at most 30 % of a class, as training",
@@ -41,6 +40,8 @@ TITLES = {
     "changed": "changed labels", "precision": "precision of changed labels", "outside": "AUROC out of set",
     "ece": "calibration error", "wrong": "share wrong", "seconds": "seconds",
 }  # fmt: skip
+METRICS = {name: Metric(name=name, title=title, digits=0 if name in ("changed", "seconds") else 3)
+           for name, title in TITLES.items()}  # fmt: skip
 
 
 def main() -> None:
@@ -48,25 +49,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument("--cache", type=Path, required=True, help="folder of features")
-    parser.add_argument("--output", type=Path, required=True, help="JSON of all results")
+    parser.add_argument("--output", type=Path, required=True, help="folder of cells and tables")
     parser.add_argument("--seeds", default="3,4,5", help="comma-separated; rules were chosen with 0 to 2 in sight")
     parser.add_argument("--limit", type=int, default=6000, help="rows of fashion and cifar10n")
     given = parser.parse_args()
-    seeds = [int(seed) for seed in given.seeds.split(",")]
     torch.set_num_threads(1)
-    done: dict[str, Any] = read_json(given.output) if given.output.exists() else {}
-    encoder = EmbeddedEncoder()
-    loaded: dict[str, Labelled] = {}
-    for seed, (name, noise) in itertools.product(seeds, CELLS):  # a whole table of one seed first
-        key = f"{name} {noise} {seed}"
-        if key in done:
-            continue
-        if name not in loaded:
-            loaded[name] = load_set(name, given.data, given.limit, given.cache, encoder)
-        done[key] = compute(loaded[name], make_case(loaded[name], noise, seed, encoder), seed)
-        write_json(given.output, done)
-        print(key, {k: round(v, 3) for k, v in done[key].items()}, file=sys.stderr, flush=True)
-    print(table(done, seeds))
+    encoder, seeds = EmbeddedEncoder(), list(map(int, listed(given.seeds)))
+
+    def work(data: Labelled, cell: Row) -> Row:
+        inputs = {"cell": cell, "limit": given.limit, "weights": encoder.weights_hash}
+        return cell | stored_cell(given.output, cell["set"], inputs, lambda: compute(
+            data, make_case(data, cell["noise"], cell["seed"], encoder), cell["seed"]))  # fmt: skip
+
+    plan = [(partial(load_set, name, given.data, given.limit, given.cache, encoder),
+             grid(set=[name], noise=[noise for noise in NOISES if (noise == "natural") == (name == "cifar10n")],
+                  method=["audit"], seed=seeds)) for name in SETS]  # fmt: skip
+    print(run_grid(
+        Run(given.output), plan, work, settings={"seeds": seeds, "limit": given.limit}, tables=table,
+        line=lambda row: str({name: round(x, 3) if isinstance(x, float) else x for name, x in row.items()}),
+        draw=partial(plot, metric=METRICS["audit"], x="noise", x_title="noise", panel=lambda row: row["set"]),
+    ).table)  # fmt: skip
 
 
 def compute(data: Labelled, case: Case, seed: int) -> dict[str, float]:
@@ -132,18 +134,14 @@ def calibration_error(p: np.ndarray, right: np.ndarray) -> float:
     return float(sum(abs(p[b].mean() - right[b].mean()) * len(b) for b in bins if len(b)) / len(p))
 
 
-def table(done: dict[str, Any], seeds: list[int]) -> str:
+def table(rows: list[Row]) -> str:
     """Markdown, a row for each figure and a column for each set and noise."""
-    cells = [cell for cell in CELLS if any(f"{cell[0]} {cell[1]} {seed}" in done for seed in seeds)]
-    lines = ["| | " + " | ".join(" ".join(cell) for cell in cells) + " |", "|---" * (len(cells) + 1) + "|"]
-    for key, title in TITLES.items():
-        row = []
-        for name, noise in cells:
-            found = [done[f"{name} {noise} {seed}"].get(key) for seed in seeds if f"{name} {noise} {seed}" in done]
-            values = [value for value in found if value is not None]
-            row.append("–" if not values else f"{np.mean(values):.{0 if key in ('changed', 'seconds') else 3}f}")
-        lines.append(f"| {title} | " + " | ".join(row) + " |")
-    return "\n".join(lines)
+    places: dict[str, list[Row]] = {}
+    for row in rows:
+        places.setdefault(f"{row['set']} {row['noise']}", []).append(row)
+    lines = [[metric.title, *(shown(metric.values(some), metric.digits) for some in places.values())]
+             for metric in METRICS.values()]  # fmt: skip
+    return joined(rows, markdown(["", *places], lines))
 
 
 if __name__ == "__main__":

@@ -1,64 +1,112 @@
-"""Speed and memory of `noisycorr clean`. Prints a Markdown table; ratios are measured side by side in one run.
+"""Speed and memory of `noisycorr clean`: seconds, memory and bytes, and the growth from one size to the next.
 
-    python scripts/bench_clean.py                       # all parts but the search over a million
-    python scripts/bench_clean.py --parts neighbors --sizes 100000,1000000
+    python scripts/bench_clean.py                                   # the README's table
+    python scripts/bench_clean.py --parts start,pairs,decide,report,search --sizes 100000,1000000
 
-Parts: `embed` (our embedding stage against a bare loop with the same model), `stored` (scoring and deciding from stored
-512-number embeddings), `neighbors` (near-duplicates and neighbourhood agreement), `memory` (peak over shard counts).
-Each measurement that reports memory runs in a process of its own.
+Parts: `start` (`noisycorr --help`, beside an interpreter that does nothing), `embed` (our embedding stage and a bare
+loop with the same model, in turns), `memory` (peak over shard counts), `pairs` (score, decide and ledger from stored
+512-number embeddings), `decide` (another rule, and back again to the same bytes), `report` (report.html and
+report.json), `search` (near-duplicates and neighbourhoods over 512 numbers). `pairs`, `decide` and `report` share one
+made set. What reports memory runs in a process of its own. Cores are shared on most machines: CPU seconds are told
+beside the wall clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
+import itertools
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from apart import apart, gigabytes
 
-PARTS = ("embed", "stored", "neighbors", "memory")
+PARTS = ("start", "embed", "memory", "pairs", "decide", "report", "search")
 WIDTH = 512
+Result = dict[str, float | int | str | bool]
 
 
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="embed,stored,memory")
-    parser.add_argument("--sizes", default="100000,1000000", help="pairs of `stored` and `neighbors`")
+    parser.add_argument("--parts", default="embed,pairs,memory")
+    parser.add_argument("--sizes", default="100000,1000000", help="pairs of `pairs`, `decide`, `report` and `search`")
     parser.add_argument("--images", type=int, default=512, help="pictures of `embed`")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of `embed`")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, metavar=("PART", "FOLDER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        print(json.dumps(_child(json.loads(given.child))))
+        print(json.dumps(child(given.child[0], Path(given.child[1]))))
         return
-    sizes = [int(size) for size in given.sizes.split(",")]
-    print(f"| part | what | value |\n|---|---|---|\n| machine | threads | {given.threads} |", flush=True)
-    for part in given.parts.split(","):
-        if part not in PARTS:
-            sys.exit(f"part {part!r} is not one of {', '.join(PARTS)}")
-        {"embed": bench_embed, "stored": bench_stored, "neighbors": bench_neighbors, "memory": bench_memory}[part](
-            given, sizes
-        )
+    parts = given.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        sys.exit(f"part {sorted(unknown)[0]!r} is not one of {', '.join(PARTS)}")
+    print(f"{given.threads} threads\n\n| part | pairs | seconds | CPU seconds | peak GB | what else |\n"
+          "|---|--:|--:|--:|--:|---|", flush=True)  # fmt: skip
+    for part, work in (("start", start), ("embed", bench_embed), ("memory", bench_memory)):
+        if part in parts:
+            work(given)
+    if sized := [part for part in PARTS[3:] if part in parts]:
+        grow(given, list(dict.fromkeys(["pairs", *sized])) if {"decide", "report"} & set(sized) else sized)
 
 
-def row(part: str, what: str, value: str) -> None:
+def grow(given: argparse.Namespace, parts: list[str]) -> None:
+    """Parts over made sets of each size, and the exponent from one size to the next."""
+    seen: dict[str, list[tuple[int, float]]] = {}
+    for size in map(int, given.sizes.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            measure(given, f"make:{size}", folder)
+            for part in parts:
+                found = measure(given, part, folder)
+                row(part, size, found)
+                seen.setdefault(part, []).append((size, float(found["cpu"])))
+    for part, points in seen.items():
+        for (small, fast), (large, slow) in itertools.pairwise(points):
+            exponent = math.log(slow / fast) / math.log(large / small)  # 1 is in proportion
+            print(f"| {part} | {small:,} to {large:,} | | {slow / fast:.1f} times | | exponent {exponent:.2f} |")
+
+
+def measure(given: argparse.Namespace, part: str, folder: str) -> Result:
+    """One part in a process of its own."""
+    return apart(__file__, "--child", part, folder, threads=given.threads)
+
+
+def row(part: str, size: int | str, found: Result) -> None:
     """One line of the table."""
-    print(f"| {part} | {what} | {value} |", flush=True)
+    rest = ", ".join(f"{name} {value}" for name, value in found.items() if name not in ("seconds", "cpu", "gigabytes"))
+    shown = f"{size:,}" if isinstance(size, int) else size
+    print(f"| {part} | {shown} | {found['seconds']:.1f} | {found['cpu']:.1f} | {found['gigabytes']:.2f} | {rest} |",
+          flush=True)  # fmt: skip
 
 
-def bench_embed(given: argparse.Namespace, sizes: list[int]) -> None:
+def start(given: argparse.Namespace) -> None:
+    """The help against an interpreter that does nothing: the smallest of five, alternating."""
+    times: dict[str, list[float]] = {"-c pass": [], "-m noisycorr --help": []}
+    for _ in range(5):
+        for words, seconds in times.items():
+            began = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *words.split()], stdout=subprocess.DEVNULL, check=True)
+            ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
+    for words, seconds in times.items():
+        print(f"| start | python {words} | | {min(seconds):.2f} | | bar: 0.5 |", flush=True)
+
+
+def bench_embed(given: argparse.Namespace) -> None:
     """Throughput of the embedding stage over a bare loop on the same pictures, alternating, `--repeats` rounds each."""
     import torch
 
@@ -84,9 +132,11 @@ def bench_embed(given: argparse.Namespace, sizes: list[int]) -> None:
             embed_pieces(reader.pieces(), reader, encoder, Run(f"{folder}/run{number}"), choice)
             ours.append(table.num_rows / (time.perf_counter() - started))
             ratios.append(ours[-1] / bare[-1])
-    row("embed", f"bare loop, {table.num_rows} pairs, pairs/s (min, median, max)", _spread(bare))
-    row("embed", "embedding stage, pairs/s", _spread(ours))
-    row("embed", "ratio, stage / bare loop (bar: 0.9)", _spread(ratios, 3))
+    for what, values, digits in (("bare loop, pairs/s", bare, 1), ("embedding stage, pairs/s", ours, 1),
+                                 ("ratio (bar: 0.9)", ratios, 3)):  # fmt: skip
+        low, middle, high = min(values), float(np.median(values)), max(values)
+        told = f"{what}, min, median, max: {low:.{digits}f}, {middle:.{digits}f}, {high:.{digits}f}"
+        print(f"| embed | {table.num_rows:,} | | | | {told} |", flush=True)
 
 
 def bare_loop(table: pa.Table, encoder, batch_size: int, workers: int) -> None:  # type: ignore[no-untyped-def]
@@ -117,71 +167,32 @@ def _some_pictures(count: int) -> pa.Table:
     return pa.concat_tables([table] * (count // table.num_rows + 1)).slice(0, count).combine_chunks()
 
 
-def bench_stored(given: argparse.Namespace, sizes: list[int]) -> None:
-    """Similarity, calibration, verdicts, ledger from stored embeddings (bars: 1 M in 30 s and 2 GB; flat to 1.3x)."""
-    per_pair = []
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            _in_child(given, {"do": "make", "folder": folder, "size": size})
-            result = _in_child(given, {"do": "stored", "folder": folder})
-        per_pair.append(result["seconds"] / size)
-        row("stored", f"{size:,} pairs: score + decide, seconds", f"{result['seconds']:.1f}")
-        row("stored", f"{size:,} pairs: peak memory, GB", f"{result['gigabytes']:.2f}")
-        row("stored", f"{size:,} pairs: noise rate told (true 0.30)", f"{result['noise_rate']:.3f}")
-    if len(per_pair) > 1:
-        row("stored", "time per pair, largest / smallest set (bar: 1.3)", f"{per_pair[-1] / per_pair[0]:.2f}")
-
-
-def bench_neighbors(given: argparse.Namespace, sizes: list[int]) -> None:
-    """Near-duplicates and neighbourhood agreement (bars: 4 GB; measured recall >= 0.95)."""
-    seconds = []
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            _in_child(given, {"do": "make", "folder": folder, "size": size})
-            result = _in_child(given, {"do": "neighbors", "folder": folder})
-        seconds.append(result["seconds"])
-        row("neighbors", f"{size:,} pairs x {WIDTH}, both sides: seconds", f"{result['seconds']:.0f}")
-        row("neighbors", f"{size:,} pairs: peak memory, GB", f"{result['gigabytes']:.2f}")
-        row("neighbors", f"{size:,} pairs: recall on a sample, method", f"{result['recall']:.3f}, {result['method']}")
-    if len(seconds) > 1:
-        row("neighbors", f"time grows by, for {sizes[-1] / sizes[0]:.0f}x the pairs", f"{seconds[-1] / seconds[0]:.1f}")
-
-
-def bench_memory(given: argparse.Namespace, sizes: list[int]) -> None:
+def bench_memory(given: argparse.Namespace) -> None:
     """Peak memory of read + embed + export with the tiny encoder, over shards of 250 pairs."""
-    peaks = []
     for shards in (4, 16, 64):
         with tempfile.TemporaryDirectory() as folder:
             table = _some_pictures(250)
             for number in range(shards):
                 pq.write_table(table, Path(folder) / f"{number:05d}.parquet")
-            result = _in_child(given, {"do": "clean", "folder": folder})
-        peaks.append(result["gigabytes"])
-        row("memory", f"{shards} shards of 250 pairs: peak of embed + export, GB", f"{peaks[-1]:.3f}")
-    row("memory", "largest / smallest", f"{peaks[-1] / peaks[0]:.2f}")
+            row("memory", 250 * shards, measure(given, "clean", folder))
 
 
-def _in_child(given: argparse.Namespace, task: dict[str, object]) -> dict[str, float]:
-    command = [sys.executable, __file__, "--threads", str(given.threads), "--child", json.dumps(task)]
-    threads = {name: str(given.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | threads
-    )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _child(task: dict[str, str]) -> dict[str, object]:
-    """The work of one measured process."""
-    if task["do"] == "make":
-        _make_run(Path(task["folder"]), int(task["size"]))
+def child(task: str, folder: Path) -> Result:
+    """The work of one process, and what it took."""
+    part, _, size = task.partition(":")
+    if part == "make":
+        make_run(folder, int(size))
         return {}
-    work = {"stored": _stored, "neighbors": _search, "clean": _clean}[task["do"]]
-    result = work(Path(task["folder"]))
-    result["gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return result
+    work: dict[str, Callable[[Path], Result]] = {"pairs": pairs, "decide": decide, "report": report, "search": search,
+                                                 "clean": clean_shards}  # fmt: skip
+    started, before = time.perf_counter(), time.process_time()
+    result = work[part](folder)
+    result.setdefault("seconds", time.perf_counter() - started)
+    result.setdefault("cpu", time.process_time() - before)
+    return result | {"gigabytes": gigabytes()}
 
 
-def _make_run(folder: Path, size: int, wrong: float = 0.3) -> None:
+def make_run(folder: Path, size: int, wrong: float = 0.3) -> None:
     """A run folder with embeddings of clustered pairs, 30 % of them mismatched, as the embed stage leaves it."""
     from safetensors.numpy import save_file
 
@@ -217,39 +228,79 @@ def _make_run(folder: Path, size: int, wrong: float = 0.3) -> None:
     run.finish("embed", {"made": size}, {"pairs": size, "joint": True, "encoder": "made", "score_column": None})
 
 
-def _stored(folder: Path) -> dict[str, object]:
-    from noisycorr.clean.pipeline import decide_stage, score_stage
+def stored_plan(folder: Path, **score: object):  # type: ignore[no-untyped-def]
+    """Plan of a made set; nothing is searched unless it is asked for."""
     from noisycorr.clean.plan import Plan
     from noisycorr.clean.signals.pipeline import Score
     from noisycorr.data.readers import Source
+
+    return Plan(source=Source(path=str(folder)), score=Score(margin=False, **score))  # type: ignore[arg-type]
+
+
+PLAIN = {"neighbors": 0, "near_duplicates": False}
+
+
+def pairs(folder: Path) -> Result:
+    """Similarity, calibration, verdicts and ledger."""
+    from noisycorr.clean.pipeline import decide_stage, score_stage
     from noisycorr.runtime.folder import Run
 
-    run = Run(folder)
-    plan = Plan(source=Source(path=str(folder)), score=Score(neighbors=0, margin=False, near_duplicates=False))
-    started = time.perf_counter()
+    run, plan = Run(folder), stored_plan(folder, **PLAIN)
+    started, before = time.perf_counter(), time.process_time()
     score_stage(plan, run)
     decide_stage(plan, run)
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "noise_rate": run.stage("decide")["facts"]["noise_rate"]}  # type: ignore[index]
+    spent = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - before}
+    noise = run.stage("decide")["facts"]["noise_rate"]  # type: ignore[index]
+    return {**spent, "noise": round(noise, 3), "true": 0.3, "bar": "25 s and 2 GB a million"}
 
 
-def _search(folder: Path) -> dict[str, object]:
+def search(folder: Path) -> Result:
+    """Both sides searched once, for near-duplicates and for neighbourhoods."""
     from noisycorr.clean.pipeline import score_stage
-    from noisycorr.clean.plan import Plan
-    from noisycorr.clean.signals.pipeline import Score
-    from noisycorr.data.readers import Source
     from noisycorr.runtime.folder import Run
 
-    run = Run(folder)
-    started = time.perf_counter()
-    score_stage(Plan(source=Source(path=str(folder)), score=Score(margin=False)), run)
-    seconds = time.perf_counter() - started
+    run, plan = Run(folder), stored_plan(folder)
+    started, before = time.perf_counter(), time.process_time()
+    score_stage(plan, run)
+    spent = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - before}
     facts = run.stage("score")["facts"]  # type: ignore[index]
     recall = min(facts["image_neighbors"]["recall"], facts["text_neighbors"]["recall"])
-    return {"seconds": seconds, "recall": recall, "method": facts["image_neighbors"]["method"]}
+    return {**spent, "recall": round(recall, 3), "method": facts["image_neighbors"]["method"], "bar": "600 s a million"}
 
 
-def _clean(folder: Path) -> dict[str, object]:
+def decide(folder: Path) -> Result:
+    """Another rule, and the first one again: the ledger must be the same, byte for byte."""
+    import dataclasses
+
+    from noisycorr.clean.decide import Decide
+    from noisycorr.clean.pipeline import decide_stage
+    from noisycorr.runtime.folder import Run
+
+    run, plan = Run(folder), stored_plan(folder, **PLAIN)
+    before = hashes(folder / "ledger")
+    started, cpu = time.perf_counter(), time.process_time()
+    decide_stage(dataclasses.replace(plan, decide=Decide(fraction=0.5)), run)
+    spent = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
+    changed = hashes(folder / "ledger") != before
+    decide_stage(plan, run)
+    same = hashes(folder / "ledger") == before
+    return {**spent, "changed": changed, "undo exact": same, "bar": "20 s a million"}
+
+
+def report(folder: Path) -> Result:
+    """The page and the numbers."""
+    from noisycorr.clean.pipeline import report_stage
+    from noisycorr.runtime.folder import Run, provenance, write_json
+
+    run = Run(folder)
+    write_json(run.path("provenance.json"), provenance())
+    report_stage(run)
+    size = (folder / "report.html").stat().st_size / 1e6
+    return {"MB": round(size, 2), "bar": "60 s and 20 MB"}
+
+
+def clean_shards(folder: Path) -> Result:
+    """Embed, then all the rest and an export."""
     from noisycorr.clean.export import Export, export
     from noisycorr.clean.pipeline import Embed, clean
     from noisycorr.clean.plan import Plan
@@ -259,15 +310,15 @@ def _clean(folder: Path) -> dict[str, object]:
     plan = Plan(source=Source(path=str(folder)), embed=Embed(clip_model="tiny"))
     run = Run(folder / "run")
     clean(plan, run, stages=("embed",))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = gigabytes()
     clean(plan, run, stages=("score", "decide"))
     export(run, open_source(plan.source), Export(output_format="webdataset"))
-    return {"embed": peak}
+    return {"embed alone": round(peak, 3)}
 
 
-def _spread(values: list[float], digits: int = 1) -> str:
-    low, middle, high = min(values), float(np.median(values)), max(values)
-    return f"{low:.{digits}f}, {middle:.{digits}f}, {high:.{digits}f}"
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 if __name__ == "__main__":

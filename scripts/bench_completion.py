@@ -9,10 +9,10 @@ Pictures are n x 512 in float16 around centres, 50 to a centre; texts n x 384, a
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 
 import numpy as np
+from apart import gigabytes
 
 from noisycorr.classify.completion import Graph, build_graph, complete_texts, identity
 
@@ -31,18 +31,18 @@ def main() -> None:
     text = around(owner, 384, 2)
     has = rng.random(n) > 0.3
     text[~has] = 0
-    made = memory()
+    made = gigabytes()
     started, wall = time.process_time(), time.perf_counter()
     graph = build_graph(image, K, seed=0) if given.search == "true" else drawn(image, owner, rng)
     found, found_wall = time.process_time() - started, time.perf_counter() - wall
-    after = memory()
+    after = gigabytes()
     started = time.process_time()
     completed, support = complete_texts(text, graph, has)
     done = time.process_time() - started
     assert completed.any(axis=1).mean() > 0.9 and 0 < support.mean() < 1
     print(f"{n:,} rows: {graph.method}, recall {graph.recall:.3f}, graph {found:.0f} CPU s ({found_wall:.0f} s wall), "
           f"completion {done:.1f} CPU s, peak {made:.2f} GB for the data, {after:.2f} GB with the graph, "
-          f"{memory():.2f} GB in all")  # fmt: skip
+          f"{gigabytes():.2f} GB in all")  # fmt: skip
 
 
 def around(owner: np.ndarray, width: int, seed: int) -> np.ndarray:
@@ -64,11 +64,6 @@ def drawn(image: np.ndarray, owner: np.ndarray, rng: np.random.Generator) -> Gra
     ids = order[first[:, None] + (rng.random((len(owner), K)) * size[:, None]).astype(int)]
     return Graph(ids=ids, weight=np.full(ids.shape, 0.7, np.float32), made_from=identity(image), method="drawn",
                  recall=float("nan"))  # fmt: skip
-
-
-def memory() -> float:
-    """Largest resident size so far, GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 if __name__ == "__main__":

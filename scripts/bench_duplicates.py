@@ -20,9 +20,7 @@ import importlib.util
 import io
 import itertools
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from bench_issues import THREADS, spent
+from apart import apart, spent
 from PIL import Image, ImageEnhance
 
 PEERS = ("imagededup", "cleanvision")
@@ -63,10 +61,7 @@ def main() -> None:
             if finder in PEERS and importlib.util.find_spec(finder) is None:
                 print(f"{finder} is not installed and was left out: pip install {finder}")
                 continue
-            words = [sys.executable, __file__, *sys.argv[1:], "--child", finder, name]
-            done = subprocess.run(words, check=True, stdout=subprocess.PIPE,
-                                  env=os.environ | dict.fromkeys(THREADS, "1"))  # fmt: skip
-            found = json.loads(done.stdout.splitlines()[-1])
+            found = apart(__file__, *sys.argv[1:], "--child", finder, name)
             rows = {label: score({tuple(link) for link in links}, answer) for label, links in found["links"].items()}
             best = max(rows, key=lambda label: rows[label][2])
             for label in dict.fromkeys([next(iter(rows)), best]):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from bench_issues import THREADS, spent
+from apart import THREADS, spent
 
 FEW = 8
 

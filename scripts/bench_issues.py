@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from apart import apart, gigabytes, spent
 
 RULES = ("predicted_neq_given", "confident_learning", "prune_by_class", "prune_by_noise_rate", "both")
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 BLOCK = 100_000
 
 
@@ -44,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), given.rows, given.classes)
         for rule in given.rules.split(","):
-            found = {who: measure(who, rule, folder) for who in ("ours", "one", "default")}
+            found = {who: apart(__file__, "--child", who, rule, folder) for who in ("ours", "one", "default")}
             flags = {who: np.load(Path(folder) / f"{who}.npy") for who in found}
             overlap = (flags["ours"] & flags["one"]).sum() / max(1, (flags["ours"] | flags["one"]).sum())
             cells = [f"{one['seconds']:.2f}, {one['cpu']:.2f}, {one['megabytes']:.0f}" for one in found.values()]
@@ -69,13 +65,6 @@ def make(folder: Path, rows: int, classes: int) -> None:
     np.save(folder / "y.npy", np.where(rng.random(rows) < 0.2, (true + moved) % classes, true))
 
 
-def measure(who: str, rule: str, folder: str) -> dict[str, float]:
-    """One call in a process of its own, on one thread."""
-    words = [sys.executable, __file__, "--child", who, rule, folder]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, env=os.environ | dict.fromkeys(THREADS, "1"))
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def child(who: str, rule: str, folder: Path) -> dict[str, float]:
     """The call, and what it took."""
     from noisycorr.classify.confident import label_issues
@@ -83,21 +72,15 @@ def child(who: str, rule: str, folder: Path) -> dict[str, float]:
     if who != "ours":
         from cleanlab.filter import find_label_issues
     p, y = np.load(folder / "p.npy"), np.load(folder / "y.npy")
-    memory, before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, spent(), time.perf_counter()
+    memory, before, started = gigabytes(), spent(), time.perf_counter()
     if who == "ours":
         flags = label_issues(p, y, filter_by=rule)
     else:
         flags = find_label_issues(y, p, filter_by=rule, n_jobs=1 if who == "one" else None)
     took = {"seconds": time.perf_counter() - started, "cpu": spent() - before}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = gigabytes()
     np.save(folder / f"{who}.npy", flags)
-    return {**took, "megabytes": (peak - memory) / 1e3}
-
-
-def spent() -> float:
-    """CPU seconds of this process and of the workers that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return {**took, "megabytes": 1e3 * (peak - memory)}
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ import json
 
 import numpy as np
 
+from noisycorr.clean.bench_sets import read_set
 from noisycorr.clean.corpus import swap_texts
 from noisycorr.data.noise.recipes import RandomSwap
 from noisycorr.data.store import read_facts
 from noisycorr.models.training.choice import Train
 from noisycorr.models.training.loop import fit
-from noisycorr.retrieval.bench import load_set
 from noisycorr.retrieval.fit import make_learner
 from noisycorr.retrieval.strategies import load_strategy
 from noisycorr.retrieval.strategies.pc2 import partner_purity
@@ -50,7 +50,7 @@ def main() -> None:
 def measure(folder: str, column: str, ratio: float, seed: int, limit: int) -> list[float]:
     """One training; the numbers of a row."""
     run = Run(folder)
-    data = load_set(f"set={folder}", run, limit, None, "embedded")
+    data = read_set(f"set={folder}", run, limit, None, "embedded")
     given = dict(
         zip(read_facts(run, ["key"]).column("key").to_pylist(), read_facts(run, ["columns"]).column(0).to_pylist())
     )

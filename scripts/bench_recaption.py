@@ -1,6 +1,6 @@
 """Does `recaption` repair? Known swaps in, then: which pairs got a new text, and is that nearer to the true one?
 
-    python scripts/bench_recaption.py --data DATA --cache CACHE --sets fashion,emoji --output results.json
+    python scripts/bench_recaption.py --data DATA --cache CACHE --sets fashion,emoji --output FOLDER
 
 Frozen features of the embedded encoder, as in `bench_detect.py`. Truth is used for the numbers only.
 """
@@ -8,9 +8,9 @@ Frozen features of the embedded encoder, as in `bench_detect.py`. Truth is used 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from noisycorr.caption.recaption.judge import Asked, fold_scorer, judging_folds
 from noisycorr.caption.recaption.propose import trusted_rows
 from noisycorr.caption.recaption.repair import Repairs, repair
 from noisycorr.caption.recaption.rule import Recaption
+from noisycorr.clean.bench import Metric, Row, grid, joined, markdown, metric_table, plot, run_grid, shown, stored_cell
+from noisycorr.clean.bench_sets import listed
 from noisycorr.clean.corpus import Corpus, read_corpus
 from noisycorr.clean.signals.pipeline import Score, score_pairs
 from noisycorr.clean.signals.view import PairEmbeddings, unit
@@ -34,7 +36,16 @@ from noisycorr.models.training.loop import Hooks, fit
 from noisycorr.retrieval.fit import make_learner, make_towers
 from noisycorr.retrieval.scoreboard import retrieval, short
 from noisycorr.retrieval.strategies import load_strategy
-from noisycorr.runtime.folder import Run, write_json
+from noisycorr.runtime.folder import Run
+
+COLUMNS = {
+    "wrong": "wrong pairs", "replaced_of_wrong": "% of them replaced", "better_by_truth": "% better by truth",
+    "better_by_heads": "% better by clean heads", "same_text": "% the very text", "cosine_old": "cosine before",
+    "cosine_new": "cosine after", "right_replaced": "% right pairs replaced", "flagged": "flagged",
+}  # fmt: skip
+DIGITS = {"wrong": 0, "flagged": 0, "cosine_old": 3, "cosine_new": 3, "right_replaced": 2}
+METRICS = [Metric(name=name, title=title, digits=DIGITS.get(name, 1)) for name, title in COLUMNS.items()]
+LINES = {"set": lambda row: row["set"], "noise": lambda row: f"{row['ratio']:g}", "options": lambda row: row["method"]}
 
 
 def view_of(data: Features, source: np.ndarray) -> tuple[PairEmbeddings, list[str]]:
@@ -130,38 +141,42 @@ def corpus_of(data: Features, source: np.ndarray) -> Corpus:
                   text_group=text_ids([data.texts[row] for row in source]))  # fmt: skip
 
 
-def tables(rows: list[dict[str, Any]]) -> str:
-    """Markdown: what was repaired, and recall after training; means over seeds."""
-    columns = {
-        "wrong": "wrong pairs", "replaced_of_wrong": "% of them replaced", "better_by_truth": "% better by truth",
-        "better_by_heads": "% better by clean heads", "same_text": "% the very text", "cosine_old": "cosine before",
-        "cosine_new": "cosine after", "right_replaced": "% right pairs replaced", "flagged": "flagged",
-    }  # fmt: skip
-    lines = [
-        "| set | noise | options | seeds | " + " | ".join(columns.values()) + " |",
-        "|" + "---|" * (len(columns) + 4),
-    ]
-    trained = ["| set | noise | seeds | raw | filtered | repaired | right pairs |", "|" + "---|" * 7]
-    cells: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["set"], row["ratio"], json.dumps(row["options"])), []).append(row)
-    for (name, ratio, options), some in cells.items():
-        means = [np.mean([row[column] for row in some if row[column] is not None]) for column in columns]
-        told = " | ".join(f"{value:.4g}" for value in means)
-        lines.append(f"| {name} | {ratio:g} | {options} | {len(some)} | {told} |")
-        if all("rSum" in row for row in some):
-            arms = [np.mean([row["rSum"][arm] for row in some]) for arm in some[0]["rSum"]]
-            told = " | ".join(f"{value:.1f}" for value in arms)
-            trained.append(f"| {name} | {ratio:g} | {len(some)} | {told} |")
-    return "\n".join([*lines, *(["", *trained] if len(trained) > 2 else [])])
+def tables(rows: list[Row]) -> str:
+    """Markdown: what was repaired, and recall after training."""
+    head, lines = [*LINES, *(metric.title for metric in METRICS)], []
+    for place in dict.fromkeys(tuple(text(row) for text in LINES.values()) for row in rows):
+        some = [row for row in rows if tuple(text(row) for text in LINES.values()) == place]
+        lines.append([*place, *(shown(metric.values(some), metric.digits) for metric in METRICS)])
+    trained = [{**row, "method": arm, "rSum": value} for row in rows for arm, value in row.get("rSum", {}).items()]
+    return joined(rows, markdown(head, lines), metric_table(trained, Metric(name="rSum", title="rSum"), LINES))
+
+
+def work(data: Features, cell: Row, given: argparse.Namespace, encoder: EmbeddedEncoder) -> Row:
+    """Put noise in, repair, and measure."""
+    choice = Recaption(**json.loads(cell["method"]))
+    noise = RandomSwap(ratio=cell["ratio"], unit="caption", seed=cell["seed"])(data.texts, image_ids=data.shown)
+
+    def measured() -> Row:
+        started = time.process_time()
+        p_clean, found, view = repaired_set(data, noise.source_row, choice, encoder)
+        row = measure(data, noise.source_row, noise.wrong, view, found)
+        if given.train and data.name == "fashion":
+            valid, test = map(Path, given.train.split(","))
+            budget = Train(epochs=given.epochs, seed=cell["seed"])
+            row["rSum"] = train(data, noise.source_row, noise.wrong, p_clean, found, (valid, test), budget)
+        return row | {"seconds": round(time.process_time() - started, 1)}
+
+    inputs = {"cell": cell, "limit": given.limit, "weights": encoder.weights_hash,
+              "train": [given.train, given.epochs] if data.name == "fashion" else None}  # fmt: skip
+    return {"set": data.name, **cell, **stored_cell(given.output, data.name, inputs, measured)}
 
 
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--cache", type=Path)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sets", default="fashion,emoji,caltech101,coco_mini")
     parser.add_argument("--ratios", default="0.4")
     parser.add_argument("--seeds", default="0,1,2")
@@ -169,32 +184,21 @@ def main() -> None:
     parser.add_argument("--options", default="{}", help="several dictionaries of fields of Recaption, joined by ';'")
     parser.add_argument("--train", help="runs of `clean` on the validation and test pairs of fashion, with a comma")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--tables", nargs="*", type=Path, help="only print the tables of these results")
     given = parser.parse_args()
-    if given.tables:
-        print(tables([row for path in given.tables for row in json.loads(path.read_text(encoding="utf-8"))]))
-        return
     torch.set_num_threads(1)
     encoder = EmbeddedEncoder()
-    done = []
-    for name in given.sets.split(","):
-        data = load_features(name, given.data, given.limit, given.cache, encoder)
-        for ratio, seed, options in itertools.product(given.ratios.split(","), given.seeds.split(","),
-                                                      given.options.split(";")):  # fmt: skip
-            started = time.process_time()
-            choice = Recaption(**json.loads(options))
-            noise = RandomSwap(ratio=float(ratio), unit="caption", seed=int(seed))(data.texts, image_ids=data.shown)
-            p_clean, found, view = repaired_set(data, noise.source_row, choice, encoder)
-            row = {"set": name, "ratio": float(ratio), "seed": int(seed), "options": json.loads(options)}
-            row |= measure(data, noise.source_row, noise.wrong, view, found)
-            if given.train and name == "fashion":
-                valid, test = map(Path, given.train.split(","))
-                budget = Train(epochs=given.epochs, seed=int(seed))
-                row["rSum"] = train(data, noise.source_row, noise.wrong, p_clean, found, (valid, test), budget)
-            done.append(row | {"seconds": round(time.process_time() - started, 1)})
-            print(json.dumps(done[-1]), flush=True)
-            write_json(given.output, done)
-    print(tables(done))
+    cells = grid(
+        seed=list(map(int, listed(given.seeds))),
+        ratio=list(map(float, listed(given.ratios))),
+        method=given.options.split(";"),
+    )
+    plan = [(partial(load_features, name, given.data, given.limit, given.cache, encoder), cells)
+            for name in listed(given.sets)]  # fmt: skip
+    print(run_grid(
+        Run(given.output), plan, partial(work, given=given, encoder=encoder), tables=tables, line=json.dumps,
+        settings={"options": given.options, "train": given.train, "epochs": given.epochs},
+        draw=partial(plot, metric=METRICS[1], x="ratio", x_title="share of wrong pairs", panel=lambda row: row["set"]),
+    ).table)  # fmt: skip
 
 
 if __name__ == "__main__":

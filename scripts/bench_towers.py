@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import time
 from pathlib import Path
 
@@ -21,8 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from noisycorr.__main__ import main as noisycorr
+from noisycorr.clean.bench import Row, markdown, stored_cell
 from noisycorr.data.noise.recipes import RandomSwap
+from noisycorr.runtime.folder import read_json
 
+SHOWN = ("rSum", "text_retrieval_recall@1", "image_retrieval_recall@1", "seconds")
 METHODS = {
     "InfoNCE": ["--strategy", "plain"],
     "GCE": ["--strategy", "plain", "--strategy.loss", "gce"],
@@ -62,21 +64,21 @@ def write_sets(data: Path, out: Path, given: argparse.Namespace) -> None:
 
 
 def train(run: Path, folder: Path, model: str, words: list[str], given: argparse.Namespace, epochs: int,
-          lr: float) -> dict[str, float]:  # fmt: skip
+          lr: float) -> Row:  # fmt: skip
     """One training and its test; seconds of CPU count for trainings that were not done before."""
-    line = folder / "line.json"
-    if line.exists():
-        found: dict[str, float] = json.loads(line.read_text())
-        return found
-    started = time.process_time()
-    call("train", str(run), "--output_folder", str(folder), "--clip_model", model, "--train_part", "whole", *words,
-         "--epochs", str(epochs), "--lr", str(lr), "--batch_size", "64", "--seed", str(given.seed),
-         "--evaluate", "false", "--val_data", str(given.output / "val"))  # fmt: skip
-    seconds = time.process_time() - started
-    call("evaluate", "--output_folder", str(folder), "--test_data", str(given.output / "test"))
-    found = json.loads((folder / "evaluation.json").read_text())["test"]["ensemble"] | {"seconds": seconds}
-    line.write_text(json.dumps(found))
-    return found
+
+    def work() -> Row:
+        started = time.process_time()
+        call("train", str(run), "--output_folder", str(folder), "--clip_model", model, "--train_part", "whole", *words,
+             "--epochs", str(epochs), "--lr", str(lr), "--batch_size", "64", "--seed", str(given.seed),
+             "--evaluate", "false", "--val_data", str(given.output / "val"))  # fmt: skip
+        seconds = time.process_time() - started
+        call("evaluate", str(folder), "--test_data", str(given.output / "test"))
+        return read_json(folder / "evaluation.json")["test"]["ensemble"] | {"seconds": seconds}
+
+    sizes = [given.pairs, given.base_pairs, given.ratio, given.seed]
+    return stored_cell(given.output, folder.name, {"words": words, "model": model, "epochs": epochs, "lr": lr,
+                                                   "sets": sizes}, work)  # fmt: skip
 
 
 def main() -> None:
@@ -96,16 +98,16 @@ def main() -> None:
     write_sets(given.data, given.output, given)
     base = given.output / "base_model"
     train(given.output / "base", base, given.start, METHODS["InfoNCE"], given, given.epochs, 1e-3)
-    print("| start | method | rSum | text R@1 | image R@1 | CPU s |\n|---|---|--:|--:|--:|--:|")
     tuned = f"open_clip:local-dir:{base / 'networks' / '0'}"
     starts = ((given.start, given.start, given.epochs, 1e-3), ("base", tuned, max(1, given.epochs // 2), 3e-4))
+    lines = []
     for start, model, epochs, lr in starts:
         for method in given.methods.split(","):
             run = given.output / ("right" if method == "oracle" else "noisy")
             folder = given.output / f"{start.replace(':', '-')}-{method}"
             row = train(run, folder, model, METHODS[method], given, epochs, lr)
-            print(f"| {start} | {method} | {row['rSum']:.1f} | {row['text_retrieval_recall@1']:.1f} | "
-                  f"{row['image_retrieval_recall@1']:.1f} | {row['seconds']:.0f} |", flush=True)  # fmt: skip
+            lines.append([start, method, *(f"{row[name]:.1f}" for name in SHOWN)])
+    print(markdown(["start", "method", *SHOWN], lines))
 
 
 if __name__ == "__main__":

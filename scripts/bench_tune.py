@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +36,8 @@ from noisycorr.classify.heads.acquire import (
 from noisycorr.classify.heads.choice import NMTune
 from noisycorr.classify.heads.nmtune import TuneData, apply_head, fit_head
 from noisycorr.classify.heads.spectrum import sampled_spectrum
+from noisycorr.clean.bench import Metric, Row, joined, metric_table, stored_cell
+from noisycorr.clean.bench_sets import listed
 from noisycorr.clean.corpus import Corpus, swap_texts
 from noisycorr.clean.signals.crossfit import reduce_width
 from noisycorr.data.noise.recipes import RandomSwap
@@ -57,6 +57,13 @@ RATES = (0.0, 0.1, 0.3)
 TESTED, TURNED, DEGREES = 1000, 200, 15
 STYLES = ("noto", "fluent-emoji-flat")
 SCALE = 30.0  # of the ConSE space, whose cosines spread wider than those of CLIP
+ACCURACY = Metric(name="accuracy", title="Accuracy in %")
+ACTIVE = (ACCURACY, Metric(name="class_mean", title="Mean accuracy of the classes in %"),
+          Metric(name="balance", title="Balance of the labels", digits=3))  # fmt: skip
+TUNE = (Metric(name="inside", title="Accuracy inside the domain in %", digits=2),
+        Metric(name="outside", title="Accuracy outside of the domain in %", digits=2),
+        Metric(name="sve", title="SVE of the features", digits=3, better="none"),
+        Metric(name="lsvr", title="LSVR of the features", digits=3, better="none"))  # fmt: skip
 ACQUISITIONS = ("random", "random+pcb", "entropy", "entropy+pcb", "badge", "badge+pcb")
 
 
@@ -94,9 +101,9 @@ def labels_of(texts: list[str]) -> np.ndarray:
 # ---- classifiers that train nothing
 
 
-def run_transductive(load: Load, encoder: EmbeddedEncoder) -> dict[str, dict[str, float]]:
+def run_transductive(load: Load, encoder: EmbeddedEncoder) -> list[Row]:
     """Accuracy in percent by set and classifier."""
-    out = {}
+    out: list[Row] = []
     for name in ("caltech101", "cifar10n"):
         found = load(name)
         names = sorted(set(found.texts))
@@ -116,8 +123,8 @@ def run_transductive(load: Load, encoder: EmbeddedEncoder) -> dict[str, dict[str
             "neighbours (image features)": neighbor_labels(start, narrow),
             "TransCLIP, then neighbours (image features)": neighbor_labels(transclip(image, text, scale=SCALE), narrow),
         }
-        out[name] = {how: 100 * float((p.argmax(1) == label).mean()) for how, p in answers.items()}
-        print(name, json.dumps(out[name]), flush=True)
+        out += [{"set": name, "seed": None, "method": how, "accuracy": 100 * float((p.argmax(1) == label).mean())}
+                for how, p in answers.items()]  # fmt: skip
     return out
 
 
@@ -134,7 +141,7 @@ def run_active(load: Load, data: Path, seed: int, rounds: int) -> list[Row]:
         features, label = reduce_width([found.image[order]], 128), label[order]
         pool, test = np.arange(500, len(order)), np.arange(500)
         for how in ACQUISITIONS:
-            rows += [{"set": name, "seed": seed, "how": how, **row}
+            rows += [{"set": name, "seed": seed, "method": how, **row}
                      for row in active_rounds(features, label, pool, test, how, seed, rounds)]  # fmt: skip
     return rows
 
@@ -171,24 +178,6 @@ def active_rounds(features: np.ndarray, label: np.ndarray, pool: np.ndarray, tes
             picked = balance_picks(picked, chances.argmax(1), count, budget, seed=seed * 100 + step)
         known = np.concatenate([known, picked])
     return out
-
-
-def active_lines(rows: list[Row]) -> list[str]:
-    """Mean accuracy after each round, and mean balance of the labels after the last, by set and acquisition."""
-    return [
-        f"{name}: {active_line([r for r in rows if r['set'] == name])}"
-        for name in dict.fromkeys(r["set"] for r in rows)
-    ]
-
-
-def active_line(rows: list[Row]) -> str:
-    """One set: accuracy after each round, and its mean over classes after a stroke."""
-    mean = defaultdict(list)
-    for row in rows:
-        mean[row["how"], row["round"]].append((row["accuracy"], row["class_mean"]))
-    steps = sorted({int(str(row["round"])) for row in rows})
-    told = {key: " / ".join(f"{x:.1f}" for x in np.mean(found, axis=0)) for key, found in mean.items()}
-    return "; ".join(f"{how} " + " ".join(told[how, step] for step in steps) for how in ACQUISITIONS)
 
 
 def emoji_column(data: Path, name: str) -> list[str]:
@@ -249,7 +238,6 @@ def turned(name: str, data: Path, rows: np.ndarray, cache: Path, encoder: Embedd
     return features
 
 
-Row = dict[str, object]
 Task = tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -285,7 +273,7 @@ def run_tune(load: Load, data: Path, cache: Path, encoder: EmbeddedEncoder, seed
         code[seen] = np.arange(len(seen))
         for rate in RATES:
             feats = [through(x, rate, load, cache) for x in (own, near, far)]
-            row = {"set": name, "noise": rate, "seed": seed, "labels": len(y), "spectrum": sampled_spectrum(feats[0])}
+            row = {"set": name, "noise": rate, "seed": seed, "labels": len(y), **sampled_spectrum(feats[0])}
             answers: dict[str, list[np.ndarray]] = {}
             for method in ("linear", "mlp", "nmtune"):
                 head = fit_head(TuneData(features=feats[0], labels=place, classes=len(seen)), NMTune(seed=seed), method)
@@ -297,26 +285,22 @@ def run_tune(load: Load, data: Path, cache: Path, encoder: EmbeddedEncoder, seed
     return rows
 
 
-def tune_lines(rows: list[Row]) -> list[str]:
-    """Mean accuracy inside / outside of the domain by noise and method, over all sets and for each."""
-    out = []
-    for rate in RATES:
-        some = [row for row in rows if row["noise"] == rate]
-        out.append(f"{rate:.0%} all: {tune_line(some)}")
-        for name in dict.fromkeys(str(row["set"]) for row in some):
-            out.append(f"{rate:.0%} {name}: {tune_line([row for row in some if row['set'] == name])}")
-    return out
-
-
-def tune_line(rows: list[Row]) -> str:
-    """Inside / outside of each method, and the spectrum of what they were given."""
-    mean = defaultdict(list)
-    for row in rows:
-        mean[row["method"]].append((row["inside"], row["outside"]))
-    shown = "; ".join(f"{how} {np.mean(x, axis=0)[0]:.2f} / {np.mean(x, axis=0)[1]:.2f} ({np.mean(x):.2f})"
-                      for how, x in mean.items())  # fmt: skip
-    sve, lsvr = (np.mean([row["spectrum"][key] for row in rows]) for key in ("sve", "lsvr"))  # type: ignore[index]
-    return f"{shown}; SVE {sve:.3f}, LSVR {lsvr:.3f}"
+def tables(rows: list[Row]) -> str:
+    """Everything that was measured, mean and standard deviation over seeds."""
+    lines = {"set": lambda row: str(row["set"])}
+    active = {**lines, "round": lambda row: str(row.get("round", ""))}
+    noise = {"noise": lambda row: f"{row['noise']:.0%}"}  # over all sets
+    # Zero-shot answers have no seed to vary, and accuracy is asked for at different places in each part.
+    return joined(
+        [row for row in rows if row["seed"] is not None] or [{"seed": 0}],
+        metric_table([row for row in rows if row["part"] == "transductive"], ACCURACY, lines),
+        *(metric_table([row for row in rows if row["part"] == "active"], metric, active) for metric in ACTIVE),
+        *(
+            metric_table([row for row in rows if row["part"] == "tune"], metric, head)
+            for head in (noise, {**lines, **noise})
+            for metric in TUNE
+        ),
+    )
 
 
 def main() -> None:
@@ -335,23 +319,21 @@ def main() -> None:
     torch.set_num_threads(1)
     encoder = EmbeddedEncoder()
     load = functools.cache(lambda name: load_stored(name, given.data, given.cache, encoder))
-    given.output.mkdir(parents=True, exist_ok=True)
-    parts = given.parts.split(",")
-    if "transductive" in parts:
-        write_json(given.output / "transductive.json", run_transductive(load, encoder))
     work: dict[str, Callable[[int], list[Row]]] = {
+        "transductive": lambda seed: run_transductive(load, encoder),
         "active": lambda seed: run_active(load, given.data, seed, given.rounds),
         "tune": lambda seed: run_tune(load, given.data, given.output, encoder, seed, given.shots),
     }
-    for part in (name for name in parts if name in work):
-        path = given.output / (f"tune-{given.shots}.json" if part == "tune" else f"{part}.json")
-        rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        for seed in range(given.seeds):
-            if not any(row["seed"] == seed for row in rows):  # what is done is not done again
-                rows += work[part](seed)
-                write_json(path, rows)
-                for line in active_lines(rows) if part == "active" else tune_lines(rows):
-                    print(line, flush=True)
+    given.output.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for part in listed(given.parts):
+        for seed in range(1 if part == "transductive" else given.seeds):
+            inputs = {"part": part, "seed": seed, "weights": encoder.weights_hash}
+            inputs |= {"active": {"rounds": given.rounds}, "tune": {"shots": given.shots}}.get(part, {})
+            found = stored_cell(given.output, part, inputs, lambda part=part, seed=seed: {"rows": work[part](seed)})
+            rows += [{"part": part, **row} for row in found["rows"]]
+    write_json(given.output / "bench.json", {"rows": rows})
+    print(tables(rows))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from noisycorr.caption.captioner.choice import CaptionTrain, Decode, Design, LevelChoice, Teach
-from noisycorr.caption.captioner.teach import Class, Material, Recipe, open_class
+from noisycorr.caption.captioner.teach import CaptionTraining, Material, Recipe, open_class
 
 COLOURS, THINGS = ("red", "green", "blue", "white"), ("ball", "house", "tree", "boat", "bird")
 JUNK = "best price online"
@@ -43,7 +43,7 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe(**parts, guidances=changes.get("guidances", (0.0,)))
 
 
-def open_small(material: Material | None = None, **changes: Any) -> Class:
+def open_small(material: Material | None = None, **changes: Any) -> CaptionTraining:
     """A captioner before its first step."""
     torch.set_num_threads(1)
     return open_class(material or world(), recipe(**changes))

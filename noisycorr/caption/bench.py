@@ -15,21 +15,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 from safetensors.numpy import load_file, save
 from scipy import stats
 
 from noisycorr.caption.bench_noise import NOISES, Noisy, put_noise
-from noisycorr.caption.bench_tables import tables
 from noisycorr.caption.captioner.align import NAMES, Aligner, Encode, align_with, fit_aligner, remember
 from noisycorr.caption.captioner.best import write_best
 from noisycorr.caption.captioner.choice import NONE, CaptionTrain, Decode, Design, LevelChoice, Teach
@@ -45,16 +44,16 @@ from noisycorr.caption.captioner.teach import (
 )
 from noisycorr.caption.metrics import cider_d, tokenize
 from noisycorr.caption.train import encoder_of
-from noisycorr.clean.bench_sets import BenchSet, listed, read_set, read_spec, read_value, runs_of_set
+from noisycorr.clean.bench import BenchResult, Metric, Row, grid, metric_tables, plot, run_grid, stored_cell
+from noisycorr.clean.bench_sets import BenchSet, check_bench, judged, listed, read_set, read_spec
 from noisycorr.clean.corpus import Corpus
-from noisycorr.clean.signals.pipeline import Score, score_pairs
 from noisycorr.clean.signals.text_issues import TextLimits, shared_text_alikeness, text_issues
-from noisycorr.clean.signals.view import PairEmbeddings
 from noisycorr.clean.sources import encoder_identity
 from noisycorr.data.noise.swaps import text_ids
-from noisycorr.runtime import console
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.folder import Run, atomic_path, fingerprint, provenance, read_json, write_json
+from noisycorr.runtime.folder import Run, atomic_path, fingerprint, new_run
+from noisycorr.runtime.lock import at_work
+from noisycorr.runtime.signature import Without, flat
 from noisycorr.runtime.version import __version__
 from noisycorr.stats.recall import feature_blocks, recall_at, retrieval_ranks
 
@@ -70,8 +69,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "oracle": PLAIN,
 }
 ELSEWHERE = 50  # pairs that a scorer can be learned on
-Made = TypeVar("Made")
-Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]  # texts, references of each -> higher = better
+TextScore = Callable[[Sequence[str], Sequence[Sequence[str]]], float]  # texts, references of each -> higher = better
 
 
 def unigram_f1(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -91,7 +89,16 @@ def cider(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     return 100 * float(cider_d([texts[row] for row in there], [real[row] for row in there]).mean())
 
 
-METRICS: dict[str, Metric] = {"CIDEr-D": cider, "F1": unigram_f1}
+METRICS: dict[str, TextScore] = {"CIDEr-D": cider, "F1": unigram_f1}
+SHOWN = (
+    *(Metric(name=name, title=name) for name in (*METRICS, "R@1")),
+    Metric(name="alignment", title="alignment", digits=3),
+    *(Metric(name=f"poor {name}", title=f"poor {name}") for name in METRICS),
+    Metric(name="unique", title="unique", digits=3),
+    Metric(name="control_alignment", title="control_alignment", digits=3),
+    Metric(name="seconds", title="seconds", better="none"),
+)
+LINES = {"set": lambda row: row["set"], "noise": lambda row: f"{row['ratio']:.0%} {row['noise']}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,30 +132,56 @@ class Bench:
     val_limit: int = 500
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, str) and not listed(value):
-                raise UsageError(f"`{field.name}` is empty.")
-            if isinstance(value, int) and value < 0:
-                raise UsageError(f"`{field.name}` is {value}, expected 0 (all) or more.")
-        for name in listed(self.noises):
-            if name not in NOISES:
-                raise UsageError(f"`noises` names {name!r}, expected one of {', '.join(NOISES)}.")
-        for name in listed(self.sets):
-            if "=" not in name or name.count("|") not in (0, 2):
-                raise UsageError(f"`sets` has {name!r}, expected NAME=SOURCE or NAME=TRAIN|VALID|TEST.")
+        check_bench(self, {"noises": NOISES}, split=True)
 
-    def cells(self) -> list[dict[str, Any]]:
-        """Every training on one set, seed by seed."""
-        try:
-            ratios, seeds = [float(x) for x in listed(self.ratios)], [int(x) for x in listed(self.seeds)]
-        except ValueError as error:
-            raise UsageError(f"`ratios` and `seeds` must be numbers: {error}.") from error
-        if any(not 0 <= ratio <= 1 for ratio in ratios):
-            raise UsageError(f"`ratios` is {self.ratios}, expected shares in 0 to 1.")
-        return [{"noise": noise, "ratio": ratio, "method": method, "seed": seed}
-                for seed, noise, ratio, method in itertools.product(seeds, listed(self.noises), ratios,
-                                                                    listed(self.methods))]  # fmt: skip
+    def cells(self) -> list[Row]:
+        """Every training on one set: `noise`, `ratio`, `method` and `seed`."""
+        seeds, ratios = list(map(int, listed(self.seeds))), list(map(float, listed(self.ratios)))
+        return grid(seed=seeds, noise=listed(self.noises), ratio=ratios, method=listed(self.methods))
+
+
+@flat
+def bench_caption(
+    output_folder: str | PathLike[str], *, bench: Bench = Bench(),
+    design: Annotated[Design, Without("image_dropout")] = Design(),
+    train: Annotated[CaptionTrain, Without("seed", "resume", "save_every", "keep_checkpoints")] = CaptionTrain(),
+    clip_model: str = "embedded", caption_col: str | None = None,
+) -> BenchResult:  # fmt: skip
+    """Compare captioners under known noise, on frozen features; with tables.
+
+    Puts noise into the training pairs of each set, trains each method with the same budget, chooses on clean validation
+    pairs and reports on clean test pairs. What is done is not done again.
+
+    Args:
+        output_folder: Folder for features, cells and tables; made if absent.
+        clip_model: Encoder of sources that are not embedded yet. Texts that are written for a set are encoded by the
+            encoder of its own runs.
+        caption_col: Column of the texts of such sources; detected if none.
+
+    Returns:
+        The rows and tables.
+
+    Raises:
+        UsageError: If a set cannot be read, or has no encoder that texts can be compared by.
+    """
+    run = new_run(output_folder)
+    recipes = {method: recipe_of(method, train, design) for method in listed(bench.methods)}
+    with at_work(run.folder, "bench caption"):
+        plan = [(partial(_prepared, text, bench, run, caption_col, clip_model), bench.cells())
+                for text in listed(bench.sets)]  # fmt: skip
+        return run_grid(
+            run, plan, lambda prepared, cell: run_cell(prepared, cell, recipes[cell["method"]], run, bench), line=_line,
+            settings={"bench": vars(bench), "train": train.settings()},
+            tables=lambda rows: metric_tables(rows, SHOWN, LINES),
+            draw=partial(plot, metric=SHOWN[0], x="ratio", x_title="share of wrong pairs",
+                         panel=lambda row: f"{row['set']}, {row['noise']}"),
+        )  # fmt: skip
+
+
+def _line(row: Row) -> str:
+    return (f"{row['set']} {row['ratio']:.0%} {row['noise']}, {row['method']}, seed {row['seed']}: CIDEr-D "
+            f"{row['CIDEr-D']:.1f}, F1 {row['F1']:.1f}, alignment {row['alignment']:.3f}, R@1 {row['R@1']:.1f}, "
+            f"{row['seconds']:.0f} s")  # fmt: skip
 
 
 def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
@@ -157,12 +190,10 @@ def recipe_of(spec: str, train: CaptionTrain, design: Design) -> Recipe:
     Raises:
         UsageError: If there is no such method or option.
     """
-    name, written = read_spec(spec, "methods")
+    name, written = read_spec(spec, "methods", as_text=("keep_fraction", "guidances"))
     if name not in METHODS:
         raise UsageError(f"`methods` names {name!r}, expected some of {', '.join(METHODS)}.")
-    values = dict(METHODS[name])
-    for key, value in written.items():
-        values[key] = value if key in ("keep_fraction", "guidances") else read_value(value)
+    values = {**METHODS[name], **written}
     train = dataclasses.replace(train, **{key: values.pop(key) for key in ("select",) if key in values})
     guidances = tuple(float(x) for x in str(values.pop("guidances", "0")).split(","))
     parts: dict[str, Any] = {"levels": LevelChoice(), "teach": Teach(), "decode": Decode(), "design": design}
@@ -214,12 +245,8 @@ def _elsewhere(data: BenchSet, val_limit: int) -> Aligner:
 def _score(corpus: Corpus, seed: int,
            elsewhere: Aligner | None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
     """Columns of the ledger, and the heads that score written texts."""
-    view = PairEmbeddings(image=[corpus.image], text=[corpus.text], text_id=corpus.text_group,
-                          image_id=corpus.image_group, present=corpus.usable,
-                          seed=seed, picture=corpus.shown)  # fmt: skip
     joint = None if elsewhere is None else ([elsewhere.images(corpus.image)], [elsewhere.texts(corpus.text)])
-    scored = score_pairs(view, joint, Score(seed=seed), learn=joint is None)
-    p_clean = np.nan_to_num(scored.fit(scored.pair.given))
+    scored, p_clean = judged(corpus, seed, joint)
     aligner = elsewhere or fit_aligner(corpus.image, corpus.text, p_clean, seed=seed)
     columns = {"score_pair": np.ascontiguousarray(scored.pair.given, np.float32), "p_clean": p_clean}
     return columns, {name: np.ascontiguousarray(value, np.float32) for name in NAMES
@@ -237,38 +264,55 @@ def teaching(given: _Scored, method: str) -> np.ndarray:
     return np.asarray(given.corpus.usable & np.array([name is None for name in issue]))
 
 
-def run_cell(data: BenchSet, noisy: Callable[[], _Scored], cell: dict[str, Any], recipe: Recipe, run: Run,
-             choice: Bench, evaluator: Callable[[], Aligner], encode: Encode) -> dict[str, Any]:  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """A set with what its cells share."""
+
+    data: BenchSet
+    encode: Encode
+    evaluator: Callable[[], Aligner]
+    noisy: Callable[[str, float, int], _Scored]
+
+
+def _prepared(text: str, bench: Bench, run: Run, caption_col: str | None, clip_model: str) -> _Prepared:
+    data = read_set(text, run, bench.limit, caption_col, clip_model)
+    encode = _encode(data.name, data.runs)
+
+    @functools.lru_cache(maxsize=1)  # cells of one noise follow each other; its trainings are large
+    def noisy(noise: str, ratio: float, seed: int) -> _Scored:
+        return make_noisy(data, noise, ratio, seed, encode, run.folder, bench.val_limit)
+
+    return _Prepared(data=data, encode=encode, noisy=noisy, evaluator=functools.cache(partial(_evaluator, data)))
+
+
+def run_cell(prepared: _Prepared, cell: Row, recipe: Recipe, run: Run, bench: Bench) -> Row:
     """Train and test one cell, unless its result is there."""
+    data = prepared.data
     inputs = {"set": [data.train.identity, data.valid.identity, data.test.identity], "pairs": len(data.texts),
-              "cell": cell, "recipe": recipe.settings(), "limits": [choice.test_limit, choice.val_limit],
-              "metrics": list(METRICS),
-              "noisycorr": __version__}  # fmt: skip
-    path = run.folder / "cells" / f"{data.name}-{fingerprint(inputs)}.json"
-    if path.exists():
-        return dict(read_json(path))
-    given, started, encode = noisy(), time.process_time(), remember(encode)
-    use = np.flatnonzero(teaching(given, cell["method"].split("+")[0]))
-    valid = np.flatnonzero(data.valid.usable)
+              "cell": cell, "recipe": recipe.settings(), "limits": [bench.test_limit, bench.val_limit],
+              "metrics": list(METRICS)}  # fmt: skip
+    return stored_cell(run.folder, data.name, inputs, lambda: _train(prepared, cell, recipe, bench))
+
+
+def _train(prepared: _Prepared, cell: Row, recipe: Recipe, bench: Bench) -> Row:
+    data, given = prepared.data, prepared.noisy(cell["noise"], cell["ratio"], cell["seed"])
+    method, started, encode = cell["method"].split("+")[0], time.process_time(), remember(prepared.encode)
+    use, valid = np.flatnonzero(teaching(given, method)), np.flatnonzero(data.valid.usable)
     material = Material(
         image=given.corpus.image[use], texts=[given.texts[row] for row in use], encoder="bench",
         columns={name: values[use] for name, values in given.columns.items()}, made_by={},
         valid_image=data.valid.image[valid], valid_texts=[data.valid_texts[row] for row in valid],
     )  # fmt: skip
-    method = cell["method"].split("+")[0]
     recipe = _with_budget(recipe, material, int(given.corpus.usable.sum()), cell["seed"])
     group = _taught(material, recipe, method, given.taught)
     align = align_with(given.aligner, material.valid_image, encode)
-    chosen = choose_decoding(group, material, recipe, align, choice.val_limit)
-    trained_seconds = time.process_time() - started
+    chosen = choose_decoding(group, material, recipe, align, bench.val_limit)
+    seconds = round(time.process_time() - started, 1)
     picked = next(row for row in chosen if row["chosen"])
-    row: dict[str, Any] = {"set": data.name, **cell, "pairs": len(group.rows), "level": picked["level"],
-                           "guidance": picked["guidance"], "epoch": picked.get("epoch"),
-                           "of_epochs": recipe.train.epochs}  # fmt: skip
-    row |= _measure(group, data, method, evaluator(), given, encode, choice)
-    row["seconds"] = round(trained_seconds, 1)
-    write_json(path, row)
-    return row
+    row: Row = {"set": data.name, **cell, "pairs": len(group.rows), "level": picked["level"],
+                "guidance": picked["guidance"], "epoch": picked.get("epoch"),
+                "of_epochs": recipe.train.epochs}  # fmt: skip
+    return row | _measure(group, data, method, prepared.evaluator(), given, encode, bench) | {"seconds": seconds}
 
 
 def _with_budget(recipe: Recipe, material: Material, pairs: int, seed: int) -> Recipe:
@@ -331,43 +375,6 @@ def _numbers(written: list[str], references: list[list[str]], image: np.ndarray,
     return found
 
 
-def bench(choice: Bench, train: CaptionTrain, design: Design, run: Run, *, caption_col: str | None,
-          clip_model: str) -> list[dict[str, Any]]:  # fmt: skip
-    """Run what is missing, and write `bench.json` and `bench.md`.
-
-    Args:
-        choice: What to run.
-        train: The budget of each training; its seed is not used.
-        design: The network of each.
-        run: The folder.
-        caption_col: Column of the texts of sources that are not embedded yet.
-        clip_model: Their encoder. Texts that are written for a set are encoded by the encoder of its own runs.
-    """
-    cells = choice.cells()
-    recipes = {method: recipe_of(method, train, design) for method in listed(choice.methods)}
-    write_json(run.path("provenance.json"), provenance())
-    sets = [runs_of_set(text, run, caption_col, clip_model) for text in listed(choice.sets)]
-    encoders, rows = [_encode(name, runs) for name, runs in sets], []
-    for (name, runs), encode in zip(sets, encoders):
-        data = read_set(name, runs, choice.limit)
-        evaluator = _once(partial(_evaluator, data))
-        made: dict[str, Callable[[], _Scored]] = {}
-        for cell in cells:
-            key = f"{cell['noise']} {cell['ratio']} {cell['seed']}"
-            if key not in made:
-                made = {key: _once(partial(make_noisy, data, cell["noise"], cell["ratio"], cell["seed"], encode,
-                                           run.folder, choice.val_limit))}  # fmt: skip
-            row = run_cell(data, made[key], cell, recipes[cell["method"]], run, choice, evaluator, encode)
-            rows.append(row)
-            console.say(f"{len(rows)}/{len(cells) * len(sets)} {row['set']} {row['ratio']:.0%} "
-                        f"{row['noise']}, {row['method']}, seed {row['seed']}: CIDEr-D {row['CIDEr-D']:.1f}, F1 "
-                        f"{row['F1']:.1f}, alignment {row['alignment']:.3f}, "
-                        f"R@1 {row['R@1']:.1f}, {row['seconds']:.0f} s")  # fmt: skip
-    write_json(run.path("bench.json"), {"bench": vars(choice), "train": train.settings(), "rows": rows})
-    run.path("bench.md").write_text(tables(rows, list(METRICS)), encoding="utf-8")
-    return rows
-
-
 def _encode(name: str, runs: Sequence[Run]) -> Encode:
     """Texts to features by the encoder of the runs of a set, loaded when it is first needed.
 
@@ -386,8 +393,3 @@ def _encode(name: str, runs: Sequence[Run]) -> Encode:
 def _evaluator(data: BenchSet) -> Aligner:
     """Heads learned on the true texts; only for numbers that are reported."""
     return fit_aligner(data.train.image, data.train.text, np.ones(len(data.texts)), seed=1)
-
-
-def _once(make: Callable[[], Made]) -> Callable[[], Made]:
-    """Make it when it is first asked for, and keep it."""
-    return functools.cache(make)

@@ -110,45 +110,6 @@ class CaptionGenerate:
         generate(run, source, Path(given.model), given.level, asked, given.seed, same_encoder=given.same_encoder)
 
 
-class BenchCaption:
-    """Compare captioners under known noise, on frozen features; with tables.
-
-    Puts noise into the training pairs of each set, trains each method with the same budget, chooses on clean validation
-    pairs and reports on clean test pairs. What is done is not done again.
-    """
-
-    name, usage, parallel = "bench caption", "--output_folder FOLDER", False
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """What to run, and the budget."""
-        from noisycorr.caption.bench import Bench as Choice
-        from noisycorr.caption.captioner.choice import CaptionTrain as TrainChoice
-        from noisycorr.caption.captioner.choice import Design
-
-        parser.add("output_folder", str, None, "Folder for features, cells and tables; made if absent",
-                   need=NEED_FOLDER)  # fmt: skip
-        parser.add("config", str | None, None, "YAML file with any of these keys; flags win over it")
-        add_choice(parser, Choice)
-        add_choice(parser, Design, skip=frozenset({"image_dropout"}))
-        add_choice(parser, TrainChoice, skip=frozenset({"seed", "resume", "save_every", "keep_checkpoints"}))
-        parser.add("clip_model", str, "embedded", "Encoder of sources that are not embedded yet")
-        parser.add("caption_col", str | None, None, "Column of their texts; detected if none")
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Run what is missing; the tables go to stdout, too."""
-        from noisycorr.caption.bench import Bench as Choice
-        from noisycorr.caption.bench import bench
-        from noisycorr.caption.captioner.choice import CaptionTrain as TrainChoice
-        from noisycorr.caption.captioner.choice import Design
-
-        choice, budget, design = (make_choice(given, "", kind) for kind in (Choice, TrainChoice, Design))
-        run = new_run(given.output_folder)
-        bench(choice, budget, design, run, caption_col=given.caption_col, clip_model=given.clip_model)
-        print((run.folder / "bench.md").read_text(encoding="utf-8"), end="")
-
-
 def _abouts(choice: type) -> dict[str, Any]:
     """What the docstring of a choice says of each field."""
     import docstring_parser

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from os import PathLike
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import yaml
 
-from noisycorr.clean.bench_sets import listed, read_spec, read_value
+from noisycorr.clean.bench import BenchResult, Metric, Row, grid, joined, metric_table, plot, run_grid, stored_cell
+from noisycorr.clean.bench_sets import check_bench, listed, read_spec
 from noisycorr.data.readers import Source
 from noisycorr.models.encoders import load_encoder
 from noisycorr.models.training.batches import stream_seed
@@ -30,10 +28,11 @@ from noisycorr.prompt.posterior import Posterior
 from noisycorr.prompt.select import Selected
 from noisycorr.prompt.task import Task
 from noisycorr.prompt.text import TextSide, text_side
-from noisycorr.runtime import console, dist
+from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError, check_words
-from noisycorr.runtime.folder import Run, atomic_path, fingerprint, provenance, read_json, write_json
-from noisycorr.runtime.version import __version__
+from noisycorr.runtime.folder import Run, new_run
+from noisycorr.runtime.lock import at_work
+from noisycorr.runtime.signature import Without, flat
 
 POOL = 0.8  # share of the pool that a seed draws
 SEEN = 0.62  # share of the classes that are seen, where `methods` asks for it
@@ -43,7 +42,15 @@ FREE = {"ensemble": "template ensemble", "transclip": "TransCLIP, all images at 
         "neighbors": "neighbours of the image tower", "mixture": "TransCLIP, in the image tower",
         "probe": "linear probe on the labels"}  # fmt: skip
 METHODS = ("zero-shot", "prompt", "labels", *FREE)
-OWN_FLAGS = frozenset({"seed"})  # the cells have seeds of their own
+METHOD = {"method": lambda row: row["method"]}
+ACCURACY = Metric(
+    name="after", title="Accuracy on test images, in %; in brackets: seeds that gain over zero-shot", scale=100,
+    better="none", note=lambda rows: f" ({sum(row['gain'] > 0 for row in rows)}/{len(rows)})",
+)  # fmt: skip
+HARMONIC = Metric(
+    name="harmonic", title="Harmonic mean of seen and unseen classes, in %; in brackets: zero-shot", scale=100,
+    better="none", note=lambda rows: f" ({100 * np.mean([row['harmonic_before'] for row in rows]):.1f})",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +72,7 @@ class Bench:
         UsageError: If a list is empty, or a method or option is unknown.
     """
 
-    sets: str = ""
+    sets: str
     methods: str = (
         "zero-shot,ensemble,transclip,zlap,balanced,neighbors,mixture,prompt+strategy=fpl,prompt,labels+shots=2,"
         "prompt+shots=2"
@@ -75,12 +82,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         check_words(self)
-        if not all(listed(text) for text in (self.sets, self.methods, self.seeds)):
-            raise UsageError("`sets`, `methods` and `seeds` need a word each, such as `sets` NAME=SOURCE.")
-        if bad := [text for text in listed(self.sets) if "=" not in text]:
-            raise UsageError(f"`sets` has {bad[0]!r}, expected NAME=SOURCE.")
-        if bad := [text for text in listed(self.seeds) if not text.isdecimal()]:
-            raise UsageError(f"`seeds` has {bad[0]!r}, expected whole numbers.")
+        check_bench(self, {})
         for method in listed(self.methods):
             parse_method(method, Context(), Rounds(), Steps())
 
@@ -136,8 +138,7 @@ def parse_method(spec: str, context: Context, rounds: Rounds, steps: Steps) -> M
     if kind not in METHODS:
         raise UsageError(f"`methods` names {kind!r}, expected one of {', '.join(METHODS)}.")
     own: dict[str, Any] = dict(OWN)
-    for key, value in written.items():
-        told = read_value(value)
+    for key, told in written.items():
         homes = [choice for choice in (context, rounds, steps) if hasattr(choice, key)]
         if key in own:
             own[key] = told
@@ -154,37 +155,42 @@ def parse_method(spec: str, context: Context, rounds: Rounds, steps: Steps) -> M
     return Method(kind=kind, context=context, rounds=rounds, steps=steps, **own)
 
 
-def bench(
-    choice: Bench, context: Context, rounds: Rounds, steps: Steps, run: Run, *, clip_model: str
-) -> list[dict[str, Any]]:
-    """Run what is missing, and write the tables.
+@flat
+def bench_prompt(
+    output_folder: str | PathLike[str], *, bench: Bench, context: Context = Context(), rounds: Rounds = Rounds(),
+    steps: Annotated[Steps, Without("seed")] = Steps(), clip_model: str = "embedded",
+) -> BenchResult:  # fmt: skip
+    """Compare prompt tuning with zero-shot and with given labels alone, on sets whose texts are class names.
+
+    Works on stored features. What is done is not done again.
 
     Args:
-        choice: What to run.
-        context: Of all methods, unless one says otherwise.
-        rounds: The same.
-        steps: The same; the seed is the cell's.
-        run: The folder.
-        clip_model: Encoder of sources that are not embedded yet.
+        output_folder: Folder for features, cells and tables; made if absent.
+        clip_model: Encoder of sources that are not embedded yet, or bring embeddings of it.
 
     Returns:
-        All rows.
+        The rows and tables.
+
+    Raises:
+        UsageError: If a set cannot be read, or has no test images.
     """
-    if dist.count() > 1:
-        raise UsageError("the benchmark runs in one process: start several commands with other `seeds` instead.")
-    write_json(run.path("provenance.json"), provenance())
-    methods = {spec: parse_method(spec, context, rounds, steps) for spec in listed(choice.methods)}
-    rows: list[dict[str, Any]] = []
-    for text in listed(choice.sets):
-        data, side = load_set(text, run, clip_model)
-        for seed in map(int, listed(choice.seeds)):
-            for spec, method in methods.items():
-                row = run_cell(data, side, spec, method, seed, run, measured=choice.measured)
-                rows.append(row)
-                console.say(f"{row['set']} seed {seed} {spec}: {row['after']:.1%} (zero-shot {row['before']:.1%}), "
-                            f"{row['seconds']:.0f} s")  # fmt: skip
-                write_tables(rows, run.folder)
-    return rows
+    run = new_run(output_folder)
+    methods = {spec: parse_method(spec, context, rounds, steps) for spec in listed(bench.methods)}
+    cells = grid(seed=list(map(int, listed(bench.seeds))), method=list(methods))
+    with at_work(run.folder, "bench prompt"):
+        plan = [(partial(load_set, text, run, clip_model), cells) for text in listed(bench.sets)]
+        return run_grid(
+            run, plan, lambda loaded, cell: run_cell(*loaded, methods[cell["method"]], cell, run,
+                                                     measured=bench.measured),
+            line=_line, tables=tables,
+            settings={"bench": vars(bench), "context": vars(context), "rounds": vars(rounds), "steps": vars(steps)},
+            draw=partial(plot, metric=ACCURACY, x="set", x_title="set", panel=lambda row: "accuracy in %"),
+        )  # fmt: skip
+
+
+def _line(row: Row) -> str:
+    return (f"{row['set']} seed {row['seed']} {row['method']}: {row['after']:.1%} (zero-shot {row['before']:.1%}), "
+            f"{row['seconds']:.0f} s")  # fmt: skip
 
 
 def load_set(text: str, run: Run, clip_model: str) -> tuple[BenchSet, TextSide]:
@@ -194,7 +200,8 @@ def load_set(text: str, run: Run, clip_model: str) -> tuple[BenchSet, TextSide]:
     images = read_images(plan, Run(run.folder / "features" / name))
     stored = yaml.safe_load((images.runs[0].folder / "config.yaml").read_text(encoding="utf-8"))
     given = (images.runs[0].stage("embed") or {})["facts"]["encoder"].startswith("precomputed")
-    encoder = load_encoder(clip_model if given else stored["clip_model"], device=dist.device())
+    encoder = load_encoder(clip_model if given else stored["clip_model"], device=dist.device(),
+                           precision=stored["model_precision"])  # fmt: skip
     names = sorted({text for text in images.texts if text})
     known = {name: number for number, name in enumerate(names)}
     truth = np.array([known.get(text or "", -1) for text in images.texts], np.int64)
@@ -205,8 +212,7 @@ def load_set(text: str, run: Run, clip_model: str) -> tuple[BenchSet, TextSide]:
     return data, text_side(encoder)
 
 
-def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: int, run: Run, *,
-             measured: str = "test") -> dict[str, Any]:  # fmt: skip
+def run_cell(data: BenchSet, side: TextSide, method: Method, cell: Row, run: Run, *, measured: str = "test") -> Row:
     """One method on one set with one seed, unless its result is there.
 
     Returns:
@@ -214,21 +220,27 @@ def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: in
     """
     if method.context.prompt not in ("text", "residual"):
         raise UsageError("the benchmark works on stored features: only `prompt` text or residual goes with it.")
+    seed = cell["seed"]
     inputs = {"set": [(one.stage("embed") or {})["fingerprint"] for one in data.images.runs], "seed": seed,
-              "method": dataclasses.asdict(method), "noisycorr": __version__, "measured": measured}  # fmt: skip
-    path = run.folder / "cells" / f"{data.name}-{fingerprint(inputs)}.json"
-    if path.exists():
-        found: dict[str, Any] = read_json(path)
-        return found
-    started = time.process_time()
+              "method": dataclasses.asdict(method), "measured": measured}  # fmt: skip
+
+    def work() -> Row:
+        started = time.process_time()
+        row = _measure(data, side, method, seed, measured)
+        return row | {"gain": row["after"] - row["before"], "seconds": round(time.process_time() - started, 1)}
+
+    # Two ways of writing one method share a cell: the row says how it was asked for.
+    return stored_cell(run.folder, data.name, inputs, work) | {"set": data.name, **cell}
+
+
+def _measure(data: BenchSet, side: TextSide, method: Method, seed: int, measured: str) -> Row:
     device = data.joint.device
     task = draw_task(data, method, seed, measured)
     zero = zero_shot(side, data.names, method.context, {}, device)
     logits = scale_of(side, method.context) * data.joint @ zero.T
     test = np.flatnonzero(task.held & task.usable & (data.truth >= 0))
     before = logits[test].argmax(1).cpu().numpy()
-    row: dict[str, Any] = {"set": data.name, "method": spec, "seed": seed, "pool": len(task.unlabelled),
-                           "test": len(test), "classes": len(data.names)}  # fmt: skip
+    row: Row = {"pool": len(task.unlabelled), "test": len(test), "classes": len(data.names)}
     after = before
     if method.kind in FREE:
         after = free_answer(data, side, task, logits, method)[test]
@@ -257,11 +269,7 @@ def run_cell(data: BenchSet, side: TextSide, spec: str, method: Method, seed: in
             if task.seen.any():
                 row |= {"settled_harmonic": compare(before, answers, data.truth[test], len(data.names),
                                                     task.seen)["harmonic"]}  # fmt: skip
-    truth = data.truth[test]
-    row |= compare(before, after, truth, len(data.names), task.seen)
-    row |= {"gain": row["after"] - row["before"], "seconds": round(time.process_time() - started, 1)}
-    write_json(path, row)
-    return row
+    return row | compare(before, after, data.truth[test], len(data.names), task.seen)
 
 
 def free_answer(data: BenchSet, side: TextSide, task: Task, logits: torch.Tensor, method: Method) -> np.ndarray:
@@ -320,59 +328,27 @@ def precision(task: Task, truth: np.ndarray, selected: Selected | None) -> float
     return float((truth[task.unlabelled[selected.rows]] == task.open[selected.label]).mean())
 
 
-def write_tables(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """`bench.parquet` with all rows, `bench.md` with the tables."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_path(folder / "bench.parquet") as path:
-        pq.write_table(pa.Table.from_pylist([{key: row.get(key) for key in keys} for row in rows]), path)
-    with atomic_path(folder / "bench.md") as path:
-        path.write_text(tables(rows), encoding="utf-8")
-
-
-def tables(rows: Sequence[dict[str, Any]]) -> str:
-    """Accuracy by set and method, mean and standard deviation over seeds; and gains by method over all sets."""
+def tables(rows: list[Row]) -> str:
+    """Accuracy by method and set, mean and standard deviation over seeds; and gains by method over all sets."""
     rows = [*rows, *with_similar(rows)]
-    methods, sets = (list(dict.fromkeys(row[name] for row in rows)) for name in ("method", "set"))
-    lines = ["**Accuracy on test images, in %; in brackets: seeds that gain over zero-shot**", ""]
-    lines += ["| method | " + " | ".join(sets) + " | mean gain | poor / rich half |", "|---" * (len(sets) + 3) + "|"]
-    for method in methods:
-        mine = [row for row in rows if row["method"] == method]
-        cells = [_cell([row for row in mine if row["set"] == name]) for name in sets]
-        gain = np.mean([row["gain"] for row in mine]) * 100
-        halves = [[row[side] for row in mine if row[side] is not None] for side in ("poor", "rich")]
-        told = " / ".join(f"{100 * np.mean(some):+.1f}" if some else "–" for some in halves)
-        lines.append(f"| {method} | " + " | ".join(cells) + f" | {gain:+.1f} | {told} |")
-    out = "\n".join(lines) + "\n"
-    split = [row for row in rows if row.get("harmonic") is not None]
-    if split:
-        lines = ["", "**Harmonic mean of seen and unseen classes, in %**", "", "| method | " + " | ".join(sets) + " |",
-                 "|---" * (len(sets) + 1) + "|"]  # fmt: skip
-        for method in dict.fromkeys(row["method"] for row in split):
-            found = [[row for row in split if row["method"] == method and row["set"] == name] for name in sets]
-            cells = [_means(some) for some in found]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        out += "\n".join([*lines, "", "In brackets: zero-shot.", ""])
-    seeds = sorted({row["seed"] for row in rows})
-    return out + f"\nMean ± standard deviation over seeds {', '.join(map(str, seeds))}.\n"
+    tail = {
+        "mean gain": lambda mine: f"{100 * np.mean([row['gain'] for row in mine]):+.1f}",
+        "poor / rich half": _halves,
+    }
+    accuracy_table = metric_table(rows, ACCURACY, METHOD, columns="set", tail=tail)
+    return joined(rows, accuracy_table, metric_table(rows, HARMONIC, METHOD, columns="set"))
 
 
-def with_similar(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _halves(rows: list[Row]) -> str:
+    """Mean gain of the classes that zero-shot knows badly, and of those that it knows well."""
+    halves = [[row[side] for row in rows if row[side] is not None] for side in ("poor", "rich")]
+    return " / ".join(f"{100 * np.mean(some):+.1f}" if some else "–" for some in halves)
+
+
+def with_similar(rows: list[Row]) -> list[Row]:
     """Rows of prompts whose answers look at similar images of the pool."""
     return [
         row | {"method": f"{row['method']}, with similar images", "after": row["settled"], "poor": None, "rich": None,
                "gain": row["settled"] - row["before"], "harmonic": row.get("settled_harmonic")}
         for row in rows if row.get("settled") is not None
     ]  # fmt: skip
-
-
-def _cell(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return "–"
-    values = np.array([row["after"] for row in rows]) * 100
-    spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{values.mean():.1f}{spread} ({sum(row['gain'] > 0 for row in rows)}/{len(rows)})"
-
-
-def _means(rows: list[dict[str, Any]]) -> str:
-    after, before = (100 * np.mean([row[key] for row in rows] or [0]) for key in ("harmonic", "harmonic_before"))
-    return f"{after:.1f} ({before:.1f})" if rows else "–"

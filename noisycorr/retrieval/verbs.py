@@ -77,39 +77,3 @@ class Train:
                     strategy=(given.strategy, strategy), tune=tune, regions=regions,
                     evaluate=given.evaluate, report_to=given.report_to)  # fmt: skip
         train(plan, run, overwrite=given.overwrite)
-
-
-class BenchNoise:
-    """Compare methods under known noise, on frozen features: recall, detection, seconds; with tables and a plot.
-
-    Puts noise into the training pairs of each set, trains each method with the same budget, selects on clean validation
-    pairs and reports on clean test pairs. What is done is not done again.
-    """
-
-    name, usage, parallel = "bench noise", "--output_folder FOLDER", False
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """What to run, and the budget."""
-        from noisycorr.models.training.choice import Train as TrainChoice
-        from noisycorr.retrieval.bench import Bench as Choice
-
-        parser.add("output_folder", str, None, "Folder for features, cells and tables; made if absent",
-                   need=NEED_FOLDER)  # fmt: skip
-        parser.add("config", str | None, None, "YAML file with any of these keys; flags win over it")
-        add_choice(parser, Choice)
-        add_choice(parser, TrainChoice, skip=frozenset({"seed", "resume", "save_every", "keep_checkpoints"}))
-        parser.add("clip_model", str, "embedded", "Encoder of sources that are not embedded yet")
-        parser.add("caption_col", str | None, None, "Column of their texts; detected if none")
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Run what is missing; the tables go to stdout, too."""
-        from noisycorr.models.training.choice import Train as TrainChoice
-        from noisycorr.retrieval.bench import Bench as Choice
-        from noisycorr.retrieval.bench import bench
-
-        choice, budget = make_choice(given, "bench", Choice), make_choice(given, "train", TrainChoice)
-        run = new_run(given.output_folder)
-        bench(choice, budget, run, caption_col=given.caption_col, clip_model=given.clip_model)
-        print((run.folder / "bench.md").read_text(encoding="utf-8"), end="")

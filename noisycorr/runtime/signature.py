@@ -147,7 +147,7 @@ def bind(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, A
         given = {key: checked(key, known[key].hint, value) for key, value in values.items() if key in names}
         if any(isinstance(mark, Unset) for mark in marks):
             bound[name] = {key: value for key, value in given.items() if value is not None}
-        elif given:
+        elif given or own.default is EMPTY:
             bound[name] = made(choice, given | _kept(own.default, given))
     return bound
 

@@ -15,7 +15,7 @@ from noisycorr.__main__ import main
 from noisycorr.classify import classes
 from noisycorr.classify.webly import bench as webly_bench
 from noisycorr.classify.webly import samples as webly_samples
-from noisycorr.classify.webly.bench import BenchWebly, parse_set
+from noisycorr.classify.webly.bench import Bench, parse_set
 from noisycorr.clean.pipeline import clean
 from noisycorr.clean.plan import Plan
 from noisycorr.data.readers import Source
@@ -155,16 +155,16 @@ def test_bench_writes_its_tables_and_continues(run: Run, tmp_path: Path, capsys:
 
 @pytest.mark.parametrize("text", ["x", "x=y", "x=y:z", "x=y:group=z", "x=y:class=z+colour=w"])
 def test_specs_of_sets(text: str):
-    with pytest.raises(UsageError, match="--sets"):
+    with pytest.raises(UsageError, match="`sets`"):
         parse_set(text)
 
 
 def test_bench_choice():
     assert parse_set("a=b/c:class=d+group=e") == ("a", "b/c", {"class": "d", "group": "e"})
     with pytest.raises(UsageError, match="learns tags"):
-        BenchWebly(methods="capro_tags").cells(natural=False)
+        Bench(methods="capro_tags").cells(natural=False)
     for wrong in ({"noise": "loud"}, {"seeds": ""}, {"fewest": 1}):
         with pytest.raises(UsageError):
-            BenchWebly(**wrong)  # type: ignore[arg-type]
+            Bench(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="whole numbers"):
-        BenchWebly(seeds="a").cells(natural=False)
+        Bench(seeds="a")

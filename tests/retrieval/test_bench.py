@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from learning import features
 
+import noisycorr
 from noisycorr.__main__ import main
-from noisycorr.retrieval.bench import Bench
-from noisycorr.retrieval.bench_cells import method_of
-from noisycorr.retrieval.bench_tables import tables
+from noisycorr.clean.bench import metric_tables
+from noisycorr.retrieval.bench import LINES, METRICS, Bench, method_of
 from noisycorr.runtime.errors import UsageError
 
 FAST = ["--epochs", "6", "--batch_size", "32", "--embed_dim", "8", "--hidden", "16", "--lr", "0.01", "--dropout", "0",
@@ -60,6 +60,8 @@ def test_what_it_finds(place: Path):
 
 def test_what_it_writes(place: Path):
     text = (place / "out" / "bench.md").read_text()
+    result = noisycorr.open_run(place / "out")
+    assert (result.table, len(result.to_pandas())) == (text, 8) and result.summary.startswith("8 cells: sets made")
     assert text.count("| made | 50% by caption |") == 4 and "AUROC of wrong" in text
     assert (place / "out" / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((place / "out" / "bench.json").read_text())["train"]["epochs"] == 6
@@ -85,9 +87,10 @@ def test_tables_have_mean_and_deviation():
         return {"set": "s", "unit": "image", "ratio": 0.2, "method": method, "seed": seed, "rSum": value,
                 "rSum_single": value, "auroc": None, "seconds": 1.0}  # fmt: skip
 
-    text = tables([row("a", 0, 10.0), row("a", 1, 12.0), row("oracle", 0, 99.0), row("b", 0, 10.5)])
+    rows = [row("a", 0, 10.0), row("a", 1, 12.0), row("oracle", 0, 99.0), row("b", 0, 10.5)]
+    text = metric_tables(rows, METRICS, LINES)
     assert "| s | 20% by image | **11.0 ± 1.4** | 99.0 | 10.5 |" in text
-    assert "| s | 20% by image | – | – | – |" in text
+    assert "AUROC" not in text, "no method could be asked"
     assert text.endswith("Mean ± standard deviation over seeds 0, 1.\n")
 
 
@@ -101,12 +104,12 @@ def test_methods_of_the_benchmark_have_two_networks():
     ("choice", "said"),
     [
         ({"sets": "sample"}, "expected NAME=SOURCE"),
-        ({"units": "word"}, "expected caption or image"),
-        ({"ratios": "0.2,x"}, "must be numbers"),
+        ({"units": "word"}, "expected some of caption, image"),
+        ({"ratios": "0.2,x"}, "shares in 0 to 1"),
         ({"ratios": "1.2"}, "expected shares in 0 to 1"),
         ({"strategies": "nobody"}, "is not known"),
         ({"strategies": "coteach+bmm"}, "is no option=value"),
-        ({"seeds": ","}, "--seeds is empty"),
+        ({"seeds": ","}, "`seeds` is empty"),
         ({"limit": -1}, "expected 0"),
     ],
 )

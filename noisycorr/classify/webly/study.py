@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
@@ -17,19 +16,17 @@ from noisycorr.classify.webly.choice import TrainClasses
 from noisycorr.classify.webly.contract import Method
 from noisycorr.classify.webly.fitting import feature_learner, final_opinion, predict_features, probabilities, tune_on
 from noisycorr.classify.webly.methods import load_method
-from noisycorr.clean.bench_sets import read_spec, read_value
+from noisycorr.clean.bench import ORACLE, Row, stored_cell
+from noisycorr.clean.bench_sets import read_spec
 from noisycorr.data.noise.labels import NoisyLabels, diffuse_noise, noisy_texts, semantic_noise
 from noisycorr.models.training.loop import Hooks, fit
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.folder import Run, fingerprint, read_json, write_json
-from noisycorr.runtime.version import __version__
+from noisycorr.runtime.folder import Run
 from noisycorr.stats.class_metrics import accuracy, changed_labels, open_set
 from noisycorr.stats.detection import auroc
 
-ORACLE = "oracle"  # plain training on the right labels alone
 OUTSIDE = {"diffuse": 0.2, "semantic": 0.15}  # share of samples that belong to no class
 VALID = 0.1
-Noise = Literal["diffuse", "semantic", "natural"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +64,6 @@ class WeblySet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One training.
-
-    Attributes:
-        noise: Kind.
-        method: `NAME` or `NAME+option=value+...`; `oracle` is plain training on the right labels alone.
-        seed: Of noise and training.
-        anchors: Trusted samples of each class.
-    """
-
-    noise: Noise
-    method: str
-    seed: int
-    anchors: int = 10
-
-
-@dataclass(frozen=True, kw_only=True)
 class Crawl:
     """A training set as a crawl would give it.
 
@@ -112,39 +92,38 @@ def method_of(spec: str) -> Method:
     Raises:
         UsageError: If there is no such method or option.
     """
-    name, written = read_spec(spec, "methods")
-    options = {key: read_value(value) for key, value in written.items()}
+    name, options = read_spec(spec, "methods")
     method = load_method("plain" if name == ORACLE else name, options)
     if method.labels == "many":
         raise UsageError(f"`methods` names {name}, which learns tags; the benchmark has one label for each sample.")
     return method
 
 
-def crawl(data: WeblySet, cell: Cell) -> Crawl:
+def crawl(data: WeblySet, cell: Row) -> Crawl:
     """Put noise into labels and texts of the training samples, complete the texts, and choose whom to trust.
 
     Raises:
         UsageError: If natural noise is asked for where nobody gave labels.
     """
-    rng = np.random.default_rng([cell.seed, 109])
+    rng = np.random.default_rng([cell["seed"], 109])
     inside = np.flatnonzero(~data.test & (data.truth >= 0))
     outside = np.flatnonzero(~data.test & (data.truth < 0))
-    if cell.noise == "natural":
+    if cell["noise"] == "natural":
         if data.given is None:
             raise UsageError(f"the set {data.name} has no labels of people: name their column by +label=COLUMN.")
         rows = inside
         noisy = NoisyLabels(label=data.given[rows])
         text, has = data.text[rows], data.has_text[rows]
     else:
-        share = OUTSIDE[cell.noise]
+        share = OUTSIDE[cell["noise"]]
         count = min(len(outside), round(share / (1 - share) * len(inside)))
         rows = np.sort(np.concatenate([inside, rng.permutation(outside)[:count]]))
-        source, has = noisy_texts(len(rows), seed=cell.seed)
+        source, has = noisy_texts(len(rows), seed=cell["seed"])
         text, has = data.text[rows][source], has & data.has_text[rows][source]
-        if cell.noise == "diffuse":
-            noisy = diffuse_noise(data.truth[rows], data.classes, data.group[:, None] == data.group, seed=cell.seed)
+        if cell["noise"] == "diffuse":
+            noisy = diffuse_noise(data.truth[rows], data.classes, data.group[:, None] == data.group, seed=cell["seed"])
         else:
-            noisy = semantic_noise(data.truth[rows], data.classes, seed=cell.seed)
+            noisy = semantic_noise(data.truth[rows], data.classes, seed=cell["seed"])
     words = _unit(data.class_text.astype(np.float32))
     of_class = words[noisy.label]
     raw = np.where(has, (_unit(text.astype(np.float32)) * of_class).sum(1), np.nan)
@@ -152,17 +131,18 @@ def crawl(data: WeblySet, cell: Cell) -> Crawl:
     completed = complete_through_images(data.image[rows], text, has & evidence)
     every = np.where(np.asarray(completed.any(1))[:, None], completed @ words.T, np.nan)
     match = every[np.arange(len(rows)), noisy.label]
-    anchors = trusted_rows(match, noisy.label, cell.anchors)
+    anchors = trusted_rows(match, noisy.label, cell["anchors"])
     return Crawl(rows=rows, noisy=noisy, truth=data.truth[rows], match=match, raw=raw, anchors=anchors,
                  text_class=text_classes(every, noisy.label, anchors) if evidence else None)  # fmt: skip
 
 
-def run_cell(data: WeblySet, cell: Cell, choice: TrainClasses, run: Run) -> dict[str, Any]:
+def run_cell(data: WeblySet, cell: Row, choice: TrainClasses, run: Run) -> Row:
     """Train and test one cell, unless its result is there.
 
     Args:
         data: The set.
-        cell: What to do.
+        cell: Kind of `noise`, `method` as `NAME+option=value+...`, `seed` of noise and training, and `anchors`, trusted
+            samples of each class.
         choice: How to train; its seed is the cell's.
         run: The folder of the benchmark.
 
@@ -171,31 +151,29 @@ def run_cell(data: WeblySet, cell: Cell, choice: TrainClasses, run: Run) -> dict
         `auroc` of wrong labels, `precision` and `recall` of changed labels and their share `changed`, open-set `cf1`
         and `area`, `anchor_precision`, `auc_raw` and `auc_completed` of the text match, `seconds`.
     """
-    choice = dataclasses.replace(choice, seed=cell.seed)
-    method = method_of(cell.method)
+    choice = dataclasses.replace(choice, seed=cell["seed"])
+    method = method_of(cell["method"])
     options = dataclasses.asdict(method)  # type: ignore[call-overload]
-    inputs = {"set": data.identity, "cell": dataclasses.asdict(cell), "settings": choice.settings(),
-              "method": [type(method).__name__, options], "noisycorr": __version__}  # fmt: skip
-    path = run.folder / "cells" / f"{data.name}-{fingerprint(inputs)}.json"
-    if path.exists():
-        found: dict[str, Any] = read_json(path)
-        return found
-    got = crawl(data, cell)
-    wrong = got.noisy.label != got.truth
-    row: dict[str, Any] = {"set": data.name, **dataclasses.asdict(cell), "samples": len(got.rows),
-                           "classes": data.classes, "wrong": float(wrong.mean()), **_texts(got, wrong)}  # fmt: skip
-    started = time.process_time()
-    row |= _train(data, cell, got, method, choice)
-    row["seconds"] = round(time.process_time() - started, 1)
-    write_json(path, row)
-    return row
+    inputs = {"set": data.identity, "cell": cell, "settings": choice.settings(),
+              "method": [type(method).__name__, options]}  # fmt: skip
+
+    def work() -> Row:
+        got = crawl(data, cell)
+        wrong = got.noisy.label != got.truth
+        row: Row = {"set": data.name, **cell, "samples": len(got.rows), "classes": data.classes,
+                    "wrong": float(wrong.mean()), **_texts(got, wrong)}  # fmt: skip
+        started = time.process_time()
+        row |= _train(data, cell, got, method, choice)
+        return row | {"seconds": round(time.process_time() - started, 1)}
+
+    return stored_cell(run.folder, data.name, inputs, work)
 
 
-def _train(data: WeblySet, cell: Cell, got: Crawl, method: Method, choice: TrainClasses) -> dict[str, Any]:
+def _train(data: WeblySet, cell: Row, got: Crawl, method: Method, choice: TrainClasses) -> Row:
     """Train on nine tenths, let the method choose on the rest, and open the test samples once."""
-    held = np.random.default_rng([cell.seed, 113]).random(len(got.rows)) < VALID
+    held = np.random.default_rng([cell["seed"], 113]).random(len(got.rows)) < VALID
     train = ~held
-    if cell.method.startswith(ORACLE):
+    if cell["method"].startswith(ORACLE):
         train &= got.noisy.label == got.truth
     label = got.noisy.label
     features = data.image[got.rows[train]].astype(np.float32)
@@ -208,12 +186,12 @@ def _train(data: WeblySet, cell: Cell, got: Crawl, method: Method, choice: Train
     p = probabilities(predict_features(learner, data.image[test].astype(np.float32)))
     known = data.truth[test] >= 0
     right = data.truth[test][known]
-    row: dict[str, Any] = dict(accuracy(p[known], right))
+    row: Row = dict(accuracy(p[known], right))
     mixed = np.isin(right, got.noisy.mixed)
     row["mixed"] = accuracy(p[known][mixed], right[mixed])["macro"] if mixed.any() else None
     opened = open_set(p.max(1), p.argmax(1), np.where(known, data.truth[test], data.classes), data.classes)
     row |= {"cf1": opened.cf1, "area": opened.area} if not known.all() else {"cf1": None, "area": None}
-    if cell.method.startswith(ORACLE):
+    if cell["method"].startswith(ORACLE):
         return row | {"auroc": None, "changed": None, "precision": None, "recall": None}
     row["auroc"] = auroc(opinion.p_clean, (label != got.truth)[train])
     nothing = {"changed": None, "precision": None, "recall": None}
@@ -223,7 +201,7 @@ def _train(data: WeblySet, cell: Cell, got: Crawl, method: Method, choice: Train
     return row | {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
-def _texts(got: Crawl, wrong: np.ndarray) -> dict[str, Any]:
+def _texts(got: Crawl, wrong: np.ndarray) -> Row:
     """How good the texts and the anchors are: mean over classes of the AUROC of right above wrong labels."""
 
     def mean(score: np.ndarray) -> float | None:
