@@ -42,5 +42,5 @@ def learner(strategy: str | Strategy = "plain", data: TrainSet | None = None, *,
     """A learner of small networks."""
     method = load_strategy(strategy, options) if isinstance(strategy, str) else strategy
     train = Train(**{**SMALL, **choice})
-    dtype = torch.float64 if train.precision == "fp64" else torch.float32
+    dtype = torch.float64 if train.model_precision == "fp64" else torch.float32
     return Learner(data or train_set(dtype=dtype), method, train, device=CPU)

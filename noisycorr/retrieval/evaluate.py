@@ -133,7 +133,7 @@ def _labelled(corpus: Corpus, rows: np.ndarray, label: np.ndarray, asked: Evalua
 
 def _text_towers(source_run: Run, choice: Train, tune: Tune, trainable: Trainable | None, texts: list[str]) -> Towers:
     """Towers that have texts alone."""
-    dtype = torch.float64 if choice.precision == "fp64" else torch.float32
+    dtype = torch.float64 if choice.model_precision == "fp64" else torch.float32
     if trainable is not None:
         return PictureTowers(trainable, tune, ImageStore(files=[None] * len(texts)), texts, seed=choice.seed,
                              device=dist.device(), dtype=dtype, keys=texts)  # fmt: skip

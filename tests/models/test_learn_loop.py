@@ -219,7 +219,7 @@ def test_a_loss_that_is_nan_stops_the_training_and_leaves_the_checkpoint(tmp_pat
 @pytest.mark.parametrize("parts", [2, 3, 7])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int):
     def gradients(accum_freq: int) -> list[torch.Tensor]:
-        one = learner("plain", precision="fp64", accum_freq=accum_freq, dropout=0.5)
+        one = learner("plain", model_precision="fp64", accum_freq=accum_freq, dropout=0.5)
         backward(one, 0, torch.arange(30), None, None)
         return [p.grad for p in one.networks[0].parameters()]  # type: ignore[misc]
 
@@ -228,7 +228,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int):
 
 
 def test_dropout_is_the_same_when_a_part_is_encoded_again():
-    one = learner("plain", precision="fp64", accum_freq=3, dropout=0.5)
+    one = learner("plain", model_precision="fp64", accum_freq=3, dropout=0.5)
     one.networks[0].temperature  # noqa: B018
     backward(one, 0, torch.arange(30), None, None)
     found = one.networks[0].image_head[0].weight.grad.clone()  # type: ignore[union-attr,operator]

@@ -65,7 +65,7 @@ def learner(work: Path, family: str = "open_clip", strategy: str = "plain", *, t
     train = Train(**{"epochs": 2, "batch_size": 12, "warmup": 2, "lr": 1e-3, "save_every": 0.0, **choice})
     files = sorted((work / "source" / "images").iterdir())
     texts = [line.split(",")[2] for line in (work / "source" / "pairs.csv").read_text().splitlines()[1:]]
-    dtype = torch.float64 if train.precision == "fp64" else torch.float32
+    dtype = torch.float64 if train.model_precision == "fp64" else torch.float32
     towers = PictureTowers(
         load_trainable(spec(work, family)), tune or Tune(train_part="whole", workers=0), ImageStore(files=files), texts,
         seed=train.seed, device=CPU, dtype=dtype, keys=[path.name for path in files],
@@ -249,7 +249,7 @@ def test_workers_change_nothing(work: Path):
 
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(work: Path):
     def gradients(parts: int) -> list[Tensor]:
-        one = learner(work, precision="fp64", accum_freq=parts)
+        one = learner(work, model_precision="fp64", accum_freq=parts)
         backward(one, 0, torch.arange(12), None, None)
         return [p.grad for p in one.networks[0].parameters() if p.grad is not None]
 

@@ -375,7 +375,7 @@ def _steps(folder: Path) -> int:
 
 def test_two_processes_train_what_one_does(work: Path, tmp_path: Path):
     words = command(work, tmp_path / "both")[3:]
-    words += ["--precision", "fp64"]
+    words += ["--model_precision", "fp64"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*torchrun, "-m", "noisycorr", *words], capture_output=True, text=True, env=environment)

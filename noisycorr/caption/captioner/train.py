@@ -210,7 +210,7 @@ def backward(trainer: Trainer, rows: np.ndarray) -> float:
     network.train()
     network.set_window(len(rows), here)
     _seed(stream_seed(seed, "drop", at.epoch, at.step), network.image_mean.device)
-    losses = _losses(network, train_set, rows, here, draw, trainer.choice.precision)
+    losses = _losses(network, train_set, rows, here, draw, trainer.choice.model_precision)
     weight = torch.from_numpy(train_set.weight[rows][here]).to(losses)
     part = (losses * weight).sum() / total
     (part * dist.count()).backward()
