@@ -24,7 +24,7 @@ from noisycorr.caption.recaption.repair import Repairs, repair
 from noisycorr.caption.recaption.rule import Recaption
 from noisycorr.clean.corpus import Corpus, read_corpus
 from noisycorr.clean.signals.pipeline import Score, score_pairs
-from noisycorr.clean.signals.view import PairEmbeddings, unit
+from noisycorr.clean.signals.view import PairEmbeddings
 from noisycorr.data.noise.recipes import RandomSwap
 from noisycorr.data.noise.swaps import text_ids
 from noisycorr.models.encoders.embedded import EmbeddedEncoder
@@ -35,6 +35,7 @@ from noisycorr.retrieval.fit import make_learner, make_towers
 from noisycorr.retrieval.scoreboard import retrieval, short
 from noisycorr.retrieval.strategies import load_strategy
 from noisycorr.runtime.folder import Run, write_json
+from noisycorr.stats.unit import unit
 
 
 def view_of(data: Features, source: np.ndarray) -> tuple[PairEmbeddings, list[str]]:

@@ -181,8 +181,8 @@ def test_long_empty_and_blank_texts():
 def test_a_level_dims_the_picture_by_the_share_of_right_pairs():
     made = world()
     score, p_clean = np.repeat([0.1, 0.9, np.nan], [60, 50, 10]), np.repeat([0.0, 0.75, 0.4, np.nan], [60, 40, 10, 10])
-    group = open_small(dataclasses.replace(made, columns={"score_pair": score, "p_clean": p_clean}), model_precision="fp64",
-                       level_gate=True)  # fmt: skip
+    made = dataclasses.replace(made, columns={"score_pair": score, "p_clean": p_clean})
+    group = open_small(made, model_precision="fp64", level_gate=True)
     network, levels = group.trained.network.eval(), group.trained.levels
     assert levels is not None and levels.counts == (60, 50, 10)
     everywhere = (40 * 0.75 + 10 * 0.4) / 110

@@ -47,9 +47,10 @@ def test_training_in_halves_learns_and_keeps_single_precision(precision: str):
 
 @pytest.mark.parametrize("precision", HALVES)
 def test_halves_go_on_from_a_checkpoint_bit_by_bit(precision: str, tmp_path: Path):
-    make = lambda: learner(
-        "coteach", train_set(50, wrong=10), model_precision=precision, epochs=3, options={"warm_up": 1}
-    )  # noqa: E731
+    def make() -> Learner:
+        options = {"warm_up": 1}
+        return learner("coteach", train_set(50, wrong=10), model_precision=precision, epochs=3, options=options)
+
     whole, first = make(), make()
     if precision == "fp16":
         for one in (whole, first):

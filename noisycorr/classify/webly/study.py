@@ -25,6 +25,7 @@ from noisycorr.runtime.folder import Run, fingerprint, read_json, write_json
 from noisycorr.runtime.version import __version__
 from noisycorr.stats.class_metrics import accuracy, changed_labels, open_set
 from noisycorr.stats.detection import auroc
+from noisycorr.stats.unit import unit
 
 ORACLE = "oracle"  # plain training on the right labels alone
 OUTSIDE = {"diffuse": 0.2, "semantic": 0.15}  # share of samples that belong to no class
@@ -145,9 +146,9 @@ def crawl(data: WeblySet, cell: Cell) -> Crawl:
             noisy = diffuse_noise(data.truth[rows], data.classes, data.group[:, None] == data.group, seed=cell.seed)
         else:
             noisy = semantic_noise(data.truth[rows], data.classes, seed=cell.seed)
-    words = _unit(data.class_text.astype(np.float32))
+    words = unit(data.class_text)
     of_class = words[noisy.label]
-    raw = np.where(has, (_unit(text.astype(np.float32)) * of_class).sum(1), np.nan)
+    raw = np.where(has, (unit(text) * of_class).sum(1), np.nan)
     evidence = not repeats_label(raw)
     completed = complete_through_images(data.image[rows], text, has & evidence)
     every = np.where(np.asarray(completed.any(1))[:, None], completed @ words.T, np.nan)
@@ -236,7 +237,3 @@ def _texts(got: Crawl, wrong: np.ndarray) -> dict[str, Any]:
     chosen = got.anchors > 0
     return {"auc_raw": mean(got.raw), "auc_completed": mean(got.match),
             "anchor_precision": float((~wrong[chosen]).mean()) if chosen.any() else None}  # fmt: skip
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
