@@ -24,6 +24,7 @@ from noisycorr.runtime.version import __version__ as __version__
 _PLACES = {  # name: where it is
     "CleanRun": "noisycorr.clean.result",
     "Loss": "noisycorr.models.training.contract",
+    "RetrievalModel": "noisycorr.retrieval.result",
     "Strategy": "noisycorr.models.training.contract",
     "Trust": "noisycorr.models.training.contract",
     "check_strategy": "noisycorr.retrieval.testing",
@@ -34,10 +35,12 @@ _PLACES = {  # name: where it is
     "report": "noisycorr.__main__",
     "run": "noisycorr.__main__",
     "status": "noisycorr.clean.verbs",
+    "train": "noisycorr.retrieval.verbs",
 }
 _RESULTS = {  # what a folder holds, by the marker that its work writes first: the last that is there counts
     "embed_started": ("noisycorr.clean.result", "CleanRun"),
     "embed": ("noisycorr.clean.result", "CleanRun"),
+    "train_started": ("noisycorr.retrieval.result", "RetrievalModel"),
 }
 _PACKAGES = {"clean": "noisycorr.clean.verbs"}  # folders that are called like what they do: they can be called, too
 __all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run"])  # noqa: PLE0605  # made of the tables above
