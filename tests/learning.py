@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from noisycorr import Strategy
 from noisycorr.models.training.choice import Train
-from noisycorr.models.training.contract import Strategy
 from noisycorr.models.training.heads import StoredTowers
 from noisycorr.models.training.learner import Learner, TrainSet
 from noisycorr.retrieval.strategies import load_strategy

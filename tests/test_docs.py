@@ -59,6 +59,7 @@ def run_line(line: str, folder: Path) -> None:
 
 def test_every_block_of_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
     kinds = [kind for kind, _ in blocks()]
     assert kinds.count("bash") >= 5 and kinds.count("python") >= 3 and set(kinds) == {"bash", "python"}
     for kind, text in blocks():

@@ -14,10 +14,11 @@ import pytest
 import torch
 from learning import SMALL, features, learner, train_set
 
+from noisycorr import Loss, Strategy, Trust
 from noisycorr.models.losses import info_nce
 from noisycorr.models.training.batches import epoch_order, split_batches
 from noisycorr.models.training.checkpoint import checkpoints, load_checkpoint, load_latest, save_checkpoint, sweep
-from noisycorr.models.training.contract import Encoded, Loss, Strategy, Trust
+from noisycorr.models.training.contract import Encoded
 from noisycorr.models.training.learner import Learner, TrainSet
 from noisycorr.models.training.loop import Hooks, backward, fit, plan_epoch
 from noisycorr.models.training.memory import Memory

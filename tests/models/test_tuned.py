@@ -305,10 +305,10 @@ def test_from_a_run_to_a_model_and_its_numbers(work: Path, tmp_path: Path, famil
     lines = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= line["loading_share"] <= 1 for line in lines if line["event"] == "epoch")
     capsys.readouterr()
-    assert main(["evaluate", "--output_folder", str(model)]) == 0
+    assert main(["evaluate", str(model)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["test"]["pairs"] >= 2 and 0 < found["test"]["ensemble"]["rSum"] <= 600
-    assert main(["evaluate", "--output_folder", str(model), "--test_data", str(work / "run")]) == 0
+    assert main(["evaluate", str(model), "--test_data", str(work / "run")]) == 0
     assert json.loads(capsys.readouterr().out)["test"]["pairs"] == N
     assert main([*words, "--aug_scale", "0.5"]) == 2
     assert "towers.aug_scale: was 0.9, now 0.5" in capsys.readouterr().err

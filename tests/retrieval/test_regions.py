@@ -187,7 +187,7 @@ def test_from_a_folder_to_numbers(tmp_path: Path, region: str, layout: str, caps
     before = (model / "model.safetensors").read_bytes()
     assert main(words) == 0 and (model / "model.safetensors").read_bytes() == before
     capsys.readouterr()
-    assert main(["evaluate", "--output_folder", str(model)]) == 0
+    assert main(["evaluate", str(model)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["test"]["pairs"] == SIZES["test"] and found["detection"]["pairs"] == SIZES["train"]
     assert len(load_file(model / "model.safetensors")) > 10
