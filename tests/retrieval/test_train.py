@@ -296,9 +296,9 @@ def test_a_ledger_of_other_data_is_refused(work: Path, tmp_path: Path, capsys: p
         (["--temperature", "0"], "--temperature is 0.0"),
         (
             ["--report-to", "none,pigeon"],
-            "--report-to none,pigeon: 'none' is no tracker; expected none, all, or some of",
+            "--report_to none,pigeon: 'none' is no tracker; expected none, all, or some of",
         ),
-        (["--report-to", "pigeon"], "--report-to pigeon: 'pigeon' is no tracker"),
+        (["--report-to", "pigeon"], "--report_to pigeon: 'pigeon' is no tracker"),
         (["--strategy", "weighted", "--strategy.column", "score_none"], "weighs by the column 'score_none'"),
     ],
 )
