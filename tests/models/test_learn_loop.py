@@ -209,7 +209,7 @@ def test_a_loss_that_is_nan_stops_the_training_and_leaves_the_checkpoint(tmp_pat
             return Loss(per_pair=loss * (float("nan") if enc.epoch == 1 else 1.0))
 
     one = learner(Bad())
-    with pytest.raises(FloatingPointError, match=r"epoch 2, step 1.*lower --lr"):
+    with pytest.raises(FloatingPointError, match=r"epoch 2, step 1.*lower `lr`"):
         fit(one, Hooks(save=lambda it: save_checkpoint(it, tmp_path)))
     assert len(checkpoints(tmp_path)) == 1
     two = learner(Bad())

@@ -374,7 +374,7 @@ def test_wrong_use_is_one_sentence(work: Path, tmp_path: Path, words: list[str],
 
 
 def test_more_blocks_than_there_are(work: Path):
-    with pytest.raises(UsageError, match=r"--last_blocks is 9, but .*resblocks has 2 blocks"):
+    with pytest.raises(UsageError, match=r"`last_blocks` is 9, but .*resblocks has 2 blocks"):
         choose_part(load_trainable(spec(work, "open_clip")).fresh(), Tune(train_part="last_blocks", last_blocks=9))
 
 
