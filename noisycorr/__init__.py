@@ -25,6 +25,7 @@ _PLACES = {  # name: where it is
     "BenchResult": "noisycorr.clean.bench",
     "CleanRun": "noisycorr.clean.result",
     "Loss": "noisycorr.models.training.contract",
+    "RetrievalModel": "noisycorr.retrieval.result",
     "Strategy": "noisycorr.models.training.contract",
     "Trust": "noisycorr.models.training.contract",
     "bench_caption": "noisycorr.caption.bench",
@@ -39,11 +40,13 @@ _PLACES = {  # name: where it is
     "report": "noisycorr.__main__",
     "run": "noisycorr.__main__",
     "status": "noisycorr.clean.verbs",
+    "train": "noisycorr.retrieval.verbs",
 }
 _RESULTS = {  # what a folder holds, by the marker that its work writes first: the last that is there counts
     "bench": ("noisycorr.clean.bench", "BenchResult"),
     "embed_started": ("noisycorr.clean.result", "CleanRun"),
     "embed": ("noisycorr.clean.result", "CleanRun"),
+    "train_started": ("noisycorr.retrieval.result", "RetrievalModel"),
 }
 _PACKAGES = {"clean": "noisycorr.clean.verbs"}  # folders that are called like what they do: they can be called, too
 __all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run"])  # noqa: PLE0605  # made of the tables above

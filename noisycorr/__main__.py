@@ -17,12 +17,10 @@ from noisycorr.classify.heads.verbs import Annotate, Tune
 from noisycorr.classify.webly.verbs import ClassifyTrain
 from noisycorr.prompt.verbs import Prompt
 from noisycorr.retrieval.plan import Evaluation
-from noisycorr.retrieval.verbs import Train
 from noisycorr.runtime import command, dist
 from noisycorr.runtime.command import Verb
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.flags import Parser
-from noisycorr.runtime.folder import open_run as open_folder
 from noisycorr.runtime.lock import at_work
 from noisycorr.runtime.signature import flat, parameters
 
@@ -80,11 +78,8 @@ def evaluate(
         UsageError: If no truth is known, or an argument does not go with what the folder holds.
     """
     if (Path(run) / "stages" / "train_started.json").is_file():
-        from noisycorr.retrieval.evaluate import evaluate_model
-
-        with at_work(Path(run), "evaluate"):
-            found = evaluate_model(open_folder(str(run)), evaluation)
-        return found if dist.is_main() else None
+        measured: dict[str, Any] = noisycorr.open_run(run).evaluate(**vars(evaluation))
+        return measured if dist.is_main() else None
     if not dist.is_main():
         return None
     if given := [name for name, value in vars(evaluation).items() if value != getattr(Evaluation(), name)]:
@@ -147,7 +142,9 @@ VERBS: tuple[Any, ...] = (
     Verb("export", f"{CLEAN}.export"),
     Verb("evaluate", f"{HERE}:evaluate", parallel=True, shows=as_json),
     Verb("inject", "noisycorr.clean.verbs:inject"),
-    Train, Audit, ClassifyTrain, Prompt, Tune, Annotate,
+    Verb("train", "noisycorr.retrieval.verbs:train", parallel=True, config=True,
+         old={"precision": "model_precision"}),
+    Audit, ClassifyTrain, Prompt, Tune, Annotate,
     CaptionTrain, CaptionGenerate, CaptionScore,
     Verb("status", "noisycorr.clean.verbs:status", shows=str),
     Verb("doctor", "noisycorr.clean.verbs:doctor", shows=doctor_lines),

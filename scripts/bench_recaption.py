@@ -26,7 +26,7 @@ from noisycorr.clean.bench import Metric, Row, grid, joined, markdown, metric_ta
 from noisycorr.clean.bench_sets import listed
 from noisycorr.clean.corpus import Corpus, read_corpus
 from noisycorr.clean.signals.pipeline import Score, score_pairs
-from noisycorr.clean.signals.view import PairEmbeddings, unit
+from noisycorr.clean.signals.view import PairEmbeddings
 from noisycorr.data.noise.recipes import RandomSwap
 from noisycorr.data.noise.swaps import text_ids
 from noisycorr.models.encoders.embedded import EmbeddedEncoder
@@ -37,6 +37,7 @@ from noisycorr.retrieval.fit import make_learner, make_towers
 from noisycorr.retrieval.scoreboard import retrieval, short
 from noisycorr.retrieval.strategies import load_strategy
 from noisycorr.runtime.folder import Run
+from noisycorr.stats.unit import unit
 
 COLUMNS = {
     "wrong": "wrong pairs", "replaced_of_wrong": "% of them replaced", "better_by_truth": "% better by truth",

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from noisycorr import Strategy
 from noisycorr.models.training.choice import Train
-from noisycorr.models.training.contract import Strategy
 from noisycorr.models.training.heads import StoredTowers
 from noisycorr.models.training.learner import Learner, TrainSet
 from noisycorr.retrieval.strategies import load_strategy
@@ -42,5 +42,5 @@ def learner(strategy: str | Strategy = "plain", data: TrainSet | None = None, *,
     """A learner of small networks."""
     method = load_strategy(strategy, options) if isinstance(strategy, str) else strategy
     train = Train(**{**SMALL, **choice})
-    dtype = torch.float64 if train.precision == "fp64" else torch.float32
+    dtype = torch.float64 if train.model_precision == "fp64" else torch.float32
     return Learner(data or train_set(dtype=dtype), method, train, device=CPU)

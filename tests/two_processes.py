@@ -44,11 +44,11 @@ def found(case: str, place: Path) -> dict[str, Tensor]:
 
         from noisycorr.models.training.tune_choice import Tune
 
-        one = test_tuned.learner(place / "tuned", precision="fp64", tune=Tune(train_part="lora", workers=0))
+        one = test_tuned.learner(place / "tuned", model_precision="fp64", tune=Tune(train_part="lora", workers=0))
     else:
         import test_regions
 
-        one = test_regions.learner(place / "regions", case, precision="fp64", dropout=0.3)
+        one = test_regions.learner(place / "regions", case, model_precision="fp64", dropout=0.3)
     backward(one, 0, torch.arange(9), None, None)
     network = one.networks[0]
     dist.average_gradients([p for p in network.parameters() if p.requires_grad])
@@ -66,7 +66,7 @@ def _captioner() -> dict[str, Tensor]:
 
     from noisycorr.caption.captioner import train
 
-    changes = {"precision": "fp64", "weight_by": "p_clean", "image_dropout": 0.2, "dropout": 0.2, "epochs": 1}
+    changes = {"model_precision": "fp64", "weight_by": "p_clean", "image_dropout": 0.2, "dropout": 0.2, "epochs": 1}
     trainer = open_small(**changes).trainer
     train.backward(trainer, np.arange(0, 90, 2))
     dist.average_gradients(trainer.parameters)

@@ -61,7 +61,7 @@ def learner(
     if method.labels == "many":
         label, anchors = tags_of(given, classes), tags_of(given, classes) * anchors[:, None]
     return feature_learner(
-        x, label, classes, method, TrainClasses(**{"precision": "fp64", **SMALL, **choice}), anchors=anchors
+        x, label, classes, method, TrainClasses(**{"model_precision": "fp64", **SMALL, **choice}), anchors=anchors
     )
 
 
@@ -101,7 +101,7 @@ def on_pictures(n: int = 40, classes: int = 3) -> ClassLearner:
     truth = np.arange(n) % classes
     pixels = torch.rand(n, 3, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pixels[torch.arange(n), torch.from_numpy(truth)] += 0.7
-    choice = TrainClasses(precision="fp64", **{**SMALL, "unfreeze": 0.5, "layer": 0})
+    choice = TrainClasses(model_precision="fp64", **{**SMALL, "unfreeze": 0.5, "layer": 0})
     return picture_learner(Pixels(pixels), np.arange(n), truth, classes, load_method("capro"), choice, SmallEye(),
                            Tune(train_part="whole"), rate=0.5, anchors=some_anchors(truth, truth))  # fmt: skip
 

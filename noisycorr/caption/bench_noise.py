@@ -10,8 +10,8 @@ import numpy as np
 from noisycorr.caption.captioner.align import Encode
 from noisycorr.clean.bench_sets import BenchSet
 from noisycorr.clean.corpus import Corpus, swap_texts
-from noisycorr.clean.signals.view import unit
 from noisycorr.data.noise.recipes import RandomSwap
+from noisycorr.stats.unit import unit
 
 NOISES = ("random", "junk", "concept")
 CONCEPTS = 24  # groups of texts of a set

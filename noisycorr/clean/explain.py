@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from noisycorr.clean.signals.view import blocks, take, unit
+from noisycorr.clean.signals.view import blocks, take
 from noisycorr.data.pairs import PROBLEMS, is_truth
 from noisycorr.data.store import open_features, pairs_path, part_ranges, read_facts
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
+from noisycorr.stats.unit import unit
 
 SHOWN = 300  # characters of a text
 TOLD = 10  # pairs of one key

@@ -28,7 +28,10 @@ TAKEN = ("a path, a pattern or 'sample', a pandas DataFrame, an Arrow table, a H
          "(image, text)")  # fmt: skip
 
 
-def run_of_pairs(source: Source, clip_model: str, run: Run, name: str, *, score: bool, overwrite: bool = False) -> Run:
+def run_of_pairs(
+    source: Source, clip_model: str, run: Run, name: str, *, score: bool, overwrite: bool = False,
+    model_precision: str = "fp32",
+) -> Run:  # fmt: skip
     """The run folder that a source is, or the one that its pairs are embedded into, inside the model's folder.
 
     Args:
@@ -38,12 +41,14 @@ def run_of_pairs(source: Source, clip_model: str, run: Run, name: str, *, score:
         name: Of the folder inside it.
         score: Score and decide, too.
         overwrite: Embed anew if the folder holds other pairs.
+        model_precision: Of that encoder: that of the pairs which these are compared with.
     """
     path = source.path
     if (Path(path) / "stages" / "embed.json").is_file():
         return Run(path)
     inner = Run(run.folder / name)
-    cleaning = CleanPlan(source=source, embed=Embed(clip_model=embedding_model(clip_model)))
+    embed = Embed(clip_model=embedding_model(clip_model), model_precision=model_precision)
+    cleaning = CleanPlan(source=source, embed=embed)
     stages = ("embed", "score", "decide") if score else ("embed",)
     clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
     dist.wait()
@@ -91,7 +96,9 @@ def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
     if not (inner.folder / "config.yaml").is_file():
         return False
     stored = yaml.safe_load((inner.folder / "config.yaml").read_text(encoding="utf-8"))
-    wanted = dataclasses.asdict(cleaning.source) | {"clip_model": cleaning.embed.clip_model}
+    embed = cleaning.embed
+    wanted = dataclasses.asdict(cleaning.source)
+    wanted |= {"clip_model": embed.clip_model, "model_precision": embed.model_precision}
     return any(stored.get(name) != value for name, value in wanted.items())
 
 
@@ -124,6 +131,11 @@ def embedded_run(place: str, folder: Path, *, caption_col: str | None, clip_mode
 def clip_model_of(source_run: Run) -> str:
     """How `load_encoder` finds the encoder that a run was embedded with."""
     return stored_plan(source_run).embed.clip_model
+
+
+def precision_of(source_run: Run) -> str:
+    """In which precision the encoder of a run worked: what is compared with its features must be made in the same."""
+    return stored_plan(source_run).embed.model_precision
 
 
 def encoder_identity(source_run: Run) -> str:

@@ -15,6 +15,7 @@ from scipy import sparse, special
 
 from noisycorr.stats.index import neighbors, unit_rows
 from noisycorr.stats.transductive import SCALE, zero_shot
+from noisycorr.stats.unit import unit
 
 FIRST = 8  # images that a class starts from
 SHARE = 1 / 50
@@ -80,7 +81,7 @@ def iterate_transclip(x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n c
     d, c = x.shape[1], start.shape[1]
     z = np.exp(start)
     top = np.argsort(-z, axis=0, kind="stable")[:FIRST]
-    mean = _unit(np.stack([z[top[:, one], one] @ x[top[:, one]] for one in range(c)]))
+    mean = unit(np.stack([z[top[:, one], one] @ x[top[:, one]] for one in range(c)]), np.float64)
     variance = np.full(d, 1 / d)
     for block in range(blocks + 1):
         told = gaussians(x, mean, variance)
@@ -88,7 +89,7 @@ def iterate_transclip(x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n c
             z = special.softmax(keep * start + SHARE * (told + PULL * (both @ z)), axis=1)
         if block == blocks:
             break
-        mean = _unit(z.T @ x)
+        mean = unit(z.T @ x, np.float64)
         # sum_ic z_ic (x_id - mu_cd)^2, multiplied out; rows of z sum to 1
         mass = z.sum(0)
         spread = np.square(x).sum(0) - 2 * ((z.T @ x) * mean).sum(0) + (mass[:, None] * np.square(mean)).sum(0)
@@ -145,7 +146,3 @@ def _graph(image: np.ndarray, k: int, seed: int) -> sparse.csr_matrix:
     row, place = np.nonzero(found.ids >= 0)
     values = found.similarity[row, place].astype(np.float64)
     return sparse.csr_matrix((values, (row, found.ids[row, place])), shape=(n, n))
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

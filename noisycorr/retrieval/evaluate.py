@@ -16,18 +16,17 @@ import yaml
 from noisycorr.clean.corpus import TEST, Corpus, read_corpus
 from noisycorr.clean.evaluate import truth_of_source
 from noisycorr.clean.report.frequency_sketch import plain
-from noisycorr.clean.sources import run_of_pairs, same_encoder, text_encoder
+from noisycorr.clean.sources import precision_of, run_of_pairs, same_encoder, text_encoder
 from noisycorr.data.readers import Source
 from noisycorr.data.store import read_facts
 from noisycorr.models.encoders.trainable import Trainable
-from noisycorr.models.training.choice import Split, Train
-from noisycorr.models.training.contract import Strategy
+from noisycorr.models.training.choice import Train
 from noisycorr.models.training.heads import RetrievalNetwork, StoredTowers, Towers
 from noisycorr.models.training.pictures import ImageStore, PictureTowers
 from noisycorr.models.training.tune_choice import Regions, Tune
 from noisycorr.models.training.tuned import TunedNetwork
 from noisycorr.retrieval.fit import UNKNOWN, load_networks
-from noisycorr.retrieval.plan import Evaluation, Plan, say
+from noisycorr.retrieval.plan import Evaluation, say
 from noisycorr.retrieval.region_source import read_region_corpus
 from noisycorr.retrieval.report import write_training_report
 from noisycorr.retrieval.scoreboard import classification, recall_lines, retrieval
@@ -55,6 +54,7 @@ def evaluate_model(run: Run, asked: Evaluation) -> dict[str, Any]:
     """
     networks = load_networks(run.folder, dist.device())
     stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    stored.setdefault("model_precision", stored.get("precision", "fp32"))  # its former name
     if stored.get("region", "none") != "none":
         return _evaluate_regions(run, networks, stored, asked)
     choice, tune = _stored(Train, stored), _stored(Tune, stored)
@@ -133,7 +133,7 @@ def _labelled(corpus: Corpus, rows: np.ndarray, label: np.ndarray, asked: Evalua
 
 def _text_towers(source_run: Run, choice: Train, tune: Tune, trainable: Trainable | None, texts: list[str]) -> Towers:
     """Towers that have texts alone."""
-    dtype = torch.float64 if choice.precision == "fp64" else torch.float32
+    dtype = torch.float64 if choice.model_precision == "fp64" else torch.float32
     if trainable is not None:
         return PictureTowers(trainable, tune, ImageStore(files=[None] * len(texts)), texts, seed=choice.seed,
                              device=dist.device(), dtype=dtype, keys=texts)  # fmt: skip
@@ -183,10 +183,8 @@ def _test_run(run: Run, source_run: Run, stored: dict[str, Any], asked: Evaluati
     names = {field.name for field in dataclasses.fields(Source)} - {"path"}
     columns = {name: value for name in ("caption_col", "image_col") if (value := getattr(asked, name)) is not None}
     source = Source(path=asked.test_data, **({name: stored[name] for name in names} | columns))
-    plan = Plan(source=source, clip_model=stored["clip_model"], train=_stored(Train, stored), split=Split(),
-                strategy=("", Strategy()))  # fmt: skip
-    there = dataclasses.replace(plan.source, path=asked.test_data)
-    test_run = run_of_pairs(there, plan.clip_model, run, "test", score=False, overwrite=True)
+    test_run = run_of_pairs(source, stored["clip_model"], run, "test", score=False, overwrite=True,
+                            model_precision=precision_of(source_run))  # fmt: skip
     if not tuned:
         same_encoder(source_run, test_run, "`test_data`")
     return test_run

@@ -61,7 +61,7 @@ class Validation:
 
 def make_towers(corpus: Corpus, choice: Train) -> StoredTowers:
     """The stored features in the precision of the training."""
-    dtype = torch.float64 if choice.precision == "fp64" else torch.float32
+    dtype = torch.float64 if choice.model_precision == "fp64" else torch.float32
     return StoredTowers(corpus.image, corpus.text, device=dist.device(), dtype=dtype)
 
 
@@ -294,7 +294,11 @@ def _finish(run: Run, learner: Learner, corpus: Corpus, rows: np.ndarray, valida
 
 def _store_model(run: Run, learner: Learner) -> None:
     """The networks, without the strategy's own modules; a fine-tuned encoder as its library reads it."""
-    facts = {**learner.networks[0].facts(), "networks": len(learner.networks), "precision": learner.choice.precision}
+    facts = {
+        **learner.networks[0].facts(),
+        "networks": len(learner.networks),
+        "precision": learner.choice.model_precision,
+    }
     for number, network in enumerate(learner.networks):
         if isinstance(network, TunedNetwork):
             network.export(run.path("networks", str(number)))

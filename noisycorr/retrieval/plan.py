@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from noisycorr.data.readers import Source
 from noisycorr.models.training.choice import Split, Train
-from noisycorr.models.training.contract import Strategy
 from noisycorr.models.training.tune_choice import Regions, Tune
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from noisycorr.models.training.contract import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)

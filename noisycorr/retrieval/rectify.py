@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from noisycorr.stats.unit import unit
+
 
 def hinge_prediction(mean_hinge: Float[np.ndarray, " b"], *, margin: float = 0.2) -> Float[np.ndarray, " b"]:
     """The model's own opinion on each pair of a batch, from its mean triplet loss.
@@ -119,7 +121,7 @@ def anchor_ratio(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n e"]
     Source: BiCro (Yang et al., CVPR 2023).
     Differs: an anchor's own ratio is 1 by definition; negative ratios are 0.
     """
-    v, t = _unit(image), _unit(text)
+    v, t = unit(image, np.float64), unit(text, np.float64)
     anchors = np.asarray(anchors, bool)
     if len(v) != len(t) or anchors.shape != (len(v),) or not anchors.any():
         raise ValueError(
@@ -217,7 +219,7 @@ def proxy_label(opinion: Float[np.ndarray, " n"], cosine: Float[np.ndarray, " n"
 def nearest_members(query: Float[np.ndarray, "n d"], bank: Float[np.ndarray, "m d"], *,
                     k: int) -> Int[np.ndarray, "n k"]:  # fmt: skip
     """Rows of the k members with the highest cosine, best first; ties go to the earlier one, fewer if the bank is."""
-    return np.argsort(-(_unit(query) @ _unit(bank).T), axis=1, kind="stable")[:, :k]
+    return np.argsort(-(unit(query, np.float64) @ unit(bank, np.float64).T), axis=1, kind="stable")[:, :k]
 
 
 def offset_weight(cosine: Float[np.ndarray, " n"], *, offset: float, scale: float = 1.0,
@@ -253,11 +255,6 @@ def _alike(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if one.shape != two.shape:
         raise ValueError(f"shapes {one.shape} and {two.shape} must be equal")
     return one, two
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def on_arrays(function: Callable[..., np.ndarray], *values: Tensor, **options: Any) -> Tensor:

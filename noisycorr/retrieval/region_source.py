@@ -104,7 +104,7 @@ def read_region_corpus(path: str, regions: Regions, train: Train,
     }
     towers = RegionTowers(
         [part.images for part in splits.values()], place, [ids[row] for row in row_of], vocabulary.size, regions,
-        device=dist.device(), dtype=torch.float64 if train.precision == "fp64" else torch.float32,
+        device=dist.device(), dtype=torch.float64 if train.model_precision == "fp64" else torch.float32,
         identity={**about, "vocabulary": fingerprint(vocabulary.number)},
     )  # fmt: skip
     truth = np.concatenate(wrong) if regions.noise_file is not None else np.full(n, -1, np.int8)

@@ -92,6 +92,17 @@ def verdict(report: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     )
 
 
+def headline(report: Mapping[str, Any]) -> list[str]:
+    """The best epoch and its rSum, in one line; nothing where no pairs validated."""
+    if "validation" not in report:
+        return []
+    both = report["validation"]
+    singles = " and ".join(f"{one['rSum']:.1f}" for one in both["singles"])
+    together = f", together {both['ensemble']['rSum']:.1f}" if len(both["singles"]) > 1 else ""
+    pairs = f"rSum on {both['pairs']:,} validation pairs {singles}{together}"
+    return [f"best epoch {report['best_epoch'] + 1}; {pairs}"]
+
+
 def recall_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A row for each network, and one for all together."""
     return [
@@ -142,7 +153,7 @@ def notes(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def commands(folder: str, *, tested: bool) -> list[tuple[str, str]]:
     """What to do next: command and what it is for."""
-    here, config = f"--output_folder {shlex.quote(folder)}", shlex.quote(str(Path(folder) / "config.yaml"))
+    here, config = shlex.quote(folder), shlex.quote(str(Path(folder) / "config.yaml"))
     return [
         (f"noisycorr evaluate {here}", "the test numbers as JSON" if tested else "open the test split"),
         (f"noisycorr evaluate {here} --test_data SOURCE", "test the model on other pairs"),

@@ -68,8 +68,8 @@ def tiny_learner(strategy: Strategy, *, n: int = 60, seed: int = 0, epochs: int 
     towers = StoredTowers(image, text, device=CPU, dtype=torch.float64)
     data = TrainSet(towers=towers, rows=np.arange(n), image_group=np.arange(n) // 2 * 2, text_group=np.arange(n),
                     columns=columns)  # fmt: skip
-    choice = Train(epochs=epochs, batch_size=16, embed_dim=8, hidden=12, precision="fp64", seed=seed, save_every=0,
-                   dropout=0.3, lr=1e-3)  # fmt: skip
+    choice = Train(epochs=epochs, batch_size=16, embed_dim=8, hidden=12, model_precision="fp64", seed=seed,
+                   save_every=0, dropout=0.3, lr=1e-3)  # fmt: skip
     return Learner(data, strategy, choice, device=CPU)
 
 

@@ -58,7 +58,7 @@ def run_towers(run: Run, corpus: Corpus, train: Train, tune: Tune, trainable: Tr
         return make_towers(corpus, train)
     reader = picture_reader(source_run, f"`train_part` {tune.train_part}", "use heads")
     image_store = open_image_store(source_run, reader, run.folder / "pictures" / name)
-    dtype = torch.float64 if train.precision == "fp64" else torch.float32
+    dtype = torch.float64 if train.model_precision == "fp64" else torch.float32
     texts = read_facts(source_run, ["text"]).column("text").to_pylist()
     for row, text in (rectified or {}).items():
         texts[row] = text

@@ -23,15 +23,15 @@ from noisycorr.clean.corpus import (
     without_new_texts,
 )
 from noisycorr.clean.evaluate import truth_of_source
-from noisycorr.clean.sources import run_of_pairs, same_encoder, text_encoder
+from noisycorr.clean.sources import precision_of, run_of_pairs, same_encoder, text_encoder
 from noisycorr.models.encoders.trainable import Trainable
 from noisycorr.models.training.contract import Strategy
 from noisycorr.retrieval.evaluate import evaluate_model
 from noisycorr.retrieval.fit import Validation, check_folder, train_run, training_inputs
 from noisycorr.retrieval.plan import Evaluation, Plan, say
 from noisycorr.retrieval.region_source import check_regions, read_region_corpus
-from noisycorr.retrieval.report import write_training_report
-from noisycorr.retrieval.strategies import find_strategy, load_strategy
+from noisycorr.retrieval.report import headline, write_training_report
+from noisycorr.retrieval.strategies import class_path, find_strategy, load_strategy
 from noisycorr.retrieval.towers import find_trainable, run_towers
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
@@ -62,6 +62,26 @@ def named_strategy(name: str, options: str | None) -> Strategy:
         UsageError: If there is no such method or option, or a value has another type.
     """
     return load_strategy(name, named_options("strategy", options, find_strategy(name), "{warm_up: 2}"))
+
+
+def chosen_strategy(strategy: Any, options: str | None) -> tuple[str, Strategy]:
+    """Name and method of what was asked for.
+
+    Args:
+        strategy: A name, `./FILE.py:CLASS`, or an object.
+        options: Of a named one, as a YAML mapping.
+
+    Raises:
+        UsageError: If there is no such method or option, or a value has another type.
+    """
+    if isinstance(strategy, str):
+        return strategy, named_strategy(strategy, options)
+    if not isinstance(strategy, Strategy):
+        raise UsageError(f"`strategy` is {strategy!r}, expected a name such as best, ./FILE.py:CLASS, or an object of "
+                         "a class that inherits from noisycorr.Strategy.")  # fmt: skip
+    if options:
+        raise UsageError("`strategy_options` belong to a `strategy` that is named; an object has its own fields.")
+    return class_path(type(strategy)), strategy
 
 
 def train(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
@@ -134,7 +154,8 @@ def _validation(plan: Plan, run: Run, source_run: Run, trainable: Trainable | No
     if plan.split.val_data is None:
         return None
     there = dataclasses.replace(plan.source, path=plan.split.val_data)
-    other = run_of_pairs(there, plan.clip_model, run, "valid", score=False, overwrite=overwrite)
+    other = run_of_pairs(there, plan.clip_model, run, "valid", score=False, overwrite=overwrite,
+                         model_precision=precision_of(source_run))  # fmt: skip
     if trainable is None:
         same_encoder(source_run, other, "`val_data`")
     found = read_corpus(other)
@@ -171,12 +192,8 @@ def _start(plan: Plan, run: Run, facts: dict[str, str], corpus: Corpus, split: n
 
 def _summary(plan: Plan, run: Run, report: dict[str, Any], split: np.ndarray) -> None:
     """Say what came out, open the test split if there is one, and write the page."""
-    if "validation" in report:
-        both = report["validation"]
-        singles = " and ".join(f"{one['rSum']:.1f}" for one in both["singles"])
-        together = f", together {both['ensemble']['rSum']:.1f}" if len(both["singles"]) > 1 else ""
-        pairs = f"rSum on {both['pairs']:,} validation pairs {singles}{together}"
-        say(f"train: best epoch {report['best_epoch'] + 1}; {pairs}")
+    for line in headline(report):
+        say(f"train: {line}")
     held = int((split == TEST).sum())
     if plan.evaluate and held >= 2:
         evaluate_model(run, Evaluation())
@@ -185,4 +202,4 @@ def _summary(plan: Plan, run: Run, report: dict[str, Any], split: np.ndarray) ->
     dist.wait()
     say(f"train: model and report.html in {run.folder}")
     if not plan.evaluate and held >= 2:
-        say(f"train: `noisycorr evaluate --output_folder {run.folder}` opens the test split")
+        say(f"train: `noisycorr evaluate {run.folder}` opens the test split")

@@ -348,7 +348,7 @@ def named_options(option: str, text: str | None, kind: type, example: str) -> di
     """
     values = yaml.safe_load(text) if text else {}
     if not isinstance(values, dict):
-        raise UsageError(f"--{option}_options is {text!r}, expected a YAML mapping such as '{example}'.")
+        raise UsageError(f"`{option}_options` is {text!r}, expected a YAML mapping such as '{example}'.")
     if not set(values) <= {field.name for field in dataclasses.fields(kind)}:
         return values
     parser = Parser(option, "", "")
@@ -356,7 +356,8 @@ def named_options(option: str, text: str | None, kind: type, example: str) -> di
     try:
         checked = parser.parse_object(values)
     except UsageError as error:
-        raise UsageError(f"--{option}.{str(error).removeprefix('--')}") from error
+        name, _, rest = str(error).removeprefix("--").partition(" ")
+        raise UsageError(f"`{option}.{name}` {rest}") from error
     return {key: checked[key] for key in values}
 
 

@@ -222,7 +222,7 @@ def take_rows(parts: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """float32 copy with rows of length 1, or of zeros where they are zero or not finite."""
+    """As `unit`, in float32, but rows that are not finite become zeros, too."""
     block = np.asarray(rows, np.float32)
     norm = np.linalg.norm(block, axis=1, keepdims=True)
     usable = (norm > 0) & np.isfinite(norm)  # an encoder in half precision can overflow: such a row counts as missing

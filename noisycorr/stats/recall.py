@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from noisycorr.stats.unit import unit
+
 Blocks = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (image rows (a,), text rows (b,)) -> similarities (a, b)
 KS = (1, 5, 10)
 
@@ -19,11 +21,8 @@ KS = (1, 5, 10)
 def feature_blocks(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "m d"]) -> Blocks:
     """Cosine similarities of features, a block at a time; a zero vector has similarity 0 to all."""
 
-    def unit(x: np.ndarray) -> np.ndarray:
-        x = np.asarray(x, np.float64)  # equal rows must give equal similarities, whatever the shape of the block
-        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-    return lambda rows, columns: unit(image[rows]) @ unit(text[columns]).T
+    # in double precision: equal rows must give equal similarities, whatever the shape of the block
+    return lambda rows, columns: unit(image[rows], np.float64) @ unit(text[columns], np.float64).T
 
 
 def mean_blocks(members: Sequence[Blocks]) -> Blocks:

@@ -181,8 +181,8 @@ def test_long_empty_and_blank_texts():
 def test_a_level_dims_the_picture_by_the_share_of_right_pairs():
     made = world()
     score, p_clean = np.repeat([0.1, 0.9, np.nan], [60, 50, 10]), np.repeat([0.0, 0.75, 0.4, np.nan], [60, 40, 10, 10])
-    group = open_small(dataclasses.replace(made, columns={"score_pair": score, "p_clean": p_clean}), precision="fp64",
-                       level_gate=True)  # fmt: skip
+    made = dataclasses.replace(made, columns={"score_pair": score, "p_clean": p_clean})
+    group = open_small(made, model_precision="fp64", level_gate=True)
     network, levels = group.trained.network.eval(), group.trained.levels
     assert levels is not None and levels.counts == (60, 50, 10)
     everywhere = (40 * 0.75 + 10 * 0.4) / 110
@@ -201,7 +201,7 @@ def test_a_level_dims_the_picture_by_the_share_of_right_pairs():
 
 
 def test_losses_equal_the_loop_whatever_the_padding():
-    network = open_small(precision="fp64").trained.network.eval()
+    network = open_small(model_precision="fp64").trained.network.eval()
     rng = np.random.default_rng(0)
     tokens, length = torch.from_numpy(rng.integers(3, 300, (3, 9))), torch.tensor([5, 9, 2])
     memory = network.memory(torch.from_numpy(rng.normal(size=(3, 9))), torch.tensor([0, 1, 2]))
@@ -215,7 +215,7 @@ def test_losses_equal_the_loop_whatever_the_padding():
 
 
 def test_a_word_sees_only_those_before_it():
-    network = open_small(precision="fp64").trained.network.eval()
+    network = open_small(model_precision="fp64").trained.network.eval()
     tokens = torch.from_numpy(np.random.default_rng(1).integers(3, 300, (2, 8)))
     memory = network.memory(torch.ones(2, 9, dtype=torch.float64), torch.tensor([0, 1]))
     changed = tokens.clone()
@@ -241,7 +241,7 @@ def test_weights_scale_the_loss_of_each_pair():
     weights = np.linspace(0, 2, 120)
     material = world()
     material = dataclasses.replace(material, columns={**material.columns, "score_w": weights})
-    group = open_small(material, weight_by="score_w", dropout=0.0, level_dropout=0.0, precision="fp64")
+    group = open_small(material, weight_by="score_w", dropout=0.0, level_dropout=0.0, model_precision="fp64")
     rows, train_set = np.arange(7, 40), group.trainer.train_set
     value = backward(group.trainer, rows)
     losses = text_losses(group.trained.network, train_set)[rows]

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from noisycorr.models.encoders import load_encoder
 from noisycorr.models.encoders.embedded import EmbeddedEncoder, conse, load_backbone
-from noisycorr.models.encoders.frozen import bounded_aspect, encode_by_length, hash_weights, unit_rows
+from noisycorr.models.encoders.frozen import bounded_aspect, encode_by_length, hash_weights
 from noisycorr.runtime.errors import UsageError
+from noisycorr.stats.unit import unit
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -29,8 +30,8 @@ def embedded() -> Any:
     return load_encoder("embedded", device=CPU)
 
 
-def test_unit_rows_keeps_zeros() -> None:
-    rows = unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
+def test_unit_keeps_zeros() -> None:
+    rows = unit(np.array([[3.0, 4.0], [0.0, 0.0]]))
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], atol=1e-7)
 
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from learning import SMALL, features, learner, train_set
 
+from noisycorr import Loss, Strategy, Trust
 from noisycorr.models.losses import info_nce
 from noisycorr.models.training.batches import epoch_order, split_batches
 from noisycorr.models.training.checkpoint import checkpoints, load_checkpoint, load_latest, save_checkpoint, sweep
-from noisycorr.models.training.contract import Encoded, Loss, Strategy, Trust
+from noisycorr.models.training.contract import Encoded
 from noisycorr.models.training.learner import Learner, TrainSet
 from noisycorr.models.training.loop import Hooks, backward, fit, plan_epoch
 from noisycorr.models.training.memory import Memory
@@ -208,7 +209,7 @@ def test_a_loss_that_is_nan_stops_the_training_and_leaves_the_checkpoint(tmp_pat
             return Loss(per_pair=loss * (float("nan") if enc.epoch == 1 else 1.0))
 
     one = learner(Bad())
-    with pytest.raises(FloatingPointError, match=r"epoch 2, step 1.*lower --lr"):
+    with pytest.raises(FloatingPointError, match=r"epoch 2, step 1.*lower `lr`"):
         fit(one, Hooks(save=lambda it: save_checkpoint(it, tmp_path)))
     assert len(checkpoints(tmp_path)) == 1
     two = learner(Bad())
@@ -219,7 +220,7 @@ def test_a_loss_that_is_nan_stops_the_training_and_leaves_the_checkpoint(tmp_pat
 @pytest.mark.parametrize("parts", [2, 3, 7])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int):
     def gradients(accum_freq: int) -> list[torch.Tensor]:
-        one = learner("plain", precision="fp64", accum_freq=accum_freq, dropout=0.5)
+        one = learner("plain", model_precision="fp64", accum_freq=accum_freq, dropout=0.5)
         backward(one, 0, torch.arange(30), None, None)
         return [p.grad for p in one.networks[0].parameters()]  # type: ignore[misc]
 
@@ -228,7 +229,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int):
 
 
 def test_dropout_is_the_same_when_a_part_is_encoded_again():
-    one = learner("plain", precision="fp64", accum_freq=3, dropout=0.5)
+    one = learner("plain", model_precision="fp64", accum_freq=3, dropout=0.5)
     one.networks[0].temperature  # noqa: B018
     backward(one, 0, torch.arange(30), None, None)
     found = one.networks[0].image_head[0].weight.grad.clone()  # type: ignore[union-attr,operator]

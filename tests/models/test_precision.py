@@ -17,7 +17,7 @@ HALVES = ("bf16", "fp16")
 
 def gradients(precision: str, parts: int = 1) -> list[torch.Tensor]:
     """Of one batch, as the optimiser gets them."""
-    one = learner("plain", train_set(40), precision=precision, accum_freq=parts, hidden=32)
+    one = learner("plain", train_set(40), model_precision=precision, accum_freq=parts, hidden=32)
     backward(one, 0, torch.arange(24), None, None)
     one.scaler.unscale_(one.optimizer)
     return [p.grad for p in one.networks[0].parameters() if p.grad is not None]
@@ -36,7 +36,7 @@ def test_gradients_are_near_to_single_precision(precision: str, parts: int):
 def test_training_in_halves_learns_and_keeps_single_precision(precision: str):
     found = {}
     for kind in ("fp32", precision):
-        one = learner("plain", train_set(50), precision=kind, epochs=4, lr=5e-3)
+        one = learner("plain", train_set(50), model_precision=kind, epochs=4, lr=5e-3)
         fit(one)
         found[kind] = one.cursor.history[-1]["loss"][0]
         assert all(value.dtype == torch.float32 for value in one.weights().values())
@@ -47,7 +47,10 @@ def test_training_in_halves_learns_and_keeps_single_precision(precision: str):
 
 @pytest.mark.parametrize("precision", HALVES)
 def test_halves_go_on_from_a_checkpoint_bit_by_bit(precision: str, tmp_path: Path):
-    make = lambda: learner("coteach", train_set(50, wrong=10), precision=precision, epochs=3, options={"warm_up": 1})  # noqa: E731
+    def make() -> Learner:
+        options = {"warm_up": 1}
+        return learner("coteach", train_set(50, wrong=10), model_precision=precision, epochs=3, options=options)
+
     whole, first = make(), make()
     if precision == "fp16":
         for one in (whole, first):
@@ -72,7 +75,7 @@ def test_halves_go_on_from_a_checkpoint_bit_by_bit(precision: str, tmp_path: Pat
 
 
 def test_an_overflow_skips_the_step_and_lowers_the_scale():
-    one = learner("plain", train_set(40), precision="fp16", epochs=1, batch_size=40)
+    one = learner("plain", train_set(40), model_precision="fp16", epochs=1, batch_size=40)
     one.scaler.load_state_dict({**one.scaler.state_dict(), "scale": 1e38})
     before = {name: value.clone() for name, value in one.weights().items()}
     fit(one)
@@ -82,4 +85,4 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale():
 
 def test_whole_precision_has_no_scale():
     for precision in ("fp32", "bf16", "fp64"):
-        assert learner("plain", precision=precision).scaler.state_dict() == {}
+        assert learner("plain", model_precision=precision).scaler.state_dict() == {}

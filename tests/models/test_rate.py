@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from noisycorr.models.training.rate import cosine_share
+from noisycorr.models.training.rate import cosine_share, rise_share
 
 
 @pytest.mark.parametrize("least", [0.0, 0.1])
@@ -21,3 +21,8 @@ def test_the_cosine_begins_at_one_and_ends_at_least() -> None:
     assert cosine_share(0.0, 0.1) == 1.0
     assert cosine_share(1.0, 0.1) == pytest.approx(0.1)
     assert cosine_share(0.5) == pytest.approx(0.5)
+
+
+def test_the_rise_is_linear_and_ends() -> None:
+    assert [rise_share(step, 3) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rise_share(0, 0) == 1.0

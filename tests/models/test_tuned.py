@@ -65,7 +65,7 @@ def learner(work: Path, family: str = "open_clip", strategy: str = "plain", *, t
     train = Train(**{"epochs": 2, "batch_size": 12, "warmup": 2, "lr": 1e-3, "save_every": 0.0, **choice})
     files = sorted((work / "source" / "images").iterdir())
     texts = [line.split(",")[2] for line in (work / "source" / "pairs.csv").read_text().splitlines()[1:]]
-    dtype = torch.float64 if train.precision == "fp64" else torch.float32
+    dtype = torch.float64 if train.model_precision == "fp64" else torch.float32
     towers = PictureTowers(
         load_trainable(spec(work, family)), tune or Tune(train_part="whole", workers=0), ImageStore(files=files), texts,
         seed=train.seed, device=CPU, dtype=dtype, keys=[path.name for path in files],
@@ -249,7 +249,7 @@ def test_workers_change_nothing(work: Path):
 
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(work: Path):
     def gradients(parts: int) -> list[Tensor]:
-        one = learner(work, precision="fp64", accum_freq=parts)
+        one = learner(work, model_precision="fp64", accum_freq=parts)
         backward(one, 0, torch.arange(12), None, None)
         return [p.grad for p in one.networks[0].parameters() if p.grad is not None]
 
@@ -305,10 +305,10 @@ def test_from_a_run_to_a_model_and_its_numbers(work: Path, tmp_path: Path, famil
     lines = [json.loads(line) for line in (model / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= line["loading_share"] <= 1 for line in lines if line["event"] == "epoch")
     capsys.readouterr()
-    assert main(["evaluate", "--output_folder", str(model)]) == 0
+    assert main(["evaluate", str(model)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["test"]["pairs"] >= 2 and 0 < found["test"]["ensemble"]["rSum"] <= 600
-    assert main(["evaluate", "--output_folder", str(model), "--test_data", str(work / "run")]) == 0
+    assert main(["evaluate", str(model), "--test_data", str(work / "run")]) == 0
     assert json.loads(capsys.readouterr().out)["test"]["pairs"] == N
     assert main([*words, "--aug_scale", "0.5"]) == 2
     assert "towers.aug_scale: was 0.9, now 0.5" in capsys.readouterr().err
@@ -374,7 +374,7 @@ def test_wrong_use_is_one_sentence(work: Path, tmp_path: Path, words: list[str],
 
 
 def test_more_blocks_than_there_are(work: Path):
-    with pytest.raises(UsageError, match=r"--last_blocks is 9, but .*resblocks has 2 blocks"):
+    with pytest.raises(UsageError, match=r"`last_blocks` is 9, but .*resblocks has 2 blocks"):
         choose_part(load_trainable(spec(work, "open_clip")).fresh(), Tune(train_part="last_blocks", last_blocks=9))
 
 

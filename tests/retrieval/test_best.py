@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from learning import learner, train_set
 from scipy import special
 
+from noisycorr import Trust, check_strategy
 from noisycorr.models.losses import generalised_cross_entropy, info_nce
-from noisycorr.models.training.contract import Trust
 from noisycorr.models.training.loop import fit
 from noisycorr.models.training.memory import Memory
 from noisycorr.retrieval.strategies import load_strategy
 from noisycorr.retrieval.strategies.best import Best, refine
-from noisycorr.retrieval.testing import check_strategy
 from noisycorr.runtime.errors import UsageError
 from noisycorr.stats.detection import auroc, calibration
 

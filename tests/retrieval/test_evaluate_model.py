@@ -123,7 +123,7 @@ def test_classes_of_several_texts_have_their_mean_and_networks_are_averaged():
 
 
 def test_everything_at_once(work: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["evaluate", "--output_folder", str(work / "model"), "--folds", "2", "--classes",
+    words = ["evaluate", str(work / "model"), "--folds", "2", "--classes",
              str(work / "classes.txt"), "--label_col", "colour"]  # fmt: skip
     assert main(words) == 0
     captured = capsys.readouterr()
@@ -146,7 +146,7 @@ def test_other_data_by_line_numbers_and_by_text(work: Path, tmp_path: Path, caps
     names = [next(name for name in kinds if name in line) for line in lines[1:]]
     body = [f"{line},{kinds.index(name)},{name}" for line, name in zip(lines[1:], names)]
     csv.write_text("\n".join([lines[0] + ",label,word", *body]) + "\n")
-    words = ["evaluate", "--output_folder", str(work / "model"), "--classes", str(work / "classes.txt"), "--test_data",
+    words = ["evaluate", str(work / "model"), "--classes", str(work / "classes.txt"), "--test_data",
              str(csv)]  # fmt: skip
     assert main(words) == 0
     by_number = json.loads(capsys.readouterr().out)
@@ -164,15 +164,7 @@ def test_a_fine_tuned_encoder_classifies_by_its_own_texts(
     assert main(words) == 0
     capsys.readouterr()
     (tmp_path / "names.txt").write_text("\n".join(COLOURS) + "\n")
-    words = [
-        "evaluate",
-        "--output_folder",
-        str(model),
-        "--classes",
-        str(tmp_path / "names.txt"),
-        "--label_col",
-        "colour",
-    ]
+    words = ["evaluate", str(model), "--classes", str(tmp_path / "names.txt"), "--label_col", "colour"]
     assert main([*words, "--template", "a {} square"]) == 0
     assert json.loads(capsys.readouterr().out)["classification"]["images"] > 10
 
@@ -184,16 +176,16 @@ def test_coco_regions_in_folds_and_with_the_words_of_the_training(tmp_path: Path
     words = ["--word_dim", "12", "--sim_dim", "8", "--embed_dim", "12", "--batch_size", "10", "--warmup", "2", "-q"]
     assert main(["train", str(folder), "--output_folder", str(model), "--region", "gpo", "--epochs", "5", *words]) == 0
     capsys.readouterr()
-    assert main(["evaluate", "--output_folder", str(model), "--folds", "5"]) == 0
+    assert main(["evaluate", str(model), "--folds", "5"]) == 0
     found = json.loads(capsys.readouterr().out)["test"]
     assert found["images"] == 40 and found["pairs"] == 80 and found["folds"]["count"] == 5
     other = write_regions(tmp_path / "y", per_image=2)
     (other / "train_caps.txt").write_text("nothing of it\n" * 80)
     for name in ("ims.npy", "caps.txt"):
         (other / f"testall_{name}").write_bytes((folder / f"testall_{name}").read_bytes())
-    assert main(["evaluate", "--output_folder", str(model), "--test_data", str(other)]) == 0
+    assert main(["evaluate", str(model), "--test_data", str(other)]) == 0
     assert json.loads(capsys.readouterr().out)["test"]["ensemble"] == found["ensemble"]
-    words = ["evaluate", "--output_folder", str(model), "--classes", "x"]
+    words = ["evaluate", str(model), "--classes", "x"]
     assert "needs a model of pictures" in said(words, capsys)
 
 
@@ -201,11 +193,11 @@ def test_coco_regions_in_folds_and_with_the_words_of_the_training(tmp_path: Path
 
 
 def test_wrong_questions_are_refused(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["evaluate", "--output_folder", str(work / "model")]
+    words = ["evaluate", str(work / "model")]
     assert "but there are" in said([*words, "--folds", "500"], capsys)
     assert "cannot be read" in said([*words, "--classes", str(tmp_path / "none")], capsys)
     assert "name the column of the class" in said([*words, "--classes", str(work / "classes.txt")], capsys)
-    run = ["evaluate", "--output_folder", str(work / "run")]
+    run = ["evaluate", str(work / "run")]
     assert "--folds is for trained models" in said([*run, "--folds", "5"], capsys)
     for values in ({"folds": 0}, {"label_col": "truth_label"}, {"template": "a photo"}):
         with pytest.raises(UsageError):
@@ -224,10 +216,10 @@ def test_report_writes_the_page_of_a_training_again(work: Path, tmp_path: Path, 
     page = work / "model" / "report.html"
     before = page.read_bytes()
     page.unlink()
-    assert main(["report", "--output_folder", str(work / "model")]) == 0
+    assert main(["report", str(work / "model")]) == 0
     assert page.read_bytes() == before and "report: " in capsys.readouterr().err
     unfinished = tmp_path / "m"
     (unfinished / "stages").mkdir(parents=True)
     for name in ("config.yaml", "stages/train_started.json"):
         (unfinished / name).write_bytes((work / "model" / name).read_bytes())
-    assert "holds no finished training" in said(["report", "--output_folder", str(unfinished)], capsys)
+    assert "holds no finished training" in said(["report", str(unfinished)], capsys)

@@ -13,11 +13,11 @@ from reference import losses_reference as losses
 from reference import methods_reference as slow
 from torch import Tensor
 
+from noisycorr import Strategy, Trust, check_strategy
 from noisycorr.models.training.checkpoint import load_latest, save_checkpoint
-from noisycorr.models.training.contract import Encoded, Strategy, Trust
+from noisycorr.models.training.contract import Encoded
 from noisycorr.models.training.loop import Hooks, fit, plan_epoch
 from noisycorr.retrieval.strategies import load_strategy
-from noisycorr.retrieval.testing import check_strategy
 
 B, SCALE = 12, 0.1
 METHODS = ("bicro", "crcl", "cream", "decl", "ncr", "rcl")

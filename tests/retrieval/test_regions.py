@@ -113,7 +113,7 @@ def test_published_noise(tmp_path: Path, unit: str):
 
 @pytest.mark.parametrize("region", ["sgr", "saf", "gpo"])
 def test_encoded_sets_do_not_depend_on_padding(tmp_path: Path, region: str):
-    one = learner(write_regions(tmp_path / "x"), region, precision="fp64")
+    one = learner(write_regions(tmp_path / "x"), region, model_precision="fp64")
     network, towers = one.networks[0].eval(), one.data.towers
     rows = torch.arange(8)
     ids, lengths = towers.text(rows)
@@ -140,7 +140,7 @@ def test_chunks_change_nothing(tmp_path: Path, region: str):
     folder = write_regions(tmp_path / "x")
     states = []
     for chunk in (1, 4, 100):
-        one = learner(folder, region, precision="fp64", dropout=0.3)
+        one = learner(folder, region, model_precision="fp64", dropout=0.3)
         one.networks[0].compare.chunk = chunk  # type: ignore[union-attr]
         fit(one)
         states.append(one.weights())
@@ -187,7 +187,7 @@ def test_from_a_folder_to_numbers(tmp_path: Path, region: str, layout: str, caps
     before = (model / "model.safetensors").read_bytes()
     assert main(words) == 0 and (model / "model.safetensors").read_bytes() == before
     capsys.readouterr()
-    assert main(["evaluate", "--output_folder", str(model)]) == 0
+    assert main(["evaluate", str(model)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["test"]["pairs"] == SIZES["test"] and found["detection"]["pairs"] == SIZES["train"]
     assert len(load_file(model / "model.safetensors")) > 10

@@ -12,12 +12,12 @@ import torch
 from learning import learner, train_set
 from torch import Tensor, nn
 
+from noisycorr import Loss, Strategy, Trust, check_strategy
 from noisycorr.models.losses import info_nce
-from noisycorr.models.training.contract import Encoded, Loss, Strategy, Trust
+from noisycorr.models.training.contract import Encoded
 from noisycorr.models.training.loop import fit
 from noisycorr.models.training.memory import Memory
 from noisycorr.retrieval.strategies import BUILT_IN, describe, find_strategy, load_strategy
-from noisycorr.retrieval.testing import check_strategy
 from noisycorr.runtime.errors import UsageError
 
 VARIANTS: list[tuple[str, dict[str, object]]] = [
@@ -124,7 +124,7 @@ def test_the_check_finds_what_is_wrong(kind: type[Strategy], said: str):
 MINE = """
 from dataclasses import dataclass
 from torch import nn
-from noisycorr.models.training.contract import Loss, Strategy
+from noisycorr import Loss, Strategy
 from noisycorr.models.losses import info_nce
 
 @dataclass(frozen=True, kw_only=True)

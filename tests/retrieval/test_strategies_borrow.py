@@ -14,13 +14,14 @@ from reference.rectify_reference import neighbour_prototype
 from test_learn_loop import state
 from torch import Tensor
 
+from noisycorr import Trust, check_strategy
 from noisycorr.models.training.checkpoint import load_latest, save_checkpoint
-from noisycorr.models.training.contract import Encoded, Trust
+from noisycorr.models.training.contract import Encoded
 from noisycorr.models.training.learner import Learner
 from noisycorr.models.training.loop import Hooks, fit, plan_epoch
 from noisycorr.retrieval.strategies import load_strategy
 from noisycorr.retrieval.strategies.pc2 import partner_purity
-from noisycorr.retrieval.testing import check_strategy, tiny_learner
+from noisycorr.retrieval.testing import tiny_learner
 from noisycorr.runtime.errors import UsageError
 
 NAMES = ("gsc", "in2r", "l2rm", "osa", "pc2", "sps")

@@ -127,7 +127,7 @@ def test_truth_is_reported_and_changes_nothing(work: Path, tmp_path: Path):
 
 
 def test_evaluate_opens_the_test_split(work: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["evaluate", "--output_folder", str(work / "model")]) == 0
+    assert main(["evaluate", str(work / "model")]) == 0
     found = json.loads(capsys.readouterr().out)
     split = pq.read_table(work / "model" / "split.parquet").column("split").to_pylist()
     assert found["test"]["pairs"] == split.count("test") > 10
@@ -145,7 +145,7 @@ def test_training_opens_the_test_split_as_evaluate_does(work: Path, tmp_path: Pa
         re.search(r"R@1/5/10 of texts [\d.]+/[\d.]+/[\d.]+, of images [\d.]+/[\d.]+/[\d.]+, rSum ", x) for x in lines
     )
     trained, page = (tmp_path / "m" / "evaluation.json").read_bytes(), (tmp_path / "m" / "report.html").read_bytes()
-    assert main(["evaluate", "--output_folder", str(tmp_path / "m"), "-q"]) == 0
+    assert main(["evaluate", str(tmp_path / "m"), "-q"]) == 0
     assert (tmp_path / "m" / "evaluation.json").read_bytes() == trained
     assert (tmp_path / "m" / "report.html").read_bytes() == page
 
@@ -155,18 +155,18 @@ def test_the_test_split_stays_closed_if_asked_or_if_there_is_none(work: Path, tm
         assert main(["train", str(work / "run"), "--output_folder", str(tmp_path / name), *FAST, *words]) == 0
         assert not (tmp_path / name / "evaluation.json").exists()
         assert "No test split was opened" in (tmp_path / name / "report.html").read_text()
-    assert main(["evaluate", "--output_folder", str(tmp_path / "shut"), "-q"]) == 0
+    assert main(["evaluate", str(tmp_path / "shut"), "-q"]) == 0
     assert "No test split was opened" not in (tmp_path / "shut" / "report.html").read_text()
 
 
 def test_evaluate_on_other_data(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "model"
     shutil.copytree(work / "model", folder)
-    words = ["evaluate", "--output_folder", str(folder), "--test_data", str(work / "run")]
+    words = ["evaluate", str(folder), "--test_data", str(work / "run")]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["test"]["pairs"] == N
     assert str(work / "run") in (folder / "report.html").read_text()
-    assert main(["evaluate", "--output_folder", str(work / "run"), "--test_data", "x"]) == 2
+    assert main(["evaluate", str(work / "run"), "--test_data", "x"]) == 2
     (folder / "model.json").unlink()
     assert "no finished model" in said(words, capsys)
 
@@ -296,9 +296,9 @@ def test_a_ledger_of_other_data_is_refused(work: Path, tmp_path: Path, capsys: p
         (["--temperature", "0"], "--temperature is 0.0"),
         (
             ["--report-to", "none,pigeon"],
-            "--report-to none,pigeon: 'none' is no tracker; expected none, all, or some of",
+            "--report_to none,pigeon: 'none' is no tracker; expected none, all, or some of",
         ),
-        (["--report-to", "pigeon"], "--report-to pigeon: 'pigeon' is no tracker"),
+        (["--report-to", "pigeon"], "--report_to pigeon: 'pigeon' is no tracker"),
         (["--strategy", "weighted", "--strategy.column", "score_none"], "weighs by the column 'score_none'"),
     ],
 )
@@ -375,7 +375,7 @@ def _steps(folder: Path) -> int:
 
 def test_two_processes_train_what_one_does(work: Path, tmp_path: Path):
     words = command(work, tmp_path / "both")[3:]
-    words += ["--precision", "fp64"]
+    words += ["--model_precision", "fp64"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*torchrun, "-m", "noisycorr", *words], capture_output=True, text=True, env=environment)

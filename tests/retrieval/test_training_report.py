@@ -100,7 +100,7 @@ def test_the_page_shows_everything_and_escapes_it(tmp_path: Path):
         "result", "curves", "detection", "notes", "method", "next", "sources"]  # fmt: skip
     assert "puts a right text first for 51.0\u00a0% of the test images" in page.text and "rSum 332.0" in page.text
     assert "network 1" in page.text and "together" in page.text and "AUROC of wrong pairs" in page.text
-    assert "noisycorr evaluate --output_folder 'my models/" in page.text
+    assert "noisycorr evaluate 'my models/" in page.text
     first = (tmp_path / "report.html").read_bytes()
     assert write_training_report(run).read_bytes() == first
 

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from safetensors.numpy import load_file, save
 
 from noisycorr.clean.signals.crossfit import REGS, WIDTH, fold_moments, principal, solve_heads
-from noisycorr.clean.signals.view import unit
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import atomic_path
+from noisycorr.stats.unit import unit
 
 NAMES = ("image_mean", "image", "text_mean", "text")
 REMEMBERED = 50_000  # texts whose features are kept

@@ -158,7 +158,7 @@ class CaptionTrain:
         wd: Weight decay of matrices.
         warmup: Share of the steps in which the rate rises; then it falls along a cosine to 0.
         grad_clip_norm: Longest gradient; 0 = any.
-        precision: fp32, bf16 (matrix products only) or fp64.
+        model_precision: fp32, bf16 (matrix products only) or fp64.
         select: loss keeps the epoch of the best loss on validation texts, as published; writing also tries the last
             one, and keeps that whose texts find validation pictures again better.
         seed: Of weights, order and split.
@@ -177,7 +177,7 @@ class CaptionTrain:
     wd: float = 0.01
     warmup: float = 0.1
     grad_clip_norm: float = 1.0
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    model_precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     select: Literal["loss", "writing"] = "writing"
     seed: int = 0
     resume: Literal["latest", "never"] = "latest"

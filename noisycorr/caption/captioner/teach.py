@@ -220,7 +220,7 @@ def open_class(material: Material, recipe: Recipe) -> CaptionTraining:
             one = torch.from_numpy(image[np.arange(1)]).to(next(material.tower.parameters()).device)
             cells, width = material.tower(one).shape[1:]
     network = build(design, words, decoder, image_dim=width, cells=cells, levels=levels,
-                    precision=recipe.train.precision, tower=material.tower).to(dist.device())  # fmt: skip
+                    precision=recipe.train.model_precision, tower=material.tower).to(dist.device())  # fmt: skip
     network.standardise(image)
     if levels is not None and level is not None and "p_clean" in material.columns:
         network.dim(purity(np.asarray(material.columns["p_clean"], np.float64)[rows], level, levels))
@@ -230,7 +230,7 @@ def open_class(material: Material, recipe: Recipe) -> CaptionTraining:
         hide_level=0.0 if levels is None else recipe.levels.level_dropout, hide_image=design.image_dropout,
     )  # fmt: skip
     trained = Trained(network=network, words=words, design=design, levels=levels, encoder=material.encoder,
-                      precision=recipe.train.precision, level=None if levels is None else top_level(levels),
+                      precision=recipe.train.model_precision, level=None if levels is None else top_level(levels),
                       decode=recipe.decode, clip_model=material.clip_model)  # fmt: skip
     if not candidates(trained, recipe.decode, recipe.guidances):
         raise UsageError(f"`guidances` {','.join(f'{g:g}' for g in recipe.guidances)} leaves no way to write with this "
@@ -297,7 +297,7 @@ def train_class(group: CaptionTraining, *, checkpoints: Path | None = None, on_e
             save_training(it, checkpoints, keep=it.choice.keep_checkpoints)
 
     fit(trainer, Hooks(
-        validate=lambda network: word_loss(network, group.valid, trainer.choice.precision), save=save,
+        validate=lambda network: word_loss(network, group.valid, trainer.choice.model_precision), save=save,
         on_epoch=on_epoch or (lambda record, seconds, pairs: None), moved=moved or (lambda count: None),
     ))  # fmt: skip
 
@@ -380,7 +380,9 @@ def _by_loss(group: CaptionTraining, levels: list[int | None], recipe: Recipe) -
     rows: list[dict[str, Any]] = []
     for level in levels:
         at = None if level is None else np.full(len(group.valid.length), level)
-        loss = word_loss(group.trained.network, dataclasses.replace(group.valid, level=at), recipe.train.precision)
+        loss = word_loss(
+            group.trained.network, dataclasses.replace(group.valid, level=at), recipe.train.model_precision
+        )
         rows.append({"level": level, "guidance": 0.0, "valid_loss": loss, "chosen": False})
     best = min(rows, key=lambda row: row["valid_loss"])
     best["chosen"] = True

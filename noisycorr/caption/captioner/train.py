@@ -34,7 +34,7 @@ from noisycorr.models.training.checkpoint import (
     store_checkpoint,
     store_tensors,
 )
-from noisycorr.models.training.rate import cosine_share
+from noisycorr.models.training.rate import cosine_share, rise_share
 from noisycorr.runtime import dist
 from noisycorr.runtime.folder import read_json, write_json
 
@@ -210,7 +210,7 @@ def backward(trainer: Trainer, rows: np.ndarray) -> float:
     network.train()
     network.set_window(len(rows), here)
     _seed(stream_seed(seed, "drop", at.epoch, at.step), network.image_mean.device)
-    losses = _losses(network, train_set, rows, here, draw, trainer.choice.precision)
+    losses = _losses(network, train_set, rows, here, draw, trainer.choice.model_precision)
     weight = torch.from_numpy(train_set.weight[rows][here]).to(losses)
     part = (losses * weight).sum() / total
     (part * dist.count()).backward()
@@ -263,7 +263,7 @@ def _set_rate(trainer: Trainer, steps: int) -> None:
     """Linear warm-up, cosine to 0: a function of where the training stands."""
     at, choice = trainer.at, trainer.choice
     total = choice.epochs * steps
-    rise = min(1.0, (at.steps + 1) / (choice.warmup * total + 1))
+    rise = rise_share(at.steps, choice.warmup * total)
     for group in trainer.optimizer.param_groups:
         group["lr"] = group["highest"] * rise * cosine_share(at.steps / total)
 

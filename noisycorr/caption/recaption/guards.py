@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from noisycorr.caption.metrics import tokenize
-from noisycorr.clean.signals.view import unit
+from noisycorr.stats.unit import unit
 
 STOP = frozenset({
     "a", "an", "the", "this", "that", "these", "those", "of", "in", "on", "at", "by", "for", "from", "to", "with",

@@ -32,8 +32,9 @@ from noisycorr.clean.signals.crossfit import (
     project_parts,
     solve_heads,
 )
-from noisycorr.clean.signals.view import BLOCK, PairEmbeddings, shuffled_pairs, take, unit
+from noisycorr.clean.signals.view import BLOCK, PairEmbeddings, shuffled_pairs, take
 from noisycorr.stats.mixture import Fit, fit_null
+from noisycorr.stats.unit import unit
 
 RIVALS = 512
 TEMPERATURE = 0.05

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from noisycorr.clean.signals.neighbors import POWER
-from noisycorr.clean.signals.view import take, unit
+from noisycorr.clean.signals.view import take
 from noisycorr.stats.index import neighbors
+from noisycorr.stats.unit import unit
 
 Parts = Sequence[np.ndarray]
 SPARE = 32  # neighbours that are asked for beyond k, in case some show the same picture

@@ -18,10 +18,11 @@ from noisycorr.classify.audit.labels import Audit, Audited, LabelView, best_clas
 from noisycorr.clean.signals.combine import combine
 from noisycorr.clean.signals.crossfit import deal_folds
 from noisycorr.clean.signals.neighbors import mean_feature
-from noisycorr.clean.signals.view import take, unit
+from noisycorr.clean.signals.view import take
 from noisycorr.runtime.errors import UsageError
 from noisycorr.stats.index import Neighbors, neighbors
 from noisycorr.stats.mixture import fit_null
+from noisycorr.stats.unit import unit
 
 BLOCK = 16_384
 

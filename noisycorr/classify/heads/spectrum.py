@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from noisycorr.stats.unit import unit
+
 SMALL = 1e-12
 
 
@@ -66,7 +68,7 @@ def spectrum(features: Float[np.ndarray, "n d"], *,
     if center == "dataset":
         wide = wide - wide.mean(0)
     elif center == "sample":
-        wide = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), SMALL)
+        wide = unit(wide, np.float64)
         wide = wide - wide.mean(1, keepdims=True)
     elif center != "none":
         raise ValueError(f"center is {center!r}, expected none, dataset or sample")

@@ -25,7 +25,7 @@ class TrainClasses(Train):
         wd: Weight decay of matrices.
         warmup: Steps until the learning rate is at its highest.
         grad_clip_norm: Longest gradient of each network; 0 = any.
-        precision: fp32, bf16 (matrix products only) or fp64.
+        model_precision: fp32, bf16 (matrix products only) or fp64.
         embed_dim: Width of the space of prototypes and keys.
         hidden: Width of the hidden layer of the projector into it.
         seed: Of weights, order and split.

@@ -50,7 +50,7 @@ def feature_learner(features: np.ndarray, labels: np.ndarray, classes: int, meth
         weights: (n,) of the losses, or None.
         text_class: As `ClassSet` takes it; left out likewise.
     """
-    dtype = torch.float64 if choice.precision == "fp64" else torch.float32
+    dtype = torch.float64 if choice.model_precision == "fp64" else torch.float32
     n = len(features)
     data = ClassSet(
         towers=StoredTowers(features, np.zeros((n, 1), np.float32), device=dist.device(), dtype=dtype),

@@ -101,7 +101,7 @@ class ClassLearner(Learner):
         assert isinstance(network, ClassNetwork)
         if network.training:
             network.follow(method.follow)
-        with dist.autocast(self.choice.precision):
+        with dist.autocast(self.choice.model_precision):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_backbone()):
                 features = network.image(inputs)
                 other = features.detach()

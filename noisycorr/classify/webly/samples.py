@@ -18,6 +18,7 @@ from noisycorr.classify.webly.choice import Labels
 from noisycorr.data.store import open_features, read_facts
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
+from noisycorr.stats.unit import unit
 
 JOINT = "|"
 
@@ -102,8 +103,7 @@ def trusted(
     has = np.asarray(text.any(1))
     if not has.any():
         return np.zeros(label.shape, np.int8), None, ["all texts are blank: nobody is trusted"]
-    names = encode_names(run, samples.meanings, clip_model)
-    names = names / np.maximum(np.linalg.norm(names, axis=1, keepdims=True), 1e-12)
+    names = unit(encode_names(run, samples.meanings, clip_model))
     completed = complete_through_images(samples.image[rows], text, has, k=10 if samples.multi else 5)
     score = np.where(np.asarray(completed.any(1))[:, None], completed @ names.T, np.nan)
     if samples.multi:

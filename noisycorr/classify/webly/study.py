@@ -24,6 +24,7 @@ from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
 from noisycorr.stats.class_metrics import accuracy, changed_labels, open_set
 from noisycorr.stats.detection import auroc
+from noisycorr.stats.unit import unit
 
 OUTSIDE = {"diffuse": 0.2, "semantic": 0.15}  # share of samples that belong to no class
 VALID = 0.1
@@ -124,9 +125,9 @@ def crawl(data: WeblySet, cell: Row) -> Crawl:
             noisy = diffuse_noise(data.truth[rows], data.classes, data.group[:, None] == data.group, seed=cell["seed"])
         else:
             noisy = semantic_noise(data.truth[rows], data.classes, seed=cell["seed"])
-    words = _unit(data.class_text.astype(np.float32))
+    words = unit(data.class_text)
     of_class = words[noisy.label]
-    raw = np.where(has, (_unit(text.astype(np.float32)) * of_class).sum(1), np.nan)
+    raw = np.where(has, (unit(text) * of_class).sum(1), np.nan)
     evidence = not repeats_label(raw)
     completed = complete_through_images(data.image[rows], text, has & evidence)
     every = np.where(np.asarray(completed.any(1))[:, None], completed @ words.T, np.nan)
@@ -214,7 +215,3 @@ def _texts(got: Crawl, wrong: np.ndarray) -> Row:
     chosen = got.anchors > 0
     return {"auc_raw": mean(got.raw), "auc_completed": mean(got.match),
             "anchor_precision": float((~wrong[chosen]).mean()) if chosen.any() else None}  # fmt: skip
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))

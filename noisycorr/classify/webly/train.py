@@ -141,7 +141,7 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
 
 def _towers(plan: Plan, run: Run, source: Run, samples: Samples, encoder: Backbone | None) -> ImageTowers:
     """Stored features, or the pictures that an encoder is to see."""
-    dtype = torch.float64 if plan.train.precision == "fp64" else torch.float32
+    dtype = torch.float64 if plan.train.model_precision == "fp64" else torch.float32
     if encoder is None:
         nothing = np.zeros((len(samples.keys), 1), np.float32)
         return StoredTowers(samples.image, nothing, device=dist.device(), dtype=dtype)

@@ -30,8 +30,9 @@ from jaxtyping import Float, Int
 from scipy import special
 
 from noisycorr.clean.signals.crossfit import CrossFit
-from noisycorr.clean.signals.view import PairEmbeddings, ShuffledPairs, Signal, take, unit
+from noisycorr.clean.signals.view import PairEmbeddings, ShuffledPairs, Signal, take
 from noisycorr.stats.mixture import KNOTS, Fit, fit_null
+from noisycorr.stats.unit import unit
 
 MOST = 2048  # texts
 FEWEST = 10  # pairs of each, on average

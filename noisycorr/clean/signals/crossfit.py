@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from noisycorr.clean.signals.view import PairEmbeddings, ShuffledPairs, blocks, pair_cosine, shuffled_pairs, unit
+from noisycorr.clean.signals.view import PairEmbeddings, ShuffledPairs, blocks, pair_cosine, shuffled_pairs
+from noisycorr.stats.unit import unit
 
 WIDTH = 384  # numbers kept of each side before the heads, by principal components
 POWER = 0.7

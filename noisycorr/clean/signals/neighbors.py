@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from noisycorr.clean.signals.view import BLOCK, take, unit
+from noisycorr.clean.signals.view import BLOCK, take
 from noisycorr.stats.index import Neighbors
+from noisycorr.stats.unit import unit
 
 POWER = 4  # similar pictures count much more than vaguely similar ones
 

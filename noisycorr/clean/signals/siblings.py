@@ -25,8 +25,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
-from noisycorr.clean.signals.view import BLOCK, PairEmbeddings, ShuffledPairs, pair_cosine, take, unit
+from noisycorr.clean.signals.view import BLOCK, PairEmbeddings, ShuffledPairs, pair_cosine, take
 from noisycorr.stats.mixture import density_ratio, null_share
+from noisycorr.stats.unit import unit
 
 MOST = 6  # texts of a picture that are looked at together
 SHARE = 0.05  # of the pairs must have a sibling with another text

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from noisycorr.clean.signals.view import BLOCK, ShuffledPairs, Signal, take, unit
+from noisycorr.clean.signals.view import BLOCK, ShuffledPairs, Signal, take
+from noisycorr.stats.unit import unit
 
 COMPETITORS = 1024
 

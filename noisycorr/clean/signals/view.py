@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from noisycorr.data.columns import release
+from noisycorr.stats.unit import unit
 
 BLOCK = 16384
 
@@ -166,12 +167,6 @@ def take(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
             out[order] = part[rows[order] - starts[number]]
             release(part)
     return out
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows in float32, scaled to length 1; zero rows stay zero."""
-    rows = np.asarray(rows, np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
 def pair_cosine(image: Sequence[np.ndarray], text: Sequence[np.ndarray], pairs: ShuffledPairs) -> np.ndarray:

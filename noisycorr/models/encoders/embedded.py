@@ -34,9 +34,9 @@ from noisycorr.models.encoders.frozen import (
     frozen_forward,
     hash_weights,
     no_progress_bar,
-    unit_rows,
 )
 from noisycorr.runtime.errors import UsageError
+from noisycorr.stats.unit import unit
 
 SIDE = 224
 MAX_TOKENS = 128
@@ -152,7 +152,7 @@ class EmbeddedEncoder:
             vectors = conse(part @ weight.T + bias, self.sentences, top=self.top) - mean
             joined[start : start + CONSE_ROWS] = vectors * part.any(axis=1, keepdims=True)
         present = np.asarray(text).any(axis=1, keepdims=True)
-        return unit_rows(joined), unit_rows((np.asarray(text, dtype=np.float32) - mean) * present)
+        return unit(joined), unit((np.asarray(text, dtype=np.float32) - mean) * present)
 
     def to(self, device: torch.device) -> EmbeddedEncoder:
         """Move the weights in place."""

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from noisycorr.runtime.errors import UsageError
+from noisycorr.stats.unit import unit
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHUNK = 32  # rows of one forward pass on a CPU: larger ones leave its cache and are slower, measured
@@ -96,13 +97,6 @@ def bounded_aspect(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def unit_rows(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Rows scaled to length 1 in float32; rows of zeros stay zeros."""
-    rows = np.asarray(features, dtype=np.float32)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(length > 0, length, 1)
-
-
 def check_width(name: str, side: str, features: np.ndarray, width: int) -> None:
     """Refuse features that another encoder made.
 
@@ -139,7 +133,7 @@ class JointEncoder:
         """
         check_width(self.name, "image", image, self.image_dim)
         check_width(self.name, "text", text, self.text_dim)
-        return unit_rows(image), unit_rows(text)
+        return unit(image), unit(text)
 
     def to(self: Self, device: torch.device) -> Self:
         """Move the weights in place."""

@@ -26,7 +26,7 @@ class Train:
         eps: Epsilon of AdamW.
         grad_clip_norm: Longest gradient of each network; 0 = any.
         accum_freq: Parts in which a batch is encoded, to save memory; the result is that of the whole batch.
-        precision: fp32, bf16 or fp16 (matrix products only), or fp64.
+        model_precision: fp32, bf16 or fp16 (matrix products only), or fp64.
         embed_dim: Width of the common space.
         hidden: Width of the hidden layer of each head; 0 = linear heads.
         dropout: Share of hidden units dropped while training, in [0, 1).
@@ -50,7 +50,7 @@ class Train:
     eps: float = 1e-6
     grad_clip_norm: float = 2.0
     accum_freq: int = 1
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    model_precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     embed_dim: int = 256
     hidden: int = 512
     dropout: float = 0.5

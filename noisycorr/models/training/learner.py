@@ -92,14 +92,14 @@ class Learner:
         if len(data.rows) < 2:
             raise ValueError(f"there are {len(data.rows)} pairs to train on, expected at least 2")
         self.data, self.strategy, self.choice, self.device = data, strategy, choice, device
-        self.dtype = torch.float64 if choice.precision == "fp64" else torch.float32
+        self.dtype = torch.float64 if choice.model_precision == "fp64" else torch.float32
         self.trained = [0, 1] if strategy.peer == "twin" else [0]
         self.judges = {"none": [0], "twin": [0, 1], "ema": [1]}[strategy.peer]
         first = [self._network(number) for number in self.trained]
         if strategy.peer == "ema":
             first.append(copy.deepcopy(first[0]).requires_grad_(False))
         self.networks: list[RetrievalNetwork] = first
-        self.optimizer, self.scaler = self._optimizer(), dist.grad_scaler(choice.precision)
+        self.optimizer, self.scaler = self._optimizer(), dist.grad_scaler(choice.model_precision)
         self.memories = [self._memory() for _ in self.networks]
         self.trusts: list[Trust | None] = [None] * len(self.networks)
         self.cursor = Cursor(loss=[[0.0, 0.0] for _ in self.trained])
@@ -155,7 +155,7 @@ class Learner:
         image, text = self.data.towers.image(place, epoch), self.data.towers.text(place)
         self.loading += time.perf_counter() - started
         network = self.networks[number]
-        with dist.autocast(self.choice.precision):
+        with dist.autocast(self.choice.model_precision):
             return network.image(image), network.text(text)
 
     def encoded(self, number: int, rows: Tensor, image: Tensor, text: Tensor) -> Encoded:

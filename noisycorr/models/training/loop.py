@@ -24,7 +24,7 @@ from noisycorr.models.training.batches import active_rows, epoch_order, split_ba
 from noisycorr.models.training.contract import Encoded, Loss, Trust
 from noisycorr.models.training.heads import StoredTowers
 from noisycorr.models.training.learner import Learner
-from noisycorr.models.training.rate import cosine_share
+from noisycorr.models.training.rate import cosine_share, rise_share
 from noisycorr.runtime import dist
 
 EMA_DECAY = 0.99
@@ -269,7 +269,7 @@ def _set_rate(learner: Learner, steps: int) -> None:
     begins = [0, *learner.strategy.restarts(choice.epochs), choice.epochs]
     first = max(epoch for epoch in begins if epoch <= cursor.epoch)
     after = min(epoch for epoch in begins if epoch > cursor.epoch)
-    rise = min(1.0, (cursor.steps - cursor.begun + 1) / (choice.warmup + 1))
+    rise = rise_share(cursor.steps - cursor.begun, choice.warmup)
     done = (cursor.epoch - first + cursor.step / max(steps, 1)) / (after - first)
     for group in learner.optimizer.param_groups:
         group["lr"] = choice.lr * group.get("share", 1.0) * rise * cosine_share(done)

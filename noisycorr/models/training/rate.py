@@ -1,4 +1,4 @@
-"""The learning rate over a training, written once: a half cosine (Loshchilov and Hutter, ICLR 2017, no restarts)."""
+"""Learning rate over a training: a linear rise, and half a cosine (Loshchilov and Hutter, ICLR 2017, no restarts)."""
 
 from __future__ import annotations
 
@@ -15,3 +15,13 @@ def cosine_share(done: float, least: float = 0.0) -> float:
         least: Share at the end, in [0, 1].
     """
     return least + (1 - least) * (0.5 * (1 + math.cos(math.pi * done)))
+
+
+def rise_share(step: int, warmup: float) -> float:
+    """Share of the highest rate while it rises: 1 / (warmup + 1) in the first step, 1 after `warmup` steps.
+
+    Args:
+        step: Number of the step, from 0.
+        warmup: Steps of the rise, >= 0.
+    """
+    return min(1.0, (step + 1) / (warmup + 1))

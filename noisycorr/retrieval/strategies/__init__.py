@@ -16,6 +16,7 @@ from noisycorr.runtime.errors import UsageError
 if TYPE_CHECKING:
     from noisycorr.models.training.contract import Strategy
 
+USERS = "noisycorr_user_"  # modules of the files of users
 BUILT_IN = {
     "best": ("noisycorr.retrieval.strategies.best", "Best"),
     "bicro": ("noisycorr.retrieval.strategies.bicro", "BiCro"),
@@ -62,6 +63,16 @@ def find_strategy(name: str) -> type[Strategy]:
     return found
 
 
+def class_path(kind: type[Strategy]) -> str:
+    """The name that `find_strategy` finds a class by; of one that no import finds, as in a notebook, its own."""
+    module, name = kind.__module__, kind.__qualname__
+    if known := [key for key, place in BUILT_IN.items() if place == (module, name)]:
+        return known[0]
+    if "." in name or module == "__main__":  # importing a script again would run it
+        return name
+    return f"{sys.modules[module].__file__ if module.startswith(USERS) else module}:{name}"
+
+
 def load_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strategy:
     """The method with these options.
 
@@ -99,7 +110,7 @@ def _load_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"the strategy's file {path} does not exist.")
     digest = hashlib.sha256(str(path.resolve()).encode() + path.read_bytes()).hexdigest()[:12]
-    name = f"noisycorr_user_{digest}"
+    name = f"{USERS}{digest}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
