@@ -72,6 +72,7 @@ class Material:
         valid_image: (m, f) of the validation pairs.
         valid_texts: Their m texts.
         clip_model: As in `Trained`.
+        clip_precision: As in `Trained`.
         tower: Makes tokens of pixels and learns along; None for stored vectors and tokens.
     """
 
@@ -83,6 +84,7 @@ class Material:
     valid_image: Any
     valid_texts: list[str | None]
     clip_model: str = ""
+    clip_precision: str = "fp32"
     tower: Any = None
 
 
@@ -220,7 +222,7 @@ def open_class(material: Material, recipe: Recipe) -> CaptionTraining:
             one = torch.from_numpy(image[np.arange(1)]).to(next(material.tower.parameters()).device)
             cells, width = material.tower(one).shape[1:]
     network = build(design, words, decoder, image_dim=width, cells=cells, levels=levels,
-                    precision=recipe.train.precision, tower=material.tower).to(dist.device())  # fmt: skip
+                    precision=recipe.train.model_precision, tower=material.tower).to(dist.device())  # fmt: skip
     network.standardise(image)
     if levels is not None and level is not None and "p_clean" in material.columns:
         network.dim(purity(np.asarray(material.columns["p_clean"], np.float64)[rows], level, levels))
@@ -230,8 +232,9 @@ def open_class(material: Material, recipe: Recipe) -> CaptionTraining:
         hide_level=0.0 if levels is None else recipe.levels.level_dropout, hide_image=design.image_dropout,
     )  # fmt: skip
     trained = Trained(network=network, words=words, design=design, levels=levels, encoder=material.encoder,
-                      precision=recipe.train.precision, level=None if levels is None else top_level(levels),
-                      decode=recipe.decode, clip_model=material.clip_model)  # fmt: skip
+                      precision=recipe.train.model_precision, level=None if levels is None else top_level(levels),
+                      decode=recipe.decode, clip_model=material.clip_model,
+                      clip_precision=material.clip_precision)  # fmt: skip
     if not candidates(trained, recipe.decode, recipe.guidances):
         raise UsageError(f"`guidances` {','.join(f'{g:g}' for g in recipe.guidances)} leaves no way to write with this "
                          "training: add 0.")  # fmt: skip
@@ -297,7 +300,7 @@ def train_class(group: CaptionTraining, *, checkpoints: Path | None = None, on_e
             save_training(it, checkpoints, keep=it.choice.keep_checkpoints)
 
     fit(trainer, Hooks(
-        validate=lambda network: word_loss(network, group.valid, trainer.choice.precision), save=save,
+        validate=lambda network: word_loss(network, group.valid, trainer.choice.model_precision), save=save,
         on_epoch=on_epoch or (lambda record, seconds, pairs: None), moved=moved or (lambda count: None),
     ))  # fmt: skip
 
@@ -326,19 +329,19 @@ def choose_decoding(
     image = Some(material.valid_image, np.arange(min(most or len(material.valid_image), len(material.valid_image))))
     fluency = Fluency.learn([material.texts[row] or "" for row in group.rows],
                             [text for text in material.valid_texts if text and text.strip()])  # fmt: skip
-    found = choose(trained, image, align, fluency, options)
+    tried = choose(trained, image, align, fluency, options)
     if recipe.train.select == "writing":
-        found = _choose_epoch(group, image, align, fluency, found)
-    return _choose_best(trained, image, align, fluency, found)
+        tried = _choose_epoch(group, image, align, fluency, tried)
+    return _choose_best(trained, image, align, fluency, tried)
 
 
 def _choose_epoch(group: CaptionTraining, image: Any, align: Align, fluency: Fluency,
-                  found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
+                  tried: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
     """Best loss against last epoch: learning by heart raises the loss long before texts get worse."""
     trained, trainer = group.trained, group.trainer
-    chosen, last = next(row for row in found if row["chosen"]), trainer.at.epoch - 1
+    chosen, last = next(row for row in tried if row["chosen"]), trainer.at.epoch - 1
     if trainer.last is None or trainer.at.best is None or trainer.at.best[1] == last:
-        return found
+        return tried
     rows = []
     for epoch, weights in ((int(trainer.at.best[1]), trainer.best), (last, trainer.last)):
         trainer.load(weights)
@@ -350,11 +353,11 @@ def _choose_epoch(group: CaptionTraining, image: Any, align: Align, fluency: Flu
     kept = max((0, 1), key=lambda place: (rows[place]["allowed"], rows[place]["self_retrieval_mrr"]))
     trainer.load((trainer.best, trainer.last)[kept])
     chosen["chosen"], rows[kept]["chosen"] = False, True
-    return [*found, *rows]
+    return [*tried, *rows]
 
 
 def _choose_best(trained: Trained, image: Any, align: Align, fluency: Fluency,
-                 found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
+                 tried: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
     """The best of several texts for each picture is kept, unless only single ones look like texts."""
     every = np.arange(len(image))
     spread = float(np.std(align(every, trained.write(image).texts)))
@@ -362,8 +365,8 @@ def _choose_best(trained: Trained, image: Any, align: Align, fluency: Fluency,
     levels = trained.levels.fed() if trained.levels is not None and trained.decode.each_level else []
     several = trained.decode.samples + len(levels)
     if not several or trained.spread is None:
-        return found
-    before, best = next(row for row in found if row["chosen"]), write_best(trained, image, align)
+        return tried
+    before, best = next(row for row in tried if row["chosen"]), write_best(trained, image, align)
     row: dict[str, Any] = fluency.judge(best.written)
     row |= {"texts": 1 + several, "self_retrieval_mrr": self_retrieval_mrr(best.written.texts, align, best.score),
             "alignment": float(best.score.mean())}  # fmt: skip
@@ -372,7 +375,7 @@ def _choose_best(trained: Trained, image: Any, align: Align, fluency: Fluency,
         before["chosen"] = False
     else:
         trained.decode = dataclasses.replace(trained.decode, samples=0, each_level=False)
-    return [*found, before | row | {"allowed": fluent}]
+    return [*tried, before | row | {"allowed": fluent}]
 
 
 def _by_loss(group: CaptionTraining, levels: list[int | None], recipe: Recipe) -> list[dict[str, Any]]:
@@ -380,7 +383,9 @@ def _by_loss(group: CaptionTraining, levels: list[int | None], recipe: Recipe) -
     rows: list[dict[str, Any]] = []
     for level in levels:
         at = None if level is None else np.full(len(group.valid.length), level)
-        loss = word_loss(group.trained.network, dataclasses.replace(group.valid, level=at), recipe.train.precision)
+        loss = word_loss(
+            group.trained.network, dataclasses.replace(group.valid, level=at), recipe.train.model_precision
+        )
         rows.append({"level": level, "guidance": 0.0, "valid_loss": loss, "chosen": False})
     best = min(rows, key=lambda row: row["valid_loss"])
     best["chosen"] = True
