@@ -23,6 +23,7 @@ from noisycorr.runtime.version import __version__ as __version__
 
 _PLACES = {  # name: where it is
     "BenchResult": "noisycorr.clean.bench",
+    "Captioner": "noisycorr.caption.result",
     "CleanRun": "noisycorr.clean.result",
     "Loss": "noisycorr.models.training.contract",
     "RetrievalModel": "noisycorr.retrieval.result",
@@ -32,21 +33,27 @@ _PLACES = {  # name: where it is
     "bench_noise": "noisycorr.retrieval.bench",
     "bench_prompt": "noisycorr.prompt.bench",
     "bench_webly": "noisycorr.classify.webly.bench",
+    "caption_score": "noisycorr.caption.verbs",
     "check_strategy": "noisycorr.retrieval.testing",
     "doctor": "noisycorr.clean.verbs",
     "embed": "noisycorr.clean.verbs",
+    "generate_captions": "noisycorr.caption.verbs",
     "inject": "noisycorr.clean.verbs",
     "losses": "noisycorr.models.losses",
+    "recaption": "noisycorr.caption.verbs",
     "report": "noisycorr.__main__",
     "run": "noisycorr.__main__",
     "status": "noisycorr.clean.verbs",
     "train": "noisycorr.retrieval.verbs",
+    "train_captioner": "noisycorr.caption.verbs",
 }
 _RESULTS = {  # what a folder holds, by the marker that its work writes first: the last that is there counts
     "bench": ("noisycorr.clean.bench", "BenchResult"),
     "embed_started": ("noisycorr.clean.result", "CleanRun"),
     "embed": ("noisycorr.clean.result", "CleanRun"),
     "train_started": ("noisycorr.retrieval.result", "RetrievalModel"),
+    "caption_started": ("noisycorr.caption.result", "Captioner"),
+    "generate": ("noisycorr.caption.result", "Captions"),
 }
 _PACKAGES = {"clean": "noisycorr.clean.verbs"}  # folders that are called like what they do: they can be called, too
 __all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run"])  # noqa: PLE0605  # made of the tables above

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import noisycorr
-from noisycorr.caption.verbs import CaptionGenerate, CaptionScore, CaptionTrain, Recaption
 from noisycorr.classify.audit.verbs import Audit
 from noisycorr.classify.heads.verbs import Annotate, Tune
 from noisycorr.classify.webly.verbs import ClassifyTrain
@@ -84,8 +83,10 @@ def evaluate(
         return None
     if given := [name for name, value in vars(evaluation).items() if value != getattr(Evaluation(), name)]:
         raise UsageError(f"`{given[0]}` is for trained models, but {run} holds none.")
-    compared: dict[str, Any] = noisycorr.open_run(run).evaluate(truth=truth)
-    return compared
+    result = noisycorr.open_run(run)
+    if not isinstance(result, noisycorr.CleanRun):
+        raise UsageError(f"{run} holds {result.kind}, but `noisycorr evaluate` compares pairs or opens a test split.")
+    return result.evaluate(truth=truth)
 
 
 def doctor_lines(findings: Sequence[Any]) -> str:
@@ -129,14 +130,14 @@ class _Former:
             self.kind.run(given)
 
 
-CLEAN, HERE = "noisycorr.clean.result:CleanRun", "noisycorr.__main__"
+CLEAN, CAPTION, HERE = "noisycorr.clean.result:CleanRun", "noisycorr.caption.verbs", "noisycorr.__main__"
 VERBS: tuple[Any, ...] = (
     Verb("clean", "noisycorr.clean.verbs:clean", parallel=True, config=True, front="clean"),
     Verb("run", f"{HERE}:run", parallel=True),
     Verb("embed", "noisycorr.clean.verbs:embed", parallel=True, config=True),
     Verb("score", f"{CLEAN}.score"),
     Verb("decide", f"{CLEAN}.decide"),
-    Recaption,
+    Verb("recaption", f"{CAPTION}:recaption", old={"lenders": "donors"}),
     Verb("report", f"{HERE}:report"),
     Verb("explain", f"{CLEAN}.explain", shows=str),
     Verb("export", f"{CLEAN}.export"),
@@ -145,13 +146,17 @@ VERBS: tuple[Any, ...] = (
     Verb("train", "noisycorr.retrieval.verbs:train", parallel=True, config=True,
          old={"precision": "model_precision"}),
     Audit, ClassifyTrain, Prompt, Tune, Annotate,
-    CaptionTrain, CaptionGenerate, CaptionScore,
+    Verb("caption train", f"{CAPTION}:train_captioner", parallel=True, config=True,
+         old={"precision": "model_precision"}),
+    Verb("caption generate", f"{CAPTION}:generate_captions", parallel=True),
+    Verb("caption score", f"{CAPTION}:caption_score", shows=as_json, old={"output_folder": "run"}),
     Verb("status", "noisycorr.clean.verbs:status", shows=str),
     Verb("doctor", "noisycorr.clean.verbs:doctor", shows=doctor_lines),
     Verb("bench noise", "noisycorr.retrieval.bench:bench_noise", config=True, shows=tables_of),
     Verb("bench webly", "noisycorr.classify.webly.bench:bench_webly", config=True, shows=tables_of),
     Verb("bench prompt", "noisycorr.prompt.bench:bench_prompt", config=True, shows=tables_of),
-    Verb("bench caption", "noisycorr.caption.bench:bench_caption", config=True, shows=tables_of),
+    Verb("bench caption", "noisycorr.caption.bench:bench_caption", config=True, shows=tables_of,
+         old={"precision": "model_precision"}),
 )  # fmt: skip
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from bench_features import Features, load_features
 
+from noisycorr.caption.recaption.choice import Recaption
 from noisycorr.caption.recaption.judge import Asked, fold_scorer, judging_folds
 from noisycorr.caption.recaption.propose import trusted_rows
 from noisycorr.caption.recaption.repair import Repairs, repair
-from noisycorr.caption.recaption.rule import Recaption
 from noisycorr.clean.bench import Metric, Row, grid, joined, markdown, metric_table, plot, run_grid, shown, stored_cell
 from noisycorr.clean.bench_sets import listed
 from noisycorr.clean.corpus import Corpus, read_corpus

@@ -42,8 +42,8 @@ from noisycorr.caption.captioner.teach import (
     pair_shares,
     train_class,
 )
+from noisycorr.caption.images import text_features_of
 from noisycorr.caption.metrics import cider_d, tokenize
-from noisycorr.caption.train import encoder_of
 from noisycorr.clean.bench import BenchResult, Metric, Row, grid, metric_tables, plot, run_grid, stored_cell
 from noisycorr.clean.bench_sets import BenchSet, check_bench, judged, listed, read_set, read_spec
 from noisycorr.clean.corpus import Corpus
@@ -381,7 +381,7 @@ def _encode(name: str, runs: Sequence[Run]) -> Encode:
     Raises:
         UsageError: If they have more than one, or none.
     """
-    found, encode = sorted({encoder_identity(one) for one in runs}), encoder_of(runs[0])
+    found, encode = sorted({encoder_identity(one) for one in runs}), text_features_of(runs[0])
     if encode is None or any(one.startswith("precomputed") for one in found):
         raise UsageError(f"the set {name} was made of embeddings without a model, so texts cannot be compared with its "
                          "pictures: embed the pictures by `noisycorr embed`.")  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from noisycorr.caption.metrics import (
     bleu,
@@ -19,10 +20,10 @@ from noisycorr.caption.metrics import (
     tokenize,
 )
 from noisycorr.clean.signals.view import take
+from noisycorr.clean.sources import encoder_identity, encoder_of
 from noisycorr.data.readers.given import load_rows
 from noisycorr.data.store import open_features, read_facts
-from noisycorr.models.encoders import encode_texts, load_encoder
-from noisycorr.runtime import dist
+from noisycorr.models.encoders import encode_texts
 from noisycorr.runtime.errors import UsageError, listed
 from noisycorr.runtime.folder import Run
 from noisycorr.stats.recall import KS
@@ -31,11 +32,14 @@ NAMES = ("caption", "captions", "text", "text_rectified", "title")
 JAVA = ("meteor", "spice")
 
 
-def score_captions(captions: Path, references: Path | None, run: Run | None, extra: list[str]) -> dict[str, Any]:
-    """All metrics that the files allow.
+def score_captions(
+    captions: str | PathLike[str] | Mapping[str, str],
+    references: str | PathLike[str] | Mapping[str, str | Sequence[str]] | None, run: Run | None, extra: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    """All metrics that the captions allow.
 
     Args:
-        captions: csv, tsv, jsonl or parquet with key and caption, each key once.
+        captions: csv, tsv, jsonl or parquet with key and caption, each key once; or captions by key.
         references: The same, keys as often as there are references, or a list in a cell; or None.
         run: Embedded pictures with these keys, or None.
         extra: meteor, spice.
@@ -52,58 +56,61 @@ def score_captions(captions: Path, references: Path | None, run: Run | None, ext
         raise UsageError(f"`metrics` names {unknown[0]!r}, expected {' or '.join(JAVA)}.")
     if extra and references is None:
         raise UsageError(f"`metrics` {extra[0]} needs `references`.")
-    found = _read(captions, "captions")
-    if twice := [key for key, texts in found.items() if len(texts) > 1]:
-        raise UsageError(f"{captions} has {len(found[twice[0]])} captions of key {twice[0]!r}, expected one of each.")
-    mine = {key: texts[0] for key, texts in found.items()}
+    by_key, shown = _read(captions, "captions")
+    if twice := [key for key, texts in by_key.items() if len(texts) > 1]:
+        raise UsageError(f"{shown} has {len(by_key[twice[0]])} captions of key {twice[0]!r}, expected one of each.")
+    mine = {key: texts[0] for key, texts in by_key.items()}
     out: dict[str, Any] = {"captions": len(mine), "empty": sum(not text.strip() for text in mine.values())}
     out |= distinctiveness(list(mine.values()))
     if references is not None:
-        out |= _referenced(mine, _read(references, "references"), references, extra)
+        out |= _referenced(mine, *_read(references, "references"), extra)
     if run is not None:
         out |= _pictured(mine, run)
     return out
 
 
-def _referenced(mine: dict[str, str], known: dict[str, list[str]], path: Path, extra: list[str]) -> dict[str, Any]:
+def _referenced(mine: dict[str, str], known: dict[str, list[str]], name: str, extra: list[str]) -> dict[str, Any]:
     if not any(key in known for key in mine):
-        raise UsageError(f"{path} has no key of the captions; keys of the captions look like {list(mine)[:2]}.")
+        raise UsageError(f"{name} has no key of the captions; keys of the captions look like {list(mine)[:2]}.")
     keys = [key for key in mine if any(tokenize(text) for text in known.get(key, []))]
     if not keys:
-        raise UsageError(f"{path} has no reference with a word in it for any of the captions.")
+        raise UsageError(f"{name} has no reference with a word in it for any of the captions.")
     texts, refs = [mine[key] for key in keys], [known[key] for key in keys]
     scores = {f"bleu_{order + 1}": value for order, value in enumerate(bleu(texts, refs))}
     scores |= {"rouge_l": rouge_l(texts, refs), "cider_d": float(cider_d(texts, refs).mean())}
-    scores |= {name: java_metric(name, texts, refs) for name in extra}
+    scores |= {metric: java_metric(metric, texts, refs) for metric in extra}
     return scores | {"without_reference": len(mine) - len(keys)}
 
 
 def _pictured(mine: dict[str, str], run: Run) -> dict[str, Any]:
     """CLIPScore and self-retrieval in the joint space of the run's encoder."""
-    place = {key: row for row, key in enumerate(read_facts(run, ["key"]).column("key").to_pylist())}
-    keys = [key for key in mine if key in place and mine[key].strip()]
+    row_of = {key: row for row, key in enumerate(read_facts(run, ["key"]).column("key").to_pylist())}
+    keys = [key for key in mine if key in row_of and mine[key].strip()]
     if not keys:
-        raise UsageError(f"{run.folder} has no key of the captions; its keys look like {list(place)[:2]}.")
-    stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    if ((run.stage("embed") or {}).get("facts") or {}).get("encoder", "").startswith("precomputed"):
+        raise UsageError(f"{run.folder} has no key of the captions; its keys look like {list(row_of)[:2]}.")
+    if encoder_identity(run).startswith("precomputed"):
         raise UsageError(f"{run.folder} was made of embeddings without a model, so captions cannot be compared with "
-                         "its pictures: leave out `output_folder`.")  # fmt: skip
-    encoder = load_encoder(stored["clip_model"], device=dist.device(), precision=stored["model_precision"])
-    texts = [mine[key] for key in keys]
-    text = encode_texts(encoder, texts, batch_size=256)
-    image = take(open_features(run, "image"), np.array([place[key] for key in keys])).astype(np.float32)
+                         "its pictures: leave out `run`.")  # fmt: skip
+    encoder = encoder_of(run, "captions are to be compared with pictures")
+    text = encode_texts(encoder, [mine[key] for key in keys], batch_size=256)
+    image = take(open_features(run, "image"), np.array([row_of[key] for key in keys])).astype(np.float32)
     if not encoder.joint or "embedded" in encoder.name:
         image, text = encoder.joint_space(image, text)
     shown = image.any(1)
-    told = {"without_picture": len(mine) - int(shown.sum()), "scorer": encoder.name}
+    counts = {"without_picture": len(mine) - int(shown.sum()), "scorer": encoder.name}
     if not shown.any():
-        return told | {"clip_score": None} | {f"self_retrieval_recall@{k}": None for k in KS}
+        return counts | {"clip_score": None} | {f"self_retrieval_recall@{k}": None for k in KS}
     scores = {"clip_score": float(clip_score(image[shown], text[shown]).mean())}
-    return told | scores | self_retrieval(image[shown], text[shown])
+    return counts | scores | self_retrieval(image[shown], text[shown])
 
 
-def _read(path: Path, what: str) -> dict[str, list[str]]:
-    """Texts by key, in the order of the file."""
+def _read(texts: str | PathLike[str] | Mapping[str, Any], what: str) -> tuple[dict[str, list[str]], str]:
+    """Texts by key, in order, and what to call them in an error."""
+    if isinstance(texts, Mapping):
+        if not texts:
+            raise UsageError(f"The {what} hold nothing.")
+        return {str(key): _cell(cell) for key, cell in texts.items()}, f"the mapping of {what}"
+    path = Path(texts)
     try:
         rows = load_rows(path)
     except ValueError as error:
@@ -114,10 +121,12 @@ def _read(path: Path, what: str) -> dict[str, list[str]]:
     if "key" not in rows[0] or name is None:
         names = listed(map(str, rows[0]))
         raise UsageError(f"The {what} {path} have the columns {names}; expected key and caption.")
-    out: dict[str, list[str]] = {}
+    by_key: dict[str, list[str]] = {}
     for row in rows:
-        cell = row.get(name)
-        out.setdefault(str(row.get("key")), []).extend(
-            str(t or "") for t in (cell if isinstance(cell, list) else [cell])
-        )
-    return out
+        by_key.setdefault(str(row.get("key")), []).extend(_cell(row.get(name)))
+    return by_key, str(path)
+
+
+def _cell(cell: Any) -> list[str]:
+    """The texts of a cell, which may hold one or a list."""
+    return [str(text or "") for text in (cell if isinstance(cell, list | tuple) else [cell])]

@@ -1,182 +1,173 @@
-"""The verbs of captioners. Everything heavy is imported where it is used, so that the help comes at once."""
+"""What is typed, in Python and at the command line: train_captioner, generate_captions, caption_score, recaption.
+
+What works on networks is imported where it is used, so that the help comes at once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import typing
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from jsonargparse import Namespace
+from noisycorr.caption.captioner.choice import CaptionTrain, Decode, Design, Held, LevelChoice, Teach
+from noisycorr.caption.recaption.choice import Recaption
+from noisycorr.data.readers import Reading
+from noisycorr.runtime.folder import Run, open_run
+from noisycorr.runtime.lock import at_work
+from noisycorr.runtime.result import Result
+from noisycorr.runtime.signature import Unset, Without, flat
+from noisycorr.runtime.stage import require_stage
 
-from noisycorr.clean.plan import stored_plan
-from noisycorr.clean.plan_flags import FOLDER, NEED_FOLDER, make_choice
-from noisycorr.runtime.flags import Parser, add_choice, pick
-from noisycorr.runtime.folder import new_run, open_run
-
-SOURCE = "Run folder of `noisycorr clean`, or any source that it reads, which is then embedded and scored first"
-PICTURES = "Run folder of `noisycorr clean` or `embed`, or any source; only its pictures are read"
-NEED = "the source is missing: name a run folder or a source"
-LEVEL = ("best, the one that was best aligned on validation pairs; given, that of each pair by its own score; each, "
-         "all levels, of which the best aligned text is taken; or a number")  # fmt: skip
-FOUND = frozenset({"guidance"})  # found on validation pairs
+if TYPE_CHECKING:
+    from noisycorr.caption.result import Captioner, Captions
+    from noisycorr.clean.result import CleanRun
 
 
-class CaptionTrain:
+@flat
+def train_captioner(
+    source: Any, output_folder: str | PathLike[str] | None = None, *, overwrite: bool = False,
+    levels: LevelChoice = LevelChoice(), teach: Teach = Teach(), design: Design = Design(),
+    train: CaptionTrain = CaptionTrain(), held: Held = Held(),
+    decode: Annotated[Decode, Without("guidance")] = Decode(),
+    clip_model: str = "embedded", reading: Reading = Reading(),
+) -> Captioner:  # fmt: skip
     """Train a captioner on all pairs, told how well each is aligned.
 
-    Works on the image vectors that `noisycorr clean` stored. Levels, weights and kept pairs come from its ledger; the
-    level to write with is chosen on validation pairs. The same command continues an interrupted training.
+    Works on the image vectors that `clean` stored. Levels, weights and kept pairs come from its ledger; the level to
+    write with is chosen on validation pairs. The same call continues an interrupted training.
+
+    Args:
+        source: What `clean` gave or its folder, or any source that it reads, which is then embedded and scored first.
+        output_folder: Folder for the captioner, made if absent; by default noisycorr_out/NAME-captioner.
+        overwrite: Delete what an earlier training left in the folder.
+        clip_model: Encoder of a source that is not embedded yet, as for `clean`.
+
+    Returns:
+        The captioner: `generate(source)`, `write(images)`, `metrics`.
+
+    Raises:
+        UsageError: If the folder holds another training, the pairs do not suffice, or an argument is out of its range.
     """
+    from noisycorr.caption.captioner.teach import Recipe
+    from noisycorr.caption.result import Captioner, run_for, source_path
+    from noisycorr.caption.train import CaptionPlan, train_in_folder
 
-    name, usage, parallel = "caption train", "SOURCE --output_folder FOLDER", True
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """The pairs, the levels, the network, and how to train and write."""
-        from noisycorr.caption.captioner.choice import CaptionTrain as Choice
-        from noisycorr.caption.captioner.choice import Decode, Design, Held, LevelChoice, Teach
-        from noisycorr.data.readers import Source
-
-        parser.add_word("path", "SOURCE", SOURCE, need=NEED)
-        parser.add("output_folder", str, None, "Folder for the captioner; made if absent", need=NEED_FOLDER)
-        parser.add("config", str | None, None, "YAML file with any of these keys, `path` among them; flags win over it")
-        parser.add_switch("overwrite", "Delete what an earlier training left in the folder")
-        for choice in (LevelChoice, Teach, Design, Choice, Held):
-            add_choice(parser, choice)
-        add_choice(parser, Decode, skip=FOUND)
-        parser.add("clip_model", str, "embedded", "Encoder of a source that is not embedded yet, as for `clean`")
-        add_choice(parser, Source, skip=frozenset({"path"}))
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Train."""
-        from noisycorr.caption.captioner.choice import CaptionTrain as Choice
-        from noisycorr.caption.captioner.choice import Decode, Design, Held, LevelChoice, Teach
-        from noisycorr.data.readers import Source
-
-        levels, teach, held = (make_choice(given, "", kind) for kind in (LevelChoice, Teach, Held))
-        design, train, decode = (make_choice(given, "", kind) for kind in (Design, Choice, Decode))
-        source, run = Source(**pick(given, Source)), new_run(given.output_folder)
-        from noisycorr.caption.captioner.teach import Recipe
-        from noisycorr.caption.train import Plan, train_captioner
-
+    run = run_for(source, output_folder, "captioner")
+    with at_work(run.folder, "caption train"):
         recipe = Recipe(levels=levels, teach=teach, design=design, train=train, decode=decode,
                         guidances=held.strengths)  # fmt: skip
-        plan = Plan(source=source, clip_model=given.clip_model, recipe=recipe, held=held)
-        train_captioner(plan, run, overwrite=given.overwrite)
+        plan = CaptionPlan(source=reading.at(source_path(source, run)), clip_model=clip_model, recipe=recipe, held=held)
+        train_in_folder(plan, run, overwrite=overwrite)
+    return Captioner(run.folder)
 
 
-class CaptionGenerate:
+@flat
+def generate_captions(
+    source: Any, output_folder: str | PathLike[str], *, model: str | PathLike[str], level: str | int = "best",
+    seed: int = 0, same_encoder: bool = False, decode: Annotated[Decode, Unset()], reading: Reading = Reading(),
+) -> Captions:  # fmt: skip
     """Write a text for every picture, and score it; the pairs themselves are not changed.
 
     Writes captions/NNNNN.parquet with key, row, text, level, score (alignment, higher = better), log_prob and ended.
-    The same command continues an interrupted one.
+    How texts are written is as it was chosen in training, but for what is given here. The same command continues an
+    interrupted one.
+
+    Args:
+        source: Run folder of `noisycorr clean` or `embed`, or any source; only its pictures are read.
+        output_folder: Folder for the texts, made if absent.
+        model: Folder of `noisycorr caption train`.
+        level: best, the one that was best aligned on validation pairs; given, that of each pair by its own score; each,
+            all levels, of which the best aligned text is taken; or a number.
+        seed: Of the nucleus.
+        same_encoder: Embeddings that came without their encoder are of that of the model's.
+
+    Returns:
+        The texts.
+
+    Raises:
+        UsageError: If model, level and pictures do not go together.
     """
+    from noisycorr.caption.result import Captioner
 
-    name, usage, parallel = "caption generate", "SOURCE --model FOLDER --output_folder FOLDER", True
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """The pictures, the model, and how to write."""
-        from noisycorr.caption.captioner.choice import Decode
-        from noisycorr.data.readers import Source
-
-        parser.add_word("path", "SOURCE", PICTURES, need=NEED)
-        parser.add("model", str, None, "Folder of `noisycorr caption train`",
-                   need="`model` is missing: name a folder of `noisycorr caption train`")  # fmt: skip
-        parser.add("output_folder", str, None, "Folder for the texts; made if absent", need=NEED_FOLDER)
-        parser.add("level", str, "best", LEVEL)
-        parser.add("seed", int, 0, "Of the nucleus")
-        parser.add_switch("same_encoder", "Embeddings that came without their encoder are of that of the model's")
-        told = _abouts(Decode)
-        hints = typing.get_type_hints(Decode)
-        group = parser.add_argument_group("How texts are written; what is not given is as it was chosen in training")
-        for field in dataclasses.fields(Decode):
-            parser.add(field.name, hints[field.name] | None, None, told[field.name], group=group)
-        add_choice(parser, Source, skip=frozenset({"path"}))
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Write."""
-        from noisycorr.caption.captioner.choice import Decode
-        from noisycorr.data.readers import Source
-
-        asked = {name: value for name, value in pick(given, Decode).items() if value is not None}
-        source, run = Source(**pick(given, Source)), new_run(given.output_folder)
-        from noisycorr.caption.train import generate
-
-        generate(run, source, Path(given.model), given.level, asked, given.seed, same_encoder=given.same_encoder)
+    options = {**vars(reading), **cast(Mapping[str, Any], decode)}
+    return Captioner(Path(model)).generate(source, output_folder, level=level, seed=seed, same_encoder=same_encoder,
+                                     **options)  # fmt: skip
 
 
-def _abouts(choice: type) -> dict[str, Any]:
-    """What the docstring of a choice says of each field."""
-    import docstring_parser
-
-    told = docstring_parser.parse(choice.__doc__ or "")
-    return {param.arg_name: " ".join((param.description or "").split()) for param in told.params}
-
-
-class Recaption:
-    """Give pairs whose text does not fit a new one, where that is clearly better; then report.
-
-    Borrows texts of trusted pictures, or asks a captioner. Old and new text are scored by scorers that saw neither. The
-    given text is never touched: the ledger gains text_rectified, and `noisycorr decide` takes everything back.
-    """
-
-    name, usage, parallel = "recaption", "--output_folder FOLDER", False
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """The run, who proposes, and the rule."""
-        from noisycorr.caption.recaption.rule import Recaption as Choice
-
-        parser.add("output_folder", str, None, FOLDER, need=NEED_FOLDER)
-        parser.add("model", str, "retrieval", "retrieval, or a folder of `noisycorr caption train`")
-        add_choice(parser, Choice)
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Recaption, and write the report again."""
-        from noisycorr.caption.recaption.rule import Recaption as Choice
-
-        choice = Choice(**pick(given, Choice))
-        run = open_run(given.output_folder)
-        from noisycorr.caption.recaption.stage import recaption_stage, stored_options
-        from noisycorr.clean.pipeline import report_stage
-        from noisycorr.runtime.stage import require_stage
-
-        require_stage(run, "decide")
-        plan = dataclasses.replace(stored_plan(run), recaption=given.model, recaption_options=stored_options(choice))
-        recaption_stage(plan, run)
-        report_stage(run)
-
-
-class CaptionScore:
+def caption_score(
+    candidates: str | PathLike[str] | Result | Mapping[str, str],
+    references: str | PathLike[str] | Mapping[str, Sequence[str]] | None = None, *,
+    run: str | PathLike[str] | Result | None = None, metrics: str = "none",
+) -> dict[str, Any]:  # fmt: skip
     """Score captions of any system: BLEU, ROUGE-L and CIDEr-D against references, and how different they are.
 
     Captions and references are csv, tsv, jsonl or parquet with the columns key and caption; a key may have several
     references. With the run folder of the pictures, also CLIPScore and self-retrieval by its encoder.
+
+    Args:
+        candidates: File of captions; in Python also what `generate` gave, or captions by key.
+        references: File of references; without it only what needs none is measured.
+        run: Run folder whose pictures have these keys.
+        metrics: Metrics of the package pycocoevalcap, in Java: meteor, spice, or both with a comma.
+
+    Returns:
+        JSON: `captions`, `without_reference` and `without_picture` (left out of what needs one), `empty`; bleu_1 to
+        bleu_4 and rouge_l, in [0, 1]; `cider_d` in [0, 10]; `clip_score` in [0, 2.5]; recalls in percent; `unique`,
+        `pairwise`, `words` and `vocabulary`.
+
+    Raises:
+        UsageError: If a file cannot be read, a key stands twice, or nothing fits.
     """
+    from noisycorr.caption.result import Captions
+    from noisycorr.caption.score import score_captions
 
-    name, usage, parallel = "caption score", "CAPTIONS --references FILE", False
+    names = [] if metrics == "none" else [name.strip() for name in metrics.split(",")]
+    if isinstance(candidates, Result):
+        table = Captions(candidates.folder).to_arrow()
+        texts = table.column("text").to_pylist()
+        candidates = {key: text or "" for key, text in zip(table.column("key").to_pylist(), texts)}
+    return score_captions(candidates, references, None if run is None else _opened(run), names)
 
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """The files."""
-        parser.add_word("captions", "CAPTIONS", "File of captions", need="the captions are missing: name a file")
-        parser.add("references", str | None, None, "File of references; without it only what needs none is measured")
-        parser.add("output_folder", str | None, None, "Run folder whose pictures have these keys")
-        parser.add("metrics", str, "none", "Metrics of the package pycocoevalcap, in Java: meteor, spice, or both with "
-                   "a comma")  # fmt: skip
 
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Print JSON to stdout."""
-        from noisycorr.caption.score import score_captions
+@flat
+def recaption(
+    run: str | PathLike[str] | Result, *, model: str | PathLike[str] | Result = "retrieval",
+    rule: Recaption = Recaption(),
+) -> CleanRun:  # fmt: skip
+    """Give pairs whose text does not fit a new one, where that is clearly better; then report.
 
-        run = open_run(given.output_folder) if given.output_folder else None
-        references = Path(given.references) if given.references else None
-        extra = [] if given.metrics == "none" else [name.strip() for name in given.metrics.split(",")]
-        print(json.dumps(score_captions(Path(given.captions), references, run, extra), indent=2, sort_keys=True))
+    Borrows texts of trusted pictures, or asks a captioner. Old and new text are scored by scorers that saw neither. The
+    given text is never touched: the ledger gains text_rectified, and `decide` takes everything back.
+
+    Args:
+        run: What `clean` gave, or its folder.
+        model: retrieval, or a captioner: a folder of `noisycorr caption train`, in Python also what `train_captioner`
+            gave.
+
+    Returns:
+        The run.
+
+    Raises:
+        UsageError: If the run is not decided, the captioner does not read its pictures, or an argument is out of its
+            range.
+    """
+    from noisycorr.caption.recaption.stage import recaption_stage, stored_options
+    from noisycorr.clean.pipeline import report_stage
+    from noisycorr.clean.plan import stored_plan
+    from noisycorr.clean.result import CleanRun
+
+    opened = _opened(run)
+    name = str(model.folder if isinstance(model, Result) else model)
+    with at_work(opened.folder, "recaption"):
+        require_stage(opened, "decide")
+        plan = dataclasses.replace(stored_plan(opened), recaption=name, recaption_options=stored_options(rule))
+        recaption_stage(plan, opened)
+        report_stage(opened)
+    return CleanRun(opened.folder)
+
+
+def _opened(run: str | PathLike[str] | Result) -> Run:
+    """The folder of a run, which must be there."""
+    return open_run(run.folder if isinstance(run, Result) else Path(run))

@@ -199,9 +199,10 @@ def decide_stage(plan: Plan, run: Run, *, keep_new_texts: bool = False) -> None:
     inputs = {"score": score, "decide": dataclasses.asdict(plan.decide), "labels": judged}
     if plan.recaption == "none" and touched(run):
         if keep_new_texts and run.stage("recaption") and run.is_current("decide", inputs, each_part(run, "ledger")):
-            say("decide: nothing changed, so the new texts of `recaption` stay (`noisycorr decide` takes them back)")
+            say("decide: nothing changed, so the new texts of `noisycorr recaption` stay (`noisycorr decide` takes "
+                "them back)")  # fmt: skip
             return
-        say("decide: new texts of an earlier `recaption` are taken back")
+        say("decide: new texts of an earlier `noisycorr recaption` are taken back")
         invalidate_stage(run, "decide")
 
     def work() -> dict[str, Any]:

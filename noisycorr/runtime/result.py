@@ -6,6 +6,7 @@ import html
 from pathlib import Path
 from typing import ClassVar
 
+from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
 
 
@@ -36,6 +37,14 @@ class Result:
     def summary(self) -> str:
         """What came out, in a few lines."""
         return ""
+
+    def write_report(self) -> Path:
+        """Write the page again.
+
+        Raises:
+            UsageError: If this kind of result has no page of its own.
+        """
+        raise UsageError(f"{self.folder} holds {self.kind}, of which there is no page to write again.")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r})\n{self.summary}".rstrip()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.folder import RUN_CONTENT, Run, stamped
+from noisycorr.runtime.folder import RUN_CONTENT, Run, atomic_path, stamped
 
 
 def say(message: str) -> None:
@@ -77,3 +79,30 @@ def clear_training(run: Run, owner: str = "train_started") -> None:
             raise UsageError(f"{run.folder} holds {taken[0]!r}, but no training: `overwrite` deletes trainings only.")
         run.clear()
     dist.wait()
+
+
+def refuse_other_work(run: Run, marker: str, inputs: Mapping[str, Any], *, holds: str, cure: str = "") -> None:
+    """Refuse a folder whose work depends on other things, with what differs (law 3).
+
+    Args:
+        run: The folder.
+        marker: Stage that the work writes first, such as caption_started.
+        inputs: JSON of everything that the result depends on.
+        holds: What such a folder holds, for the error.
+        cure: What else helps than another folder, such as ", or add `overwrite`".
+
+    Raises:
+        UsageError: If the marker is there with other inputs.
+    """
+    if differences := run.differences(marker, inputs):
+        more = f" and {len(differences) - 2} more" if len(differences) > 2 else ""
+        raise UsageError(f"{run.folder} holds {holds} ({'; '.join(differences[:2])}{more}): choose another "
+                         f"`output_folder`{cure}.")  # fmt: skip
+
+
+def write_yaml(run: Run, values: Mapping[str, Any], name: str = "config.yaml") -> None:
+    """What a job was asked for, keys sorted; a file that says the same already is left alone."""
+    path, text = run.path(name), yaml.safe_dump(dict(values), sort_keys=True, allow_unicode=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")

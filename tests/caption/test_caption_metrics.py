@@ -215,7 +215,7 @@ def test_pictures_that_are_all_missing_are_told_in_json(
                  "-q"]) == 0  # fmt: skip
     capsys.readouterr()
     captions, _ = write(tmp_path)
-    monkeypatch.setattr("noisycorr.caption.score.load_encoder", lambda *given, **more: Joint())
+    monkeypatch.setattr("noisycorr.caption.score.encoder_of", lambda run, need: Joint())
     assert main(["caption", "score", str(captions), "--output_folder", str(run)]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert found["self_retrieval_recall@1"] is None and found["clip_score"] is None and found["without_picture"] == 6
@@ -238,5 +238,5 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, body: str, message: st
         score_captions(tmp_path / name, refs, None, [])
     with pytest.raises(UsageError, match="meteor or spice"):
         score_captions(tmp_path / name, refs, None, ["bertscore"])
-    with pytest.raises(UsageError, match="needs --references"):
+    with pytest.raises(UsageError, match="needs `references`"):
         score_captions(tmp_path / name, None, None, ["meteor"])

@@ -23,7 +23,7 @@ from noisycorr.caption.bench import LINES, METHODS, SHOWN, Bench, cider, recipe_
 from noisycorr.caption.captioner.choice import CaptionTrain, Design, Held, Teach
 from noisycorr.caption.captioner.teach import Recipe, train_class
 from noisycorr.caption.metrics import cider_d
-from noisycorr.caption.train import Plan, dropped_for_issues, read_material
+from noisycorr.caption.train import CaptionPlan, dropped_for_issues, read_material
 from noisycorr.clean.bench import metric_tables
 from noisycorr.clean.corpus import read_corpus
 from noisycorr.data.readers import Source
@@ -189,7 +189,7 @@ def test_given_levels_depend_on_the_ledger(place: Path, tmp_path: Path, capsys: 
 
 
 def test_validation_pairs_come_in_an_order_that_says_nothing(place: Path, tmp_path: Path):
-    plan = Plan(source=Source(path=str(place / "run")), clip_model="embedded", recipe=Recipe(),
+    plan = CaptionPlan(source=Source(path=str(place / "run")), clip_model="embedded", recipe=Recipe(),
                 held=Held(val_fraction=0.3))  # fmt: skip
     found, again = (read_material(plan, Run(tmp_path), Run(place / "run"), overwrite=False)[0] for _ in range(2))
     assert found.valid_texts == again.valid_texts
@@ -252,7 +252,7 @@ def test_without_levels_and_without_a_ledger(place: Path, tmp_path: Path, capsys
     assert main(train(tmp_path)) == 2
     told = capsys.readouterr().err
     assert "--draw_by p_clean: the ledger has no such column, for the run was not scored" in told
-    assert "--level_by none --draw_by none" in told and not (tmp_path / "model").exists()
+    assert "--level_by none and --draw_by none" in told and not (tmp_path / "model").exists()
     assert main(train(tmp_path, "--draw_by", "none")) == 2
     assert "--level_by score_pair: the ledger has no such column" in capsys.readouterr().err
     vanilla = ["--level_by", "none", "--draw_by", "none", "--keep_fraction", "1", "--epochs", "1"]

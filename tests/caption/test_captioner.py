@@ -15,8 +15,8 @@ import torch
 from caption_data import COLOURS, JUNK, SMALL, THINGS, open_small, recipe, world
 from reference.captioner_reference import level_loop, loss_loop, repeats_loop
 
-from noisycorr.caption.captioner.align import Aligner, fit_aligner
-from noisycorr.caption.captioner.best import Best, best_of_levels, make_writer, write_best
+from noisycorr.caption.captioner.align import Aligner, align_with, fit_aligner, remember
+from noisycorr.caption.captioner.best import Best, best_of_levels, write_best
 from noisycorr.caption.captioner.choice import CaptionTrain, Decode, Design, Held, LevelChoice, Teach
 from noisycorr.caption.captioner.decode import Next, forbid, write
 from noisycorr.caption.captioner.levels import Levels, fit_levels
@@ -159,7 +159,7 @@ def test_texts_that_are_cut_are_counted():
 
 def test_what_cannot_be_kept_by_is_refused():
     columns = {"score_pair": np.arange(10.0), "p_clean": np.full(10, np.nan)}
-    for teach, said in ((Teach(keep_by="none", keep_fraction="0.3"), "--keep_by is none"),
+    for teach, said in ((Teach(keep_by="none", keep_fraction="0.3"), "`keep_by` is none"),
                         (Teach(keep_fraction="auto"), "known of no pair")):  # fmt: skip
         with pytest.raises(UsageError, match=said):
             kept_rows(columns, 10, teach)
@@ -278,7 +278,7 @@ def test_pairs_are_drawn_as_often_as_they_are_held_to_be_right():
     known = pair_shares({"p_clean": np.array([np.nan, 0.4, 0.6])}, np.arange(3), Teach())
     assert known == pytest.approx(np.array([0.5, 0.4, 0.6]))
     assert pair_shares({}, np.arange(3), Teach(draw_by="none")) is None
-    with pytest.raises(UsageError, match="--draw_by p_clean is nowhere above 0"):
+    with pytest.raises(UsageError, match="`draw_by` p_clean is nowhere above 0"):
         pair_shares({"p_clean": np.zeros(3)}, np.arange(3), Teach())
 
 
@@ -326,7 +326,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path):
 def test_a_loss_that_is_no_number_stops():
     group = open_small()
     group.trainer.train_set.weight[:] = np.inf
-    with pytest.raises(FloatingPointError, match="lower --lr"):
+    with pytest.raises(FloatingPointError, match="lower `lr`"):
         take_step(group.trainer, np.arange(16), 8)
 
 
@@ -396,8 +396,8 @@ def test_levels_of_each_row(taught: CaptionTraining):
     mixed = taught.trained.write(image, level).texts
     both = [taught.trained.write(image, z).texts for z in (0, 1)]
     assert mixed == [both[z][row] for row, z in enumerate(level.tolist())]
-    write = make_writer(taught.trained, image, level=level)
-    assert write(np.array([3, 0])) == [mixed[3], mixed[0]]
+    rows = np.array([3, 0])
+    assert taught.trained.write(image[rows], level[rows]).texts == [mixed[3], mixed[0]]
 
 
 def test_what_the_nucleus_draws_depends_on_the_name_alone(taught: CaptionTraining):
@@ -636,7 +636,8 @@ def test_a_writer_with_an_encoder_keeps_what_fits(taught: CaptionTraining):
 
     trained.spread, trained.level = 0.1, 1
     decode = Decode(search="nucleus", heat=1.5, top_p=0.9, samples=6, each_level=False)
-    one, best = (make_writer(trained, image, encode=some, decode=decode)(np.arange(20)) for some in (None, encode))
+    scorers = (None, align_with(trained.aligner, image, remember(encode)))
+    one, best = (write_best(trained, image, align, decode=decode).written.texts for align in scorers)
     right = [sum(text == real for text, real in zip(texts, material.valid_texts)) for texts in (one, best)]
     assert right[1] > right[0]
     trained.spread = None
@@ -737,7 +738,7 @@ def test_saved_and_loaded(taught: CaptionTraining, tmp_path: Path):
         (lambda: open_small(level_by="score_other"), "no such column"),
         (
             lambda: open_class(world(), recipe(level_by="none", guidances=(1.0,))),
-            "--guidances 1 leaves no way to write",
+            "`guidances` 1 leaves no way to write",
         ),
     ],
 )

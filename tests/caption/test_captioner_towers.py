@@ -210,9 +210,9 @@ def test_encoders_without_a_grid_and_wrong_sizes_are_refused():
     class Plain:
         name = "plain"
 
-    with pytest.raises(UsageError, match="plain shows no grid of its pictures: use --image_grid 0"):
+    with pytest.raises(UsageError, match="plain shows no grid of its pictures: use `image_grid` 0"):
         make_tower(Plain(), 2)
-    with pytest.raises(UsageError, match="--tower tuned needs the tower's tokens"):
+    with pytest.raises(UsageError, match="`tower` tuned needs the tower's tokens"):
         Design(tower="tuned")
     with pytest.raises(UsageError, match="expected 0 to 32"):
         Design(image_grid=33)

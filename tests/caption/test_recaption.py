@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tracemalloc
 from collections import Counter
@@ -14,6 +15,7 @@ from recaption_run import concept_pairs
 from reference import caption_reference as slow
 
 from noisycorr.caption.recaption import propose
+from noisycorr.caption.recaption.choice import Recaption
 from noisycorr.caption.recaption.guards import (
     WordRates,
     content_words,
@@ -41,7 +43,7 @@ from noisycorr.caption.recaption.propose import (
     trusted_rows,
 )
 from noisycorr.caption.recaption.repair import repair
-from noisycorr.caption.recaption.rule import Recaption, act, fired, merge_texts
+from noisycorr.caption.recaption.rule import act, fired, merge_texts
 from noisycorr.clean.signals.view import PairEmbeddings, take
 from noisycorr.runtime.errors import UsageError
 
@@ -356,7 +358,7 @@ def test_a_captioner_is_judged_like_anybody_else() -> None:
     assert found.steady[0] == pytest.approx(1, abs=1e-5)
     with pytest.raises(UsageError, match="without a model"):
         repair(view, texts, rows, trust, p_clean, Recaption(policy="merge"))
-    with pytest.raises(UsageError, match="lower --trust"):
+    with pytest.raises(UsageError, match="lower `trust`"):
         repair(view, texts, rows, np.zeros(300), p_clean, Recaption())
     with pytest.raises(UsageError, match="wrote 1 texts"):
         repair(view, texts, rows, trust, p_clean, Recaption(), write=lambda some: ["x"], encode=encode)

@@ -17,9 +17,9 @@ from pictures import write_pictures
 
 from noisycorr.__main__ import main
 from noisycorr.caption.captioner.stored import load_captioner
+from noisycorr.caption.recaption.choice import Recaption
 from noisycorr.caption.recaption.ledger import read_ledger
-from noisycorr.caption.recaption.rule import Recaption
-from noisycorr.caption.recaption.stage import Captioner
+from noisycorr.caption.recaption.stage import RowWriter
 from noisycorr.clean.signals.view import take
 from noisycorr.data.store import open_features
 from noisycorr.models.encoders import encode_texts, load_encoder
@@ -102,18 +102,18 @@ def test_wrong_texts_give_way_to_better_ones(made: Made, run: Run, capsys: pytes
 
 def test_the_captioner_writes_for_rows_in_any_company(made: Made, run: Run):
     model = made.folder / "model"
-    write = Captioner(load_captioner(model), run, "a", Recaption(disturbance=2.0), None)
+    write = RowWriter(load_captioner(model), run, "a", Recaption(disturbance=2.0), None)
     rows = np.array([150, 3, 77])
     alone = load_captioner(model).write(take(open_features(run, "image"), rows)).texts
     assert write(rows) == alone == [write(rows[i : i + 1])[0] for i in range(3)]
     many = np.arange(60)
     shaken = write.disturbed(many, 0)
     assert shaken == write.disturbed(many, 0) != write.undisturbed(many)
-    calm = Captioner(load_captioner(model), run, "a", Recaption(disturbance=0), None)
+    calm = RowWriter(load_captioner(model), run, "a", Recaption(disturbance=0), None)
     assert calm.disturbed(many, 0) == calm.undisturbed(many)
     assert write.level == load_captioner(model).level
     encode = partial(encode_texts, load_encoder("tiny", device=torch.device("cpu")), batch_size=256)
-    write = Captioner(load_captioner(model), run, "a", Recaption(recaption_seed=3), encode)
+    write = RowWriter(load_captioner(model), run, "a", Recaption(recaption_seed=3), encode)
     texts, levels = write.at_levels(many)
     assert texts == write(many) != load_captioner(model).write(take(open_features(run, "image"), many)).texts
     assert (

@@ -22,8 +22,8 @@ from noisycorr.caption.captioner.stored import Texts
 from noisycorr.caption.images import check_reads
 from noisycorr.caption.recaption import ledger as overlay
 from noisycorr.caption.recaption import stage
+from noisycorr.caption.recaption.choice import Recaption
 from noisycorr.caption.recaption.ledger import COLUMNS, marked_rows, read_ledger, recaption_run
-from noisycorr.caption.recaption.rule import Recaption
 from noisycorr.clean.corpus import TEST, VALID, read_corpus, rectify_texts, split_corpus, without_new_texts
 from noisycorr.clean.export import Export, export
 from noisycorr.clean.pipeline import decided
@@ -145,7 +145,7 @@ def test_clean_closes_the_loop_and_config_makes_it_again(
     for again in (words[:-1], [*words, "--stages", "score"], words):  # without it: nothing below the new texts changed
         assert main(again) == 0 and parts(found) == before and found.stage("recaption") is not None
         assert (tmp_path / "a" / "config.yaml").read_bytes() == config
-    assert "new texts of `recaption` stay (`noisycorr decide` takes them back)" in capsys.readouterr().err
+    assert "new texts of `noisycorr recaption` stay (`noisycorr decide` takes them back)" in capsys.readouterr().err
     assert main([*words, "--p_threshold", "0.6"]) == 0 and stored_plan(found).recaption == "none"
     assert not ADDED & set(read_ledger(found).column_names) and found.stage("recaption") is None
     for bad, message in (
@@ -377,7 +377,7 @@ def test_a_captioner_of_a_folder_writes_for_rows(run: Run, tmp_path: Path, monke
         check_reads(Trained("other@1"), tmp_path, run)  # type: ignore[arg-type]
     trained = Trained(encoder_identity(run))
     monkeypatch.setattr("noisycorr.caption.captioner.stored.load_captioner", lambda folder: trained)
-    write = stage.Captioner(trained, run, "a", Recaption(disturbance=0.5), None)
+    write = stage.RowWriter(trained, run, "a", Recaption(disturbance=0.5), None)
     image = np.concatenate(load_pairs(stored_plan(run), run).view.image)
     assert write(np.array([7, 300])) == [f"{row} {np.linalg.norm(image[row]):.3f}" for row in (7, 300)]
     shaken = write.disturbed(np.array([7]), 0)

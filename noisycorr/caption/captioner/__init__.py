@@ -1,11 +1,13 @@
 """Captioners that know how well each pair was aligned: levels, a decoder with a visual prefix, training, decoding.
 
-    from noisycorr.captioner.best import make_writer
-    from noisycorr.captioner.stored import load_captioner
+    from noisycorr.caption.captioner.best import write_best
+    from noisycorr.caption.captioner.stored import load_captioner
 
-    captioner = load_captioner(folder)                       # what `noisycorr caption train` wrote
-    write = make_writer(captioner, image_features)           # (n, d) of the encoder that it was trained with
-    texts = write(np.array([0, 5, 7]))
+    trained = load_captioner(folder)                         # what `noisycorr caption train` wrote
+    texts = trained.write(image_features).texts              # (n, d) of the encoder that it was trained with
+    best = write_best(trained, image_features, align)        # of several texts the one that also fits, by a scorer
+
+`noisycorr.Captioner` does both, and loads the encoder.
 
 Source: NoC (Kang et al., ICCV 2023).
 """

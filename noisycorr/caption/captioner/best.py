@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from noisycorr.caption.captioner.align import Align, Encode, align_with, remember
+from noisycorr.caption.captioner.align import Align
 from noisycorr.caption.captioner.choice import Decode
 from noisycorr.caption.captioner.stored import ROWS, Texts, Trained
 from noisycorr.models.training.batches import stream_seed
@@ -76,13 +76,13 @@ def write_best(trained: Trained, image: Any, align: Align | None, level: Int[np.
     base = trained.level if level is None else level
     at = np.broadcast_to(np.asarray(-1 if base is None else base, np.int64), (n,))
     names = list(range(n)) if names is None else names
-    found = []
+    blocks = []
     for rows in _blocks(n, moved):
         mine = None if align is None else partial(_shifted, align, rows)
-        given = level if level is None or np.ndim(level) == 0 else np.asarray(level)[rows]
-        found.append(_block(trained, np.asarray(image[rows]), mine, given, at[rows], decode, seed,
+        asked = level if level is None or np.ndim(level) == 0 else np.asarray(level)[rows]
+        blocks.append(_block(trained, np.asarray(image[rows]), mine, asked, at[rows], decode, seed,
                             [names[row] for row in rows.tolist()]))  # fmt: skip
-    return _joined(found)
+    return _joined(blocks)
 
 
 def _blocks(n: int, moved: Callable[[int], Any] | None) -> Iterator[Int[np.ndarray, " k"]]:
@@ -99,40 +99,40 @@ def _shifted(align: Align, first: Int[np.ndarray, " k"], rows: np.ndarray, texts
 
 def _block(trained: Trained, image: np.ndarray, align: Align | None, level: np.ndarray | int | None, at: np.ndarray,
            decode: Decode, seed: int, names: Sequence[str | int]) -> Best:  # fmt: skip
-    found = [(trained.write(image, level, decode, seed=seed, names=names), at)]
+    ways = [(trained.write(image, level, decode, seed=seed, names=names), at)]
     if align is None:
-        return _keep(found, np.full((1, len(at)), np.nan), np.zeros((1, len(at))))
+        return _keep(ways, np.full((1, len(at)), np.nan), np.zeros((1, len(at))))
     if trained.spread is not None:
         drawn = dataclasses.replace(decode, search="nucleus")
         for number in range(decode.samples):
             own = stream_seed(seed, "sample", number)
-            found.append((trained.write(image, level, drawn, seed=own, names=names), at))
+            ways.append((trained.write(image, level, drawn, seed=own, names=names), at))
         if decode.each_level and level is None and trained.levels is not None:
             greedy = dataclasses.replace(decode, search="greedy")
-            found += [(trained.write(image, z, greedy), np.full(len(at), z)) for z in trained.levels.fed()]
-    score = _aligned(found, align)
+            ways += [(trained.write(image, z, greedy), np.full(len(at), z)) for z in trained.levels.fed()]
+    score = _aligned(ways, align)
     worth = np.stack([value(texts.log_prob, texts.pieces, a, decode, trained.spread or 1.0)
-                      for (texts, _), a in zip(found, score)])  # fmt: skip
-    return _keep(found, score, worth)
+                      for (texts, _), a in zip(ways, score)])  # fmt: skip
+    return _keep(ways, score, worth)
 
 
-Found = Sequence[tuple[Texts, np.ndarray]]  # texts of all pictures, and the level of each
+Ways = Sequence[tuple[Texts, np.ndarray]]  # texts of all pictures, and the level of each
 
 
-def _aligned(found: Found, align: Align) -> Float[np.ndarray, "k n"]:
-    return np.stack([np.asarray(align(np.arange(len(texts.texts)), texts.texts), np.float64) for texts, _ in found])
+def _aligned(ways: Ways, align: Align) -> Float[np.ndarray, "k n"]:
+    return np.stack([np.asarray(align(np.arange(len(texts.texts)), texts.texts), np.float64) for texts, _ in ways])
 
 
-def _keep(found: Found, score: Float[np.ndarray, "k n"], worth: Float[np.ndarray, "k n"]) -> Best:
+def _keep(ways: Ways, score: Float[np.ndarray, "k n"], worth: Float[np.ndarray, "k n"]) -> Best:
     """For each picture the text of most worth, of equal ones the first; a text that is empty or cut only if all are."""
     whole = np.stack([texts.ended & np.array([bool(text.strip()) for text in texts.texts], bool)
-                      for texts, _ in found])  # fmt: skip
+                      for texts, _ in ways])  # fmt: skip
     pick = np.where(whole | ~whole.any(0), worth, -np.inf).argmax(0)
     rows = np.arange(len(pick))
-    log_prob, ended, pieces = (np.stack([getattr(texts, name) for texts, _ in found])[pick, rows]
+    log_prob, ended, pieces = (np.stack([getattr(texts, name) for texts, _ in ways])[pick, rows]
                                for name in ("log_prob", "ended", "pieces"))  # fmt: skip
-    words = [found[p][0].texts[row] for row, p in enumerate(pick.tolist())]
-    level = np.stack([level for _, level in found])[pick, rows]
+    words = [ways[p][0].texts[row] for row, p in enumerate(pick.tolist())]
+    level = np.stack([level for _, level in ways])[pick, rows]
     return Best(written=Texts(words, log_prob, ended, pieces), level=level, score=score[pick, rows])
 
 
@@ -152,30 +152,7 @@ def best_of_levels(trained: Trained, image: Any, align: Align, levels: Sequence[
     names, blocks = list(range(len(image))) if names is None else names, []
     for rows in _blocks(len(image), moved):
         part, own = np.asarray(image[rows]), [names[row] for row in rows.tolist()]
-        found = [(trained.write(part, z, decode, seed=seed, names=own), np.full(len(rows), z)) for z in levels]
-        score = _aligned(found, partial(_shifted, align, rows))
-        blocks.append(_keep(found, score, score))
+        ways = [(trained.write(part, z, decode, seed=seed, names=own), np.full(len(rows), z)) for z in levels]
+        score = _aligned(ways, partial(_shifted, align, rows))
+        blocks.append(_keep(ways, score, score))
     return _joined(blocks)
-
-
-def make_writer(trained: Trained, image: Float[np.ndarray, "n f"], *, encode: Encode | None = None,
-                level: Int[np.ndarray, " n"] | int | None = None, decode: Decode | None = None,
-                seed: int = 0) -> Callable[[np.ndarray], list[str]]:  # fmt: skip
-    """A plain function from rows of these pictures to texts, one each.
-
-    Args:
-        trained: The captioner.
-        image: Vectors of all n pictures by the encoder that it was trained with.
-        encode: Texts to features of the same encoder, for the best of several texts; None writes one text each.
-        level: Of each picture, or of all; None = the one found on validation pairs.
-        decode: How to write; None = as found on validation pairs.
-        seed: Of the nucleus.
-    """
-
-    def written(rows: np.ndarray) -> list[str]:
-        rows = np.asarray(rows, np.int64)
-        asked = level if level is None or np.ndim(level) == 0 else np.asarray(level)[rows]
-        align = None if encode is None else align_with(trained.aligner, image[rows], remember(encode))
-        return write_best(trained, image[rows], align, asked, decode, seed=seed, names=rows.tolist()).written.texts
-
-    return written

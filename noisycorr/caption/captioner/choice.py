@@ -67,10 +67,12 @@ class Teach:
 
     draw_by: str = "p_clean"
     weight_by: str = NONE
-    keep_fraction: str = "1"
+    keep_fraction: str | float = "1"
     keep_by: str = "score_pair"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.keep_fraction, str):  # one spelling, for whoever compares settings
+            object.__setattr__(self, "keep_fraction", f"{self.keep_fraction:.15g}")
         for name in ("draw_by", "weight_by", "keep_by"):
             value = getattr(self, name)
             if value not in (NONE, "p_clean", "sample_weight") and not value.startswith("score_"):
@@ -158,7 +160,7 @@ class CaptionTrain:
         wd: Weight decay of matrices.
         warmup: Share of the steps in which the rate rises; then it falls along a cosine to 0.
         grad_clip_norm: Longest gradient; 0 = any.
-        model_precision: fp32, bf16 (matrix products only) or fp64.
+        model_precision: Numbers of matrix products: fp32, bf16, or fp64, which is for all numbers.
         select: loss keeps the epoch of the best loss on validation texts, as published; writing also tries the last
             one, and keeps that whose texts find validation pictures again better.
         seed: Of weights, order and split.

@@ -68,6 +68,7 @@ class Trained:
         spread: Standard deviation of the alignment of what it writes for validation pictures; None where there is no
             scorer, and then it writes one text each.
         clip_model: How `load_encoder` finds the encoder of its pictures; for tokens and pixels.
+        clip_precision: Numbers of matrix products of that encoder, as its pictures were embedded with.
         facts: What else is worth knowing; JSON.
     """
 
@@ -82,6 +83,7 @@ class Trained:
     decode: Decode = dataclasses.field(default_factory=Decode)
     spread: float | None = None
     clip_model: str = ""
+    clip_precision: str = "fp32"
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def write(self, image: Any, level: Int[np.ndarray, " n"] | int | None = None,
@@ -115,10 +117,10 @@ class Trained:
             if not len(there):
                 continue
             some: list[int] = (start + there).tolist()
-            found = self._write(part[there], levels[some], decode, seed, [names[row] for row in some], cached)
-            for row, tokens in zip(some, found.tokens):
+            written = self._write(part[there], levels[some], decode, seed, [names[row] for row in some], cached)
+            for row, tokens in zip(some, written.tokens):
                 texts[row], pieces[row] = self.words.decode(tokens), len(tokens)
-            log_prob[some], ended[some] = found.log_prob.cpu().numpy(), found.ended.cpu().numpy()
+            log_prob[some], ended[some] = written.log_prob.cpu().numpy(), written.ended.cpu().numpy()
         return Texts(texts, log_prob, ended, pieces)
 
     def _write(self, image: np.ndarray, level: np.ndarray, decode: Decode, seed: int, names: Sequence[str | int],
@@ -190,9 +192,8 @@ class Trained:
             self.levels.save(folder / "levels.json")
         if self.aligner is not None:
             self.aligner.save(folder / "aligner.safetensors")
-        body = {
-            name: getattr(self, name) for name in ("encoder", "precision", "level", "spread", "clip_model", "facts")
-        }
+        names = ("encoder", "precision", "level", "spread", "clip_model", "clip_precision", "facts")
+        body = {name: getattr(self, name) for name in names}
         body |= {"design": dataclasses.asdict(self.design), "decode": dataclasses.asdict(self.decode)}
         body |= {"image_dim": len(self.network.image_mean), "cells": self.network.cells}
         write_json(folder / "captioner.json", body)  # last: it says that the folder is whole
@@ -212,15 +213,15 @@ def captioner_identity(folder: Path) -> str:
 
     Large files are read piece by piece. A folder without a captioner has an identity, too.
     """
-    found = hashlib.sha256()
+    whole = hashlib.sha256()
     paths = [*(folder / name for name in FILES), *(folder / "language").rglob("*")]
     for path in sorted(path for path in paths if path.is_file()):
         own = hashlib.sha256()
         with path.open("rb") as file:
             while piece := file.read(PIECE):
                 own.update(piece)
-        found.update(f"{path.relative_to(folder).as_posix()} {own.hexdigest()}\n".encode())
-    return found.hexdigest()[:16]
+        whole.update(f"{path.relative_to(folder).as_posix()} {own.hexdigest()}\n".encode())
+    return whole.hexdigest()[:16]
 
 
 def own_weights(network: CaptionNetwork) -> dict[str, torch.Tensor]:
@@ -271,18 +272,20 @@ def load_captioner(folder: Path | str, device: torch.device | None = None) -> Tr
         from noisycorr.caption.captioner.language import rebuild_language
 
         decoder, words = rebuild_language(folder, design)
-    tower = None
+    tower, clip_precision = None, body.get("clip_precision", "fp32")  # captioners of version 0.1.0 do not say it
     if design.tower == "tuned":
-        tower = make_tower(load_encoder(body["clip_model"], device=torch.device("cpu")), design.image_grid, tuned=True)
+        encoder = load_encoder(body["clip_model"], device=device or dist.device(), precision=clip_precision)
+        tower = make_tower(encoder, design.image_grid, tuned=True)
     network = build(design, words, decoder, image_dim=body["image_dim"], cells=body["cells"], levels=levels,
                     precision=body["precision"], tower=tower)  # fmt: skip
-    found = network.load_state_dict(load_file(folder / "captioner.safetensors"), strict=False)
-    if found.unexpected_keys or set(found.missing_keys) - (set(network.state_dict()) - set(own_weights(network))):
+    loaded = network.load_state_dict(load_file(folder / "captioner.safetensors"), strict=False)
+    if loaded.unexpected_keys or set(loaded.missing_keys) - (set(network.state_dict()) - set(own_weights(network))):
         raise UsageError(f"{folder} holds weights that do not fit its captioner.json: train it again.")
     aligner = folder / "aligner.safetensors"
     return Trained(
         network=network.to(device or dist.device()).eval(), words=words, design=design, levels=levels,
         encoder=body["encoder"], precision=body["precision"],
         aligner=Aligner.load(aligner) if aligner.is_file() else None, level=body["level"],
-        decode=Decode(**body["decode"]), spread=body.get("spread"), clip_model=body["clip_model"], facts=body["facts"],
+        decode=Decode(**body["decode"]), spread=body.get("spread"), clip_model=body["clip_model"],
+        clip_precision=clip_precision, facts=body["facts"],
     )  # fmt: skip

@@ -72,6 +72,7 @@ class Material:
         valid_image: (m, f) of the validation pairs.
         valid_texts: Their m texts.
         clip_model: As in `Trained`.
+        clip_precision: As in `Trained`.
         tower: Makes tokens of pixels and learns along; None for stored vectors and tokens.
     """
 
@@ -83,6 +84,7 @@ class Material:
     valid_image: Any
     valid_texts: list[str | None]
     clip_model: str = ""
+    clip_precision: str = "fp32"
     tower: Any = None
 
 
@@ -231,7 +233,8 @@ def open_class(material: Material, recipe: Recipe) -> CaptionTraining:
     )  # fmt: skip
     trained = Trained(network=network, words=words, design=design, levels=levels, encoder=material.encoder,
                       precision=recipe.train.model_precision, level=None if levels is None else top_level(levels),
-                      decode=recipe.decode, clip_model=material.clip_model)  # fmt: skip
+                      decode=recipe.decode, clip_model=material.clip_model,
+                      clip_precision=material.clip_precision)  # fmt: skip
     if not candidates(trained, recipe.decode, recipe.guidances):
         raise UsageError(f"`guidances` {','.join(f'{g:g}' for g in recipe.guidances)} leaves no way to write with this "
                          "training: add 0.")  # fmt: skip
@@ -326,19 +329,19 @@ def choose_decoding(
     image = Some(material.valid_image, np.arange(min(most or len(material.valid_image), len(material.valid_image))))
     fluency = Fluency.learn([material.texts[row] or "" for row in group.rows],
                             [text for text in material.valid_texts if text and text.strip()])  # fmt: skip
-    found = choose(trained, image, align, fluency, options)
+    tried = choose(trained, image, align, fluency, options)
     if recipe.train.select == "writing":
-        found = _choose_epoch(group, image, align, fluency, found)
-    return _choose_best(trained, image, align, fluency, found)
+        tried = _choose_epoch(group, image, align, fluency, tried)
+    return _choose_best(trained, image, align, fluency, tried)
 
 
 def _choose_epoch(group: CaptionTraining, image: Any, align: Align, fluency: Fluency,
-                  found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
+                  tried: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
     """Best loss against last epoch: learning by heart raises the loss long before texts get worse."""
     trained, trainer = group.trained, group.trainer
-    chosen, last = next(row for row in found if row["chosen"]), trainer.at.epoch - 1
+    chosen, last = next(row for row in tried if row["chosen"]), trainer.at.epoch - 1
     if trainer.last is None or trainer.at.best is None or trainer.at.best[1] == last:
-        return found
+        return tried
     rows = []
     for epoch, weights in ((int(trainer.at.best[1]), trainer.best), (last, trainer.last)):
         trainer.load(weights)
@@ -350,11 +353,11 @@ def _choose_epoch(group: CaptionTraining, image: Any, align: Align, fluency: Flu
     kept = max((0, 1), key=lambda place: (rows[place]["allowed"], rows[place]["self_retrieval_mrr"]))
     trainer.load((trainer.best, trainer.last)[kept])
     chosen["chosen"], rows[kept]["chosen"] = False, True
-    return [*found, *rows]
+    return [*tried, *rows]
 
 
 def _choose_best(trained: Trained, image: Any, align: Align, fluency: Fluency,
-                 found: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
+                 tried: list[dict[str, Any]]) -> list[dict[str, Any]]:  # fmt: skip
     """The best of several texts for each picture is kept, unless only single ones look like texts."""
     every = np.arange(len(image))
     spread = float(np.std(align(every, trained.write(image).texts)))
@@ -362,8 +365,8 @@ def _choose_best(trained: Trained, image: Any, align: Align, fluency: Fluency,
     levels = trained.levels.fed() if trained.levels is not None and trained.decode.each_level else []
     several = trained.decode.samples + len(levels)
     if not several or trained.spread is None:
-        return found
-    before, best = next(row for row in found if row["chosen"]), write_best(trained, image, align)
+        return tried
+    before, best = next(row for row in tried if row["chosen"]), write_best(trained, image, align)
     row: dict[str, Any] = fluency.judge(best.written)
     row |= {"texts": 1 + several, "self_retrieval_mrr": self_retrieval_mrr(best.written.texts, align, best.score),
             "alignment": float(best.score.mean())}  # fmt: skip
@@ -372,7 +375,7 @@ def _choose_best(trained: Trained, image: Any, align: Align, fluency: Fluency,
         before["chosen"] = False
     else:
         trained.decode = dataclasses.replace(trained.decode, samples=0, each_level=False)
-    return [*found, before | row | {"allowed": fluent}]
+    return [*tried, before | row | {"allowed": fluent}]
 
 
 def _by_loss(group: CaptionTraining, levels: list[int | None], recipe: Recipe) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from noisycorr.models.encoders.frozen import frozen_forward
 from noisycorr.models.training.pictures import ImageStore, Pictures
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
@@ -40,11 +41,13 @@ class Tower(nn.Module):
         inner: The image side of an encoder.
         look: From it and pixels to a class token, if it has one, and a map.
         side: g.
+        dtype: Of matrix products where the tower is frozen, as the encoder has it; None = that of the weights.
     """
 
-    def __init__(self, inner: nn.Module, look: Callable[[Any, Tensor], Seen], side: int) -> None:
+    def __init__(self, inner: nn.Module, look: Callable[[Any, Tensor], Seen], side: int,
+                 dtype: torch.dtype | None = None) -> None:  # fmt: skip
         super().__init__()
-        self.inner, self.look, self.side = inner, look, side
+        self.inner, self.look, self.side, self.dtype = inner, look, side, dtype
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m f"]:
         """m = 1 + g * g tokens of each picture."""
@@ -110,7 +113,7 @@ def make_tower(encoder: Any, side: int, *, tuned: bool = False) -> Tower:
         raise UsageError(f"{encoder.name} shows no grid of its pictures: use `image_grid` 0, its stored vectors.")
     if tuned:
         inner = copy.deepcopy(inner).requires_grad_(True)
-    return Tower(inner, look, side).eval()
+    return Tower(inner, look, side, getattr(encoder, "dtype", None)).eval()
 
 
 class Pixels:
@@ -185,7 +188,7 @@ def grid_file(folder: Path, pixels: Pixels, tower: Tower, name: str, say: Callab
     done = marker.is_file() and read_json(marker)["identity"] == identity
     parts, starts = folder / f"tokens-{identity}", range(0, len(pixels), PART)
     if not done:
-        shape = (len(pixels), *_tokens(tower, np.zeros((1, *pixels.shape[1:]), np.float32)).shape[1:])
+        shape = (len(pixels), *grid_tokens(tower, np.zeros((1, *pixels.shape[1:]), np.float32)).shape[1:])
         if dist.is_main():
             say(f"{shape[1]} tokens of width {shape[2]} for {len(pixels):,} pictures: {2 * np.prod(shape) / 1e6:,.1f} "
                 f"MB in half precision in {path}")  # fmt: skip
@@ -193,7 +196,7 @@ def grid_file(folder: Path, pixels: Pixels, tower: Tower, name: str, say: Callab
         with console.bar(label="image tokens", total=len(lacking) * PART, hidden=not dist.is_main()) as bar:
             for start in lacking:
                 rows = np.arange(start, min(start + PART, len(pixels)))
-                found = [_tokens(tower, pixels[rows[i : i + BATCH]]) for i in range(0, len(rows), BATCH)]
+                found = [grid_tokens(tower, pixels[rows[i : i + BATCH]]) for i in range(0, len(rows), BATCH)]
                 write_array(parts / f"{start:09d}.npy", np.concatenate(found))
                 bar.update(PART)
     dist.wait()
@@ -206,13 +209,14 @@ def grid_file(folder: Path, pixels: Pixels, tower: Tower, name: str, say: Callab
     return np.load(path, mmap_mode="r")
 
 
-@torch.inference_mode()
-def _tokens(tower: Tower, pixels: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b m f"]:
-    """float16, zeros where there is no picture."""
-    found = tower(torch.from_numpy(pixels).to(next(tower.parameters()).device)).float().cpu().numpy()
-    found[~pixels.any((1, 2, 3))] = 0
+def grid_tokens(tower: Tower, pixels: Float[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b m f"]:
+    """float16 tokens of a frozen tower, zeros where there is no picture."""
+    device = next(tower.parameters()).device
+    with frozen_forward(device, tower.dtype):
+        tokens = tower(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
+    tokens[~pixels.any((1, 2, 3))] = 0
     with np.errstate(over="ignore"):
-        return np.asarray(np.nan_to_num(found.astype(np.float16), posinf=0, neginf=0))
+        return np.asarray(np.nan_to_num(tokens.astype(np.float16), posinf=0, neginf=0))
 
 
 def _join(path: Path, parts: Sequence[Path], shape: tuple[int, ...]) -> None:

@@ -284,11 +284,11 @@ def _finish(trainer: Trainer, hooks: Hooks) -> dict[str, Any]:
 def save_training(trainer: Trainer, folder: Path, *, keep: int) -> Path:
     """Write a checkpoint. Every process calls it; the main one writes."""
 
-    def files(place: Path) -> None:
-        store_tensors(place / "model.safetensors", trainer.snapshot())
-        store_tensors(place / "best.safetensors", trainer.best)
-        store_tensors(place / "optimizer.safetensors", optimizer_tensors(trainer.optimizer))
-        write_json(place / "cursor.json", dataclasses.asdict(trainer.at))
+    def files(step: Path) -> None:
+        store_tensors(step / "model.safetensors", trainer.snapshot())
+        store_tensors(step / "best.safetensors", trainer.best)
+        store_tensors(step / "optimizer.safetensors", optimizer_tensors(trainer.optimizer))
+        write_json(step / "cursor.json", dataclasses.asdict(trainer.at))
 
     return store_checkpoint(folder, trainer.at.steps, files, keep=keep)
 
@@ -299,15 +299,15 @@ def continue_training(trainer: Trainer, folder: Path) -> Path | None:
     Raises:
         ValueError: If it holds other weights than this training has.
     """
-    found = checkpoints(folder)
-    if not found:
+    saved = checkpoints(folder)
+    if not saved:
         return None
-    place, device = found[-1], trainer.network.image_mean.device
-    weights = load_file(place / "model.safetensors", device=str(device))
+    latest, device = saved[-1], trainer.network.image_mean.device
+    weights = load_file(latest / "model.safetensors", device=str(device))
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in trainer.snapshot().items()}:
-        raise ValueError(f"{place} holds weights of another network than this training has")
+        raise ValueError(f"{latest} holds weights of another network than this training has")
     trainer.load(weights)
-    trainer.best = load_file(place / "best.safetensors", device=str(device))
-    load_optimizer(trainer.optimizer, load_file(place / "optimizer.safetensors"))
-    trainer.at = Progress(**read_json(place / "cursor.json"))
-    return place
+    trainer.best = load_file(latest / "best.safetensors", device=str(device))
+    load_optimizer(trainer.optimizer, load_file(latest / "optimizer.safetensors"))
+    trainer.at = Progress(**read_json(latest / "cursor.json"))
+    return latest

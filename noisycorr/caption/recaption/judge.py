@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 from scipy.special import logsumexp
 
+from noisycorr.caption.recaption.choice import Aggregate
 from noisycorr.clean.signals.crossfit import (
     SAMPLED,
     WIDTH,
@@ -42,7 +43,6 @@ FEW = 20  # new texts that tell nothing about how many fit
 BLIND = 0.6  # scorers that tell given from re-paired pairs no better than this do not vote
 
 Parts = Sequence[np.ndarray]
-Aggregate = Literal["worst", "uncertainty", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,24 +207,24 @@ def call_jury(view: PairEmbeddings, scorers: dict[str, Scorer], fold: np.ndarray
     rows = np.flatnonzero(view.present)
     rows = np.sort(rng.choice(rows, SAMPLED, replace=False)) if len(rows) > SAMPLED else rows
     pairs = shuffled_pairs(view, np.zeros(view.n, np.int64), count=SAMPLED)
-    given = Asked(rows, take(view.text, rows), view.text_id[rows], rng.integers(fold.max() + 1, size=len(rows)))
+    own = Asked(rows, take(view.text, rows), view.text_id[rows], rng.integers(fold.max() + 1, size=len(rows)))
     null = Asked(pairs.image, take(view.text, pairs.text), view.text_id[pairs.text], fold[pairs.text])
-    found, scale, facts = {}, {}, {}
+    voting, scale, facts = {}, {}, {}
     for name, scorer in scorers.items():
-        one, two = scorer(given), scorer(null)
+        one, two = scorer(own), scorer(null)
         one, two = one[np.isfinite(one)], two[np.isfinite(two)]
         if not len(one) or not len(two):
             continue
         facts[name] = round(float(stats.mannwhitneyu(one, two).statistic / (len(one) * len(two))), 4)
         if facts[name] >= BLIND:
-            found[name], scale[name] = scorer, (float(two.mean()), max(float(two.std()), 1e-6))
+            voting[name], scale[name] = scorer, (float(two.mean()), max(float(two.std()), 1e-6))
     empty = Fit(kind="constant", score=np.zeros(1), p_clean=np.ones(1), noise_rate=np.nan, low=np.nan, high=np.nan,
                 separation=np.nan, warning="no scorer tells right from wrong pairs", parameters={})  # fmt: skip
-    jury = Jury(found, scale, empty, np.zeros(0), aggregate, penalty, {"separation": facts, "voted": list(found)})
-    if not found:
+    jury = Jury(voting, scale, empty, np.zeros(0), aggregate, penalty, {"separation": facts, "voted": list(voting)})
+    if not voting:
         return jury
     wrong = jury.combined(null)
-    return replace(jury, fit=fit_null(jury.combined(given), wrong, seed=view.seed), null=wrong)
+    return replace(jury, fit=fit_null(jury.combined(own), wrong, seed=view.seed), null=wrong)
 
 
 def judge_new(jury: Jury, asked: Asked, seed: int) -> tuple[Float[np.ndarray, " m"], Fit]:
@@ -266,16 +266,16 @@ class _Rivals:
         """s / T less the mean of both logarithms of the mean exp of the rivals' s / T; NaN where a side is missing."""
         out = np.full(len(image), np.nan, np.float32)
         for start in range(0, len(image), BLOCK // 4):
-            place = slice(start, start + BLOCK // 4)
-            one, two, rows = image[place], text[place], asked.row[some[place]]
+            block = slice(start, start + BLOCK // 4)
+            one, two, rows = image[block], text[block], asked.row[some[block]]
             same = self.view.image_id[self.rows][None] == self.view.image_id[rows][:, None]
-            same |= self.view.text_id[self.rows][None] == asked.text_id[some[place]][:, None]
+            same |= self.view.text_id[self.rows][None] == asked.text_id[some[block]][:, None]
             both = [one @ self.text.T, two @ self.image.T]
             free = np.maximum((~same).sum(1), 1)
             odds = [logsumexp(np.where(same, -1e9, s / TEMPERATURE), axis=1) - np.log(free) for s in both]
             value = (one * two).sum(1) / TEMPERATURE - 0.5 * (odds[0] + odds[1])
             known = one.any(1) & two.any(1) & ~same.all(1)
-            out[place] = np.where(known, value, np.nan)
+            out[block] = np.where(known, value, np.nan)
         return out
 
 

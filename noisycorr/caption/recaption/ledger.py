@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from noisycorr.caption.recaption.choice import Recaption
 from noisycorr.caption.recaption.propose import trusted_rows
 from noisycorr.caption.recaption.repair import Encode, Joint, Repairs, Write, repair
-from noisycorr.caption.recaption.rule import Recaption
 from noisycorr.clean.score import Loaded
 from noisycorr.data.store import part_ranges
 from noisycorr.runtime import console
@@ -53,14 +53,14 @@ def marked_rows(ledger: pa.Table, choice: Recaption, has_image: np.ndarray, has_
     return np.flatnonzero(has_image & ~bad_image & (verdict != "keep") & ((doubted & low) | bad_text))
 
 
-def recaption_run(choice: Recaption, run: Run, found: Loaded, *, joint: Joint | None, write: Write | None = None,
+def recaption_run(choice: Recaption, run: Run, loaded: Loaded, *, joint: Joint | None, write: Write | None = None,
                   encode: Encode | None = None) -> dict[str, Any]:  # fmt: skip
     """Propose texts for the marked rows of a decided run, and write what came of it into its ledger.
 
     Args:
         choice: How.
         run: A folder whose decide stage is done, with a ledger that no recaption has touched.
-        found: Its pairs.
+        loaded: Its pairs.
         joint: As in ``repair``.
         write: A captioner, or None to borrow texts. What it wrote is kept in `recaption/`, so that it is asked once.
         encode: Texts to features, or None.
@@ -71,12 +71,14 @@ def recaption_run(choice: Recaption, run: Run, found: Loaded, *, joint: Joint | 
     ledger = read_ledger(run)
     verdict = ledger.column("verdict").to_numpy(zero_copy_only=False)
     p_clean = ledger.column("p_clean").to_numpy()
-    rows = marked_rows(ledger, choice, found.has_image, found.has_text)
-    trust = trusted_rows(p_clean, (verdict == "keep") & found.view.present, least=choice.trust)
+    rows = marked_rows(ledger, choice, loaded.has_image, loaded.has_text)
+    trust = trusted_rows(p_clean, (verdict == "keep") & loaded.view.present, least=choice.trust)
     kept = _Written(run, write, ledger, choice) if write is not None else None
     repairs = None
     if len(rows):
-        repairs = repair(found.view, found.texts, rows, trust, p_clean, choice, joint=joint, write=kept, encode=encode)
+        repairs = repair(
+            loaded.view, loaded.texts, rows, trust, p_clean, choice, joint=joint, write=kept, encode=encode
+        )
     run.finish("recaption_started", {"recaption": dataclasses.asdict(choice)})  # from here on the ledger is changed
     _apply(run, repairs, ledger.column("key").to_pylist(), choice, {} if kept is None else kept.levels)
     return _facts(repairs, len(ledger), int((trust > 0).sum()), getattr(write, "level", None))
@@ -130,10 +132,10 @@ class _Written:
         levels: list[int | None] = []
         with console.bar(label="recaption", total=len(rows)) as bar:
             for start in range(0, len(rows), CHUNK):
-                told = self._chunk(rows[start : start + CHUNK], what, ask)
-                texts += told[0]
-                levels += told[1]
-                bar.update(len(told[0]))
+                new = self._chunk(rows[start : start + CHUNK], what, ask)
+                texts += new[0]
+                levels += new[1]
+                bar.update(len(new[0]))
         return texts, levels
 
     def _chunk(self, some: np.ndarray, what: list[Any], ask: Callable[[np.ndarray], Told]) -> Told:
@@ -146,8 +148,8 @@ class _Written:
             body = json.dumps({"texts": new, "levels": of}, ensure_ascii=False)
             with atomic_path(path) as temporary:
                 temporary.write_text(body, encoding="utf-8")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found["texts"], found["levels"]
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return stored["texts"], stored["levels"]
 
     def _ask(self, rows: np.ndarray) -> Told:
         """Texts and their levels; a captioner that tells no level of each text has one for all, or none."""
@@ -165,7 +167,7 @@ def _without_levels(write: Write, rows: np.ndarray) -> Told:
 def _apply(run: Run, repairs: Repairs | None, keys: Sequence[str], choice: Recaption,
            levels: Mapping[int, int | None]) -> None:  # fmt: skip
     """The ledger with the columns of `COLUMNS`; verdict, reason, stage and weight change where a text was taken."""
-    place = {} if repairs is None else {int(row): number for number, row in enumerate(repairs.rows)}
+    number_of = {} if repairs is None else {int(row): number for number, row in enumerate(repairs.rows)}
     for index, start, size in part_ranges(run):
         path = run.folder / "ledger" / f"{index:05d}.parquet"
         table = pq.read_table(path)
@@ -174,7 +176,7 @@ def _apply(run: Run, repairs: Repairs | None, keys: Sequence[str], choice: Recap
         new: dict[str, list[Any]] = {name: [None] * size for name in COLUMNS}
         new |= {name: [np.nan] * size for name in ("score_text_given", "score_text_new")}
         for row in range(size):
-            if repairs is None or (number := place.get(start + row)) is None:
+            if repairs is None or (number := number_of.get(start + row)) is None:
                 continue
             for name, value in _cells(repairs, number, keys, levels.get(start + row)).items():
                 new[name][row] = value

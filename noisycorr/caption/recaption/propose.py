@@ -52,15 +52,15 @@ def find_donors(image: Parts, rows: Int[np.ndarray, " m"], trust: Float[np.ndarr
         queries: Other features to search with, or None for those of the rows.
     """
     asked = take(image, rows).astype(np.float32) if queries is None else queries
-    found = neighbors(list(image), k + (0 if same_image else SPARE), seed=seed, queries=asked, skip=~(trust > 0))
-    ids, sims = found.ids, np.maximum(np.nan_to_num(found.similarity), 0)
+    near = neighbors(list(image), k + (0 if same_image else SPARE), seed=seed, queries=asked, skip=~(trust > 0))
+    ids, sims = near.ids, np.maximum(np.nan_to_num(near.similarity), 0)
     bad = _bad(ids, rows, group, same_image)
     left = np.flatnonzero(bad.all(1) & (ids >= 0).any(1))
     if len(left):  # copies crowd out all others: few of each picture leave room
         few = _first_copies(group, np.flatnonzero(trust > 0))
-        found = neighbors(list(image), ids.shape[1], seed=seed, queries=asked[left], skip=~few)
-        ids[left], sims[left] = found.ids, np.maximum(np.nan_to_num(found.similarity), 0)
-        bad[left] = _bad(found.ids, rows[left], group, same_image)
+        near = neighbors(list(image), ids.shape[1], seed=seed, queries=asked[left], skip=~few)
+        ids[left], sims[left] = near.ids, np.maximum(np.nan_to_num(near.similarity), 0)
+        bad[left] = _bad(near.ids, rows[left], group, same_image)
     order = np.argsort(bad, axis=1, kind="stable")[:, :k]
     ids, sims, bad = (np.take_along_axis(x, order, 1) for x in (ids, sims, bad))
     weight = np.where(bad, 0.0, np.maximum(sims, 1e-6) ** POWER * trust[np.maximum(ids, 0)])
@@ -156,11 +156,11 @@ def class_donor(donors: Donors, of_trusted: Donors, trusted: Int[np.ndarray, " t
             if not same_image:
                 value[group[rows[some]][:, None] == group[trusted[lending]][None]] = -np.inf
             best = value.argmax(1)
-            place = np.arange(len(best))
-            higher = value[place, best] > most[some]  # of equal ones the first
+            at = np.arange(len(best))
+            higher = value[at, best] > most[some]  # of equal ones the first
             now = some[higher]
-            out[now], most[now] = trusted[lending][best[higher]], value[place, best][higher]
-            share[now] = near[place, best][higher]
+            out[now], most[now] = trusted[lending][best[higher]], value[at, best][higher]
+            share[now] = near[at, best][higher]
     return np.where(share >= threshold, out, -1)
 
 

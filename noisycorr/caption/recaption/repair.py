@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from noisycorr.caption.recaption.choice import Recaption
 from noisycorr.caption.recaption.guards import disturb, lowest_pmi, noun_overlap, steadiness, word_rates
 from noisycorr.caption.recaption.judge import (
     Asked,
@@ -20,7 +21,7 @@ from noisycorr.caption.recaption.judge import (
     judging_folds,
 )
 from noisycorr.caption.recaption.propose import Donors, agreeing_donor, class_donor, find_donors, nearest_donor
-from noisycorr.caption.recaption.rule import Recaption, act, fired, merge_texts
+from noisycorr.caption.recaption.rule import act, fired, merge_texts
 from noisycorr.clean.signals.neighbors import mean_feature
 from noisycorr.clean.signals.view import PairEmbeddings, take
 from noisycorr.data.noise.swaps import normalise_text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,21 @@ from noisycorr.caption.captioner import stored
 from noisycorr.caption.captioner.align import align_with, remember
 from noisycorr.caption.captioner.best import write_best
 from noisycorr.caption.images import check_reads, images_of
+from noisycorr.caption.recaption.choice import Recaption
 from noisycorr.caption.recaption.guards import disturb
 from noisycorr.caption.recaption.ledger import recaption_run
 from noisycorr.caption.recaption.repair import Encode, Joint
-from noisycorr.caption.recaption.rule import Recaption
 from noisycorr.clean.ledger import touched
 from noisycorr.clean.pipeline import decide_stage, each_part
 from noisycorr.clean.plan import Plan, write_config
 from noisycorr.clean.score import joint_features, load_pairs
 from noisycorr.clean.signals.view import PairEmbeddings, take
+from noisycorr.clean.sources import encoder_of
 from noisycorr.data.store import open_features
-from noisycorr.models.encoders import DualEncoder, encode_texts, load_encoder
-from noisycorr.runtime import dist
+from noisycorr.models.encoders import DualEncoder, encode_texts
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.flags import Parser, add_choice
 from noisycorr.runtime.folder import Run, fingerprint
+from noisycorr.runtime.signature import checked, nearest, parameters
 from noisycorr.runtime.stage import require_stage, run_stage, tell
 
 NONE, RETRIEVAL = "none", "retrieval"
@@ -83,21 +84,21 @@ def recaption_stage(plan: Plan, run: Run) -> None:
 
 
 def _work(plan: Plan, run: Run, choice: Recaption, trained: stored.Trained | None, model: str) -> dict[str, Any]:
-    found = load_pairs(plan, run)
+    loaded = load_pairs(plan, run)
     embedded = require_stage(run, "embed")["facts"]
     encoder = None
     if not embedded["encoder"].startswith("precomputed"):
-        encoder = load_encoder(plan.embed.clip_model, device=dist.device(), precision=plan.embed.model_precision)
+        encoder = encoder_of(run, "new texts are to be compared with given ones")
     encode = None if encoder is None else partial(encode_texts, encoder, batch_size=256)
     write = None
     if trained is not None:
-        write = Captioner(trained, run, fingerprint([model, choice.recaption_seed]), choice, encode)
-    return recaption_run(choice, run, found, joint=_joint(plan, embedded, found.view, encoder), write=write,
+        write = RowWriter(trained, run, fingerprint([model, choice.recaption_seed]), choice, encode)
+    return recaption_run(choice, run, loaded, joint=_joint(plan, embedded, loaded.view, encoder), write=write,
                          encode=encode)  # fmt: skip
 
 
-class Captioner:
-    """A captioner of `noisycorr caption train` on the pictures of a run.
+class RowWriter:
+    """A captioner of `noisycorr caption train` that writes for rows of a run.
 
     Attributes:
         name: Its kind and the identity of its weights.
@@ -144,24 +145,24 @@ class Captioner:
         return take(self.parts, rows) if self.image is None else np.asarray(self.image[rows])
 
 
-def named_recaption(name: str, options: str | None) -> Recaption:
-    """The rule with options from a YAML mapping, checked by the types of its fields.
+def named_recaption(name: str, options: Mapping[str, Any] | str | None) -> Recaption:
+    """The rule with options from a mapping or its YAML, checked by the types of its fields.
 
     Raises:
         UsageError: If an option is unknown or of another type, or there are options but nothing to do.
     """
-    values = yaml.safe_load(options) if options else {}
-    if not isinstance(values, dict):
+    values = yaml.safe_load(options) if isinstance(options, str) and options else options or {}
+    if not isinstance(values, Mapping):
         raise UsageError(f"`recaption_options` is {options!r}, expected a YAML mapping such as '{{gain: 0.2}}'.")
     if values and name == NONE:
         raise UsageError("`recaption_options` are given, but `recaption` is none: give retrieval or a folder.")
-    parser = Parser("recaption", "", "")
-    add_choice(parser, Recaption)
+    hints = {item.name: item.hint for item in parameters(Recaption)}
+    if unknown := [str(key) for key in values if key not in hints]:
+        raise UsageError(f"`recaption_options` has no {unknown[0]!r}{nearest(unknown[0], hints)}")
     try:
-        checked = parser.parse_object(values)
+        return Recaption(**{key: checked(key, hints[key], value) for key, value in values.items()})
     except UsageError as error:
-        raise UsageError(f"`recaption`: {error}") from error
-    return Recaption(**{key: checked[key] for key in values})
+        raise UsageError(f"`recaption_options`: {error}") from error
 
 
 def stored_options(choice: Recaption) -> str | None:
