@@ -23,6 +23,8 @@ from noisycorr.runtime.version import __version__ as __version__
 
 _PLACES = {  # name: where it is
     "BenchResult": "noisycorr.clean.bench",
+    "AuditRun": "noisycorr.classify.audit.result",
+    "Classifier": "noisycorr.classify.webly.result",
     "CleanRun": "noisycorr.clean.result",
     "Loss": "noisycorr.models.training.contract",
     "Strategy": "noisycorr.models.training.contract",
@@ -31,6 +33,9 @@ _PLACES = {  # name: where it is
     "bench_noise": "noisycorr.retrieval.bench",
     "bench_prompt": "noisycorr.prompt.bench",
     "bench_webly": "noisycorr.classify.webly.bench",
+    "TunedHeads": "noisycorr.classify.heads.result",
+    "annotate": "noisycorr.classify.verbs",
+    "audit": "noisycorr.classify.verbs",
     "check_strategy": "noisycorr.retrieval.testing",
     "doctor": "noisycorr.clean.verbs",
     "embed": "noisycorr.clean.verbs",
@@ -39,13 +44,20 @@ _PLACES = {  # name: where it is
     "report": "noisycorr.__main__",
     "run": "noisycorr.__main__",
     "status": "noisycorr.clean.verbs",
+    "tune": "noisycorr.classify.verbs",
 }
 _RESULTS = {  # what a folder holds, by the marker that its work writes first: the last that is there counts
     "bench": ("noisycorr.clean.bench", "BenchResult"),
     "embed_started": ("noisycorr.clean.result", "CleanRun"),
     "embed": ("noisycorr.clean.result", "CleanRun"),
+    "audit": ("noisycorr.classify.audit.result", "AuditRun"),
+    "classify_started": ("noisycorr.classify.webly.result", "Classifier"),
+    "tune_started": ("noisycorr.classify.heads.result", "TunedHeads"),
 }
-_PACKAGES = {"clean": "noisycorr.clean.verbs"}  # folders that are called like what they do: they can be called, too
+_PACKAGES = {
+    "clean": "noisycorr.clean.verbs",
+    "classify": "noisycorr.classify.verbs",
+}  # folders that are called like what they do: they can be called, too
 __all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run"])  # noqa: PLE0605  # made of the tables above
 
 
@@ -76,8 +88,11 @@ def open_run(folder: str | PathLike[str]) -> Any:
     """
     from noisycorr.runtime.errors import UsageError
 
+    stages = Path(folder) / "stages"
     for marker, (module, name) in reversed(_RESULTS.items()):
-        if (Path(folder) / "stages" / f"{marker}.json").is_file():
+        if marker == "audit" and (stages / "decide.json").is_file():
+            continue  # `clean` decided in this folder after the audit
+        if (stages / f"{marker}.json").is_file():
             return getattr(importlib.import_module(module), name)(folder)
     if (Path(folder) / "config.yaml").is_file():
         return importlib.import_module("noisycorr.clean.result").CleanRun(folder)

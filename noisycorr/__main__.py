@@ -12,9 +12,6 @@ from typing import Any
 
 import noisycorr
 from noisycorr.caption.verbs import CaptionGenerate, CaptionScore, CaptionTrain, Recaption
-from noisycorr.classify.audit.verbs import Audit
-from noisycorr.classify.heads.verbs import Annotate, Tune
-from noisycorr.classify.webly.verbs import ClassifyTrain
 from noisycorr.prompt.verbs import Prompt
 from noisycorr.retrieval.plan import Evaluation
 from noisycorr.retrieval.verbs import Train
@@ -111,6 +108,11 @@ def tables_of(result: Any) -> str:
     return str(result.table)
 
 
+def unless_written(suggestions: Any) -> str:
+    """The csv, unless it went to a file."""
+    return "" if suggestions.file else str(suggestions)
+
+
 class _Former:
     """A verb that is a class as yet."""
 
@@ -135,6 +137,7 @@ class _Former:
 
 
 CLEAN, HERE = "noisycorr.clean.result:CleanRun", "noisycorr.__main__"
+CLASSIFY = "noisycorr.classify.verbs"
 VERBS: tuple[Any, ...] = (
     Verb("clean", "noisycorr.clean.verbs:clean", parallel=True, config=True, front="clean"),
     Verb("run", f"{HERE}:run", parallel=True),
@@ -146,8 +149,14 @@ VERBS: tuple[Any, ...] = (
     Verb("explain", f"{CLEAN}.explain", shows=str),
     Verb("export", f"{CLEAN}.export"),
     Verb("evaluate", f"{HERE}:evaluate", parallel=True, shows=as_json),
-    Verb("inject", "noisycorr.clean.verbs:inject"),
-    Train, Audit, ClassifyTrain, Prompt, Tune, Annotate,
+    Verb("inject", "noisycorr.clean.verbs:inject", old={"class_col": "label_col"}),
+    Train,
+    Verb("audit", f"{CLASSIFY}:audit", parallel=True, config=True),
+    Verb("classify train", f"{CLASSIFY}:classify", parallel=True, config=True,
+         old={"class_col": "label_col", "precision": "model_precision"}),
+    Prompt,
+    Verb("tune", f"{CLASSIFY}:tune", parallel=True, config=True),
+    Verb("annotate", f"{CLASSIFY}:annotate", shows=unless_written),
     CaptionTrain, CaptionGenerate, CaptionScore,
     Verb("status", "noisycorr.clean.verbs:status", shows=str),
     Verb("doctor", "noisycorr.clean.verbs:doctor", shows=doctor_lines),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from noisycorr.data.readers.class_names import read_class_names
 from noisycorr.data.store import read_facts
 from noisycorr.models.encoders import DualEncoder
 from noisycorr.runtime import console
@@ -43,28 +44,13 @@ def class_names(classes: list[str]) -> list[str]:
 
 
 def read_definitions(path: Path) -> dict[str, str]:
-    """What each class means: a YAML mapping from name to a definition, or to a list of them for several senses.
+    """What each class means, "name: definition definition"; the name alone where the list has no definition.
 
     Raises:
-        UsageError: If it is something else, or a class stands twice.
+        UsageError: If the list cannot be read, or a class stands twice.
     """
-    from noisycorr.runtime.flags import read_config
-
-    try:
-        body = read_config(path)
-    except OSError as error:
-        raise UsageError(f"`classes` {path} cannot be read: {' '.join(str(error).split())}.") from error
-    if isinstance(body.get("classes"), dict) and len(body) == 1:
-        body = body["classes"]
-    out = {}
-    for name, value in body.items():
-        senses = value if isinstance(value, list) else [value]
-        if not senses or not all(isinstance(sense, str) and sense.strip() for sense in senses):
-            raise UsageError(f"`classes` {path}: {name!r} has no definition; expected words, or a list of them.")
-        out[str(name)] = f"{class_names([str(name)])[0]}: {' '.join(senses)}"
-    if not out:
-        raise UsageError(f"`classes` {path} holds no classes, expected a mapping from name to definition.")
-    return out
+    return {name: ": ".join([class_names([name])[0], *([" ".join(senses)] if senses else [])])
+            for name, senses in read_class_names(path, least=1).items()}  # fmt: skip
 
 
 def encode_names(run: Run, texts: list[str], clip_model: str) -> np.ndarray:

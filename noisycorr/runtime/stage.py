@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.folder import RUN_CONTENT, Run, stamped
+from noisycorr.runtime.folder import RUN_CONTENT, Run, atomic_path, stamped
 
 
 def say(message: str) -> None:
@@ -77,3 +80,9 @@ def clear_training(run: Run, owner: str = "train_started") -> None:
             raise UsageError(f"{run.folder} holds {taken[0]!r}, but no training: `overwrite` deletes trainings only.")
         run.clear()
     dist.wait()
+
+
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a config, keys sorted, so that equal values give equal bytes."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(values), sort_keys=True, allow_unicode=True), encoding="utf-8")

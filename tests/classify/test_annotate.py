@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from noisycorr.__main__ import main
-from noisycorr.classify.heads.annotate import Annotate, _told, annotate
+from noisycorr.classify.heads.annotate import Annotate, _told, suggest
 from noisycorr.runtime.errors import UsageError
 
 
@@ -32,11 +32,11 @@ def test_each_acquisition_balanced_and_not(acquisition: str, tmp_path: Path):
     known = {line.split(",")[0] for line in (tmp_path / "known.csv").read_text().split()[1:]}
     for balance in (True, False):
         choice = Annotate(budget=8, acquisition=acquisition, balance=balance, candidates=0.6, labels=labels)
-        found = annotate(str(path), choice)
+        found = suggest(str(path), choice)
         keys = [row["key"] for row in found]
         assert len(set(keys)) == 8 and not known & set(keys)
         assert [row["rank"] for row in found] == list(range(1, 9))
-        assert found == annotate(str(path), choice)
+        assert found == suggest(str(path), choice)
         if balance:  # a has 4 labels, b has 2: b comes first
             assert found[0]["predicted"] == "b" and "b has 2 so far" in found[0]["reason"]
 
@@ -66,9 +66,9 @@ def test_audit_shows_rare_things(tmp_path: Path):
     path, truth = write(tmp_path)
     chances = np.eye(3)[truth]
     np.save(tmp_path / "chances.npy", chances)
-    found = annotate(str(path), Annotate(budget=6, acquisition="audit", chances=str(tmp_path / "chances.npy")))
+    found = suggest(str(path), Annotate(budget=6, acquisition="audit", chances=str(tmp_path / "chances.npy")))
     assert {row["predicted"] for row in found} == {"0", "1", "2"} and "cluster" in found[0]["reason"]
-    assert len(annotate(str(path), Annotate(budget=4, acquisition="audit"))) == 4
+    assert len(suggest(str(path), Annotate(budget=4, acquisition="audit"))) == 4
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_audit_shows_rare_things(tmp_path: Path):
     [
         ({"acquisition": "badge"}, "needs class probabilities"),
         ({"chances": "{image}"}, "no probabilities"),
-        ({"chances": "{thin}"}, "--chances has shape"),
+        ({"chances": "{thin}"}, "`chances` has shape"),
         ({"labels": "{all}"}, "nothing to annotate"),
         ({"labels": "{none}"}, "none of its 1 keys"),
     ],
@@ -89,7 +89,7 @@ def test_wrong_use(options: dict[str, str], told: str, tmp_path: Path):
     places = {"image": path, "thin": tmp_path / "thin.npy", "all": tmp_path / "all.npy", "none": tmp_path / "none.csv"}
     choice = Annotate(**{name: value.format(**places) for name, value in options.items()})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=told):
-        annotate(str(path), choice)
+        suggest(str(path), choice)
 
 
 def test_choices_out_of_range(tmp_path: Path):
@@ -98,4 +98,4 @@ def test_choices_out_of_range(tmp_path: Path):
         with pytest.raises(UsageError):
             Annotate(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no features"):
-        annotate(str(tmp_path), Annotate())
+        suggest(str(tmp_path), Annotate())

@@ -131,8 +131,9 @@ def test_class_lists(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: x\na: y\n", "twice"), ("- Big cat\n- big_cat\n", "twice"), ("a: x\n", "1 classes"), ("5\n", "neither"),
-     ("a: {b: c}\nd: e\n", "expected a text"), ("- [a]\n- b\n", "no class"), ("a: [\n", "could not be read"),
+    [("a: x\na: y\n", "twice"), ("- Big cat\n- big_cat\n", "twice, first as 'Big cat'"), ("a: x\n", "1 classes"),
+     ("5\n", "neither"), ("a: {b: c}\nd: e\n", "expected a text"), ("- [a]\n- b\n", "no class"),
+     ("a: [\n", "could not be read"),
      ("- n02123045\n- dog\n", "WordNet")],
 )  # fmt: skip
 def test_bad_class_lists(tmp_path: Path, text: str, message: str) -> None:
@@ -150,7 +151,7 @@ def test_bad_class_lists(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_labels_are_found_and_resolved() -> None:
-    classes = make_classes([("big cat", []), ("dog", [])])
+    classes = make_classes({"big cat": [], "dog": []})
     rows = [
         {"key": "1", "note": "dog", "label": name, "clean_label": "dog"} for name in ("Big_Cat", "dog", "ape", None)
     ]
@@ -165,7 +166,7 @@ def test_labels_are_found_and_resolved() -> None:
     assert resolve_labels([{"t": "dog | big cat"}, {"t": "dog"}], classes, None, "here").tags == [(0, 1), (1,)]
     with pytest.raises(UsageError, match="no column 'x'"):
         resolve_labels(rows, classes, "x", "here")
-    with pytest.raises(UsageError, match="name it with --label_col"):
+    with pytest.raises(UsageError, match="name it with `label_col`"):
         resolve_labels([{"a": "ape"}], classes, None, "here")
     with pytest.raises(UsageError, match="Not one value"):
         resolve_labels([{"a": "ape"}], classes, "a", "here")

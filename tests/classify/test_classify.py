@@ -89,7 +89,7 @@ def test_tags(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         str(run.folder),
         "--output_folder",
         str(tmp_path / "out"),
-        "--class_col",
+        "--label_col",
         "tags",
         *FEW,
     ]
@@ -106,7 +106,7 @@ def test_definitions_choose_the_classes(run: Run, tmp_path: Path, capsys: pytest
     assert samples.classes == ["class-0", "class-1", "class-9"]
     assert samples.meanings[1] == "class 1: one sense another"
     assert any("not in the list" in note for note in samples.notes) and any("no sample" in n for n in samples.notes)
-    for body, told in (("class-0:\n", "no definition"), ("a: x\na: y\n", "twice"), ("{}", "no classes")):
+    for body, told in (("class-0: {a: b}\n", "expected a text"), ("a: x\na: y\n", "twice"), ("{}", "no classes")):
         (tmp_path / "classes.yaml").write_text(body)
         with pytest.raises(UsageError, match=told):
             classes.read_definitions(tmp_path / "classes.yaml")
@@ -115,7 +115,7 @@ def test_definitions_choose_the_classes(run: Run, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--class_col", "colour"], "no column 'colour'"),
+        (["--label_col", "colour"], "no column 'colour'"),
         (["--method", "cleverest"], "no method 'cleverest'"),
         (["--method.threshold", "much"], "--method.threshold"),
         (["--val_fraction", "0.6", "--test_fraction", "0.5"], "leave nothing"),

@@ -192,8 +192,8 @@ def test_long_features_are_the_hazard_that_scaling_mends():
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
-    [({"ratio": 0}, "--ratio"), ({"lr": 0.0}, "--lr"), ({"methods": "linear,magic"}, "'magic'"),
-     ({"methods": ""}, "--methods"), ({"feature_rms": -1.0}, "--feature_rms"), ({"smoothing": 1.0}, "--smoothing")],
+    [({"ratio": 0}, "`ratio`"), ({"lr": 0.0}, "`lr`"), ({"methods": "linear,magic"}, "'magic'"),
+     ({"methods": ""}, "`methods`"), ({"feature_rms": -1.0}, "`feature_rms`"), ({"smoothing": 1.0}, "`smoothing`")],
 )  # fmt: skip
 def test_settings_out_of_range(wrong: dict[str, object], told: str):
     with pytest.raises(UsageError, match=told):

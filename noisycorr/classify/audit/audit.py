@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from noisycorr.classify.audit.class_list import ClassList, Labels, plain_name, read_classes, resolve_labels
 from noisycorr.classify.audit.label_verdict import LabelRule, label_verdicts
@@ -37,7 +36,7 @@ from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import AUDIT_CONFIG, Run, atomic_path, fingerprint, fingerprint_file
 from noisycorr.runtime.lock import refuse_other_kind
-from noisycorr.runtime.stage import decided_with, run_stage, say
+from noisycorr.runtime.stage import decided_with, run_stage, say, write_yaml
 
 CONFIDENT = 50_000_000  # rows x classes up to which confident learning runs beside
 SMALL = 50_000  # rows up to which the plane of LSA is learned
@@ -108,8 +107,7 @@ def _write_config(given: AuditPlan, run: Run) -> None:
             "class_embeddings": given.class_embeddings}  # fmt: skip
     for part in (given.plan.source, given.plan.embed, given.audit, given.rule):
         body |= dataclasses.asdict(part)
-    with atomic_path(run.path(AUDIT_CONFIG)) as path:
-        path.write_text(yaml.safe_dump(body, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    write_yaml(run.path(AUDIT_CONFIG), body)
 
 
 def report(run: Run) -> None:

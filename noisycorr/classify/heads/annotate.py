@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from noisycorr.data.readers.class_names import read_class_names
 from noisycorr.runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    import pandas
+
     from noisycorr.classify.heads.labelled import Labelled
 
 COLUMNS = ("rank", "key", "predicted", "p_predicted", "entropy", "reason")
@@ -95,7 +99,7 @@ class Opinion:
     known: np.ndarray
 
 
-def annotate(path: str, choice: Annotate) -> list[dict[str, Any]]:
+def suggest(path: str, choice: Annotate) -> list[dict[str, Any]]:
     """Rows to label next, best first, with the columns `COLUMNS`.
 
     Args:
@@ -128,13 +132,38 @@ def annotate(path: str, choice: Annotate) -> list[dict[str, Any]]:
     return _ranked(choice, rows, pool, labelled, opinion)
 
 
-def to_csv(found: list[dict[str, Any]]) -> str:
-    """The rows as a csv with a header."""
-    body = io.StringIO(newline="")
-    writer = csv.DictWriter(body, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return body.getvalue()
+class Suggestions:
+    """Rows to label next, best first; `str` of them is a csv with a header.
+
+    Args:
+        rows: As `suggest` gives them.
+        file: Where the csv was written, if it was.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], *, file: Path | None = None) -> None:
+        self.rows, self.file = rows, file
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def __str__(self) -> str:
+        body = io.StringIO(newline="")
+        writer = csv.DictWriter(body, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return body.getvalue()
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a table with the columns `COLUMNS`."""
+        import pandas
+
+        return pandas.DataFrame(self.rows, columns=list(COLUMNS))
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().to_html(index=False))
 
 
 def _opinion(choice: Annotate, rows: Labelled, words: list[str | None]) -> Opinion | None:
@@ -149,14 +178,9 @@ def _opinion(choice: Annotate, rows: Labelled, words: list[str | None]) -> Opini
         raise UsageError(f"`chances` {choice.chances} holds rows that are no probabilities: each must sum to 1.")
     names = [str(one) for one in range(chances.shape[1])]
     if choice.class_names:
-        if not Path(choice.class_names).is_file():
-            raise UsageError(f"`class_names` {choice.class_names} is not a file.")
-        names = [line.strip() for line in Path(choice.class_names).read_text("utf-8-sig").splitlines() if line.strip()]
-        if len(names) != chances.shape[1] or len(set(names)) != len(names):
-            raise UsageError(
-                f"`class_names` has {len(names)} lines, {len(set(names))} of them different, but `chances` has "
-                f"{chances.shape[1]} classes."
-            )
+        names = list(read_class_names(Path(choice.class_names), argument="class_names"))
+        if len(names) != chances.shape[1]:
+            raise UsageError(f"`class_names` has {len(names)} names, but `chances` has {chances.shape[1]} classes.")
     place = {name: number for number, name in enumerate(names)}
     known = np.array([-1 if word is None else place.get(word, -1) for word in words])
     return Opinion(chances=chances, names=names, known=known)

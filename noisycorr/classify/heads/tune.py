@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from noisycorr.classify.heads.choice import NMTune, Rows
 from noisycorr.classify.heads.labelled import Labelled, is_array, is_run, read_labelled, split_place
@@ -33,6 +33,7 @@ from noisycorr.models.training.batches import stream_seed
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import RUN_CONTENT, Run, atomic_path, fingerprint, provenance, write_array, write_json
+from noisycorr.runtime.stage import write_yaml
 from noisycorr.runtime.version import __version__
 
 WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
@@ -123,7 +124,7 @@ def tune(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any] | N
     write_json(run.path("report.json"), report)
     write_tuning_report(run)
     run.finish("tune", inputs, {"best": report["best"]})
-    for line in _lines(report):
+    for line in summary_lines(report):
         console.say(line)
     return report
 
@@ -356,7 +357,7 @@ def _predictions(sets: Sets, path: Path, run: Run) -> None:
         pq.write_table(table, temporary)
 
 
-def _lines(report: dict[str, Any]) -> list[str]:
+def summary_lines(report: Mapping[str, Any]) -> list[str]:
     """One line a method, and what was left out."""
     out = []
     for name, found in report["methods"].items():
@@ -372,8 +373,7 @@ def _write_config(plan: Plan, run: Run) -> None:
     flat: dict[str, Any] = {"output_folder": str(run.folder), "clip_model": plan.clip_model}
     for choice in (plan.source, plan.rows, plan.tune):
         flat |= dataclasses.asdict(choice)
-    with atomic_path(run.path("config.yaml")) as temporary:
-        temporary.write_text(yaml.safe_dump(flat, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    write_yaml(run.path("config.yaml"), flat)
 
 
 def _clear(run: Run) -> None:

@@ -61,7 +61,7 @@ def read_samples(run: Run, choice: Labels) -> Samples:
         UsageError: If the column is not there, or fewer than 2 classes have a sample.
     """
     image, text = (np.concatenate(open_features(run, side)).astype(np.float32) for side in ("image", "text"))
-    given = [_tags(value) for value in column_values(run, choice.class_col)]
+    given = [_tags(value) for value in column_values(run, choice.label_col)]
     multi = any(isinstance(value, list) for value in given)
     words = [value if isinstance(value, list) else [] if value is None else [value] for value in given]
     occur = sorted({word for some in words for word in some})
@@ -72,7 +72,7 @@ def read_samples(run: Run, choice: Labels) -> Samples:
     usable = image.any(1) & ((label >= 0) if not multi else np.array([any(w in place for w in some) for some in words]))
     has = np.asarray(label[usable].any(0) if multi else np.isin(np.arange(len(classes)), label[usable]))
     if has.sum() < 2:
-        raise UsageError(f"{int(has.sum())} classes of `class_col` {choice.class_col} have a sample; at least 2 are "
+        raise UsageError(f"{int(has.sum())} classes of `label_col` {choice.label_col} have a sample; at least 2 are "
                          f"needed: the labels are {', '.join(occur[:5]) or 'none'}.")  # fmt: skip
     truth = None
     if choice.truth_col:

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 from safetensors.torch import save
 
 from noisycorr.classify.webly.choice import RETRIEVAL_ONLY, Finetune, Labels, TrainClasses
@@ -42,9 +41,10 @@ from noisycorr.models.training.pictures import Pictures, PixelTowers
 from noisycorr.models.training.tune_choice import Tune
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.flags import named_options
 from noisycorr.runtime.folder import Run, atomic_path, fingerprint, provenance, write_json
 from noisycorr.runtime.lock import refuse_other_kind
+from noisycorr.runtime.signature import named_options
+from noisycorr.runtime.stage import write_yaml
 from noisycorr.runtime.version import __version__
 from noisycorr.stats.class_metrics import accuracy, by_shots, changed_labels, open_set, per_class, tag_metrics
 
@@ -76,13 +76,17 @@ class Plan:
     tune: Tune = field(default_factory=lambda: Tune(train_part="whole"))
 
 
-def named_method(name: str, options: str | None) -> Method:
-    """The method with options from a YAML mapping, checked by the types of its fields.
+def named_method(name: str, options: Mapping[str, Any] | str | None) -> Method:
+    """The method with options, checked by the types of its fields.
+
+    Args:
+        name: Of the method.
+        options: A mapping, or YAML text of one.
 
     Raises:
         UsageError: If there is no such method or option, or a value has another type.
     """
-    return load_method(name, named_options("method", options, find_method(name), "{threshold: 0.7}"))
+    return load_method(name, named_options("method", options, find_method(name)))
 
 
 def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
@@ -222,8 +226,7 @@ def _start(plan: Plan, run: Run, samples: Samples, split: np.ndarray) -> None:
     values |= dataclasses.asdict(plan.tune) | dataclasses.asdict(plan.finetune)
     values |= dataclasses.asdict(plan.labels)
     values |= {name: value for name, value in dataclasses.asdict(plan.train).items() if name not in RETRIEVAL_ONLY}
-    with atomic_path(run.path("config.yaml")) as path:
-        path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    write_yaml(run.path("config.yaml"), values)
     write_json(run.path("provenance.json"), provenance())
 
 
