@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from noisycorr.clean.sources import encoder_of
 from noisycorr.data.readers.class_names import read_class_names
 from noisycorr.data.store import read_facts
-from noisycorr.models.encoders import DualEncoder
+from noisycorr.models.encoders import DualEncoder, encode_texts
 from noisycorr.runtime import console
 from noisycorr.runtime.errors import UsageError, listed
 from noisycorr.runtime.folder import Run
@@ -64,16 +65,7 @@ def encode_names(run: Run, texts: list[str], clip_model: str) -> np.ndarray:
     Raises:
         UsageError: If the encoder does not fit the texts of the run.
     """
-    from noisycorr.models.encoders import encode_texts, load_encoder
-    from noisycorr.runtime import dist
-
-    stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    embedded = (run.stage("embed") or {})["facts"]["encoder"]
-    came = embedded.startswith("precomputed")
-    encoder = load_encoder(clip_model if came else stored["clip_model"], device=dist.device(),
-                           precision=stored["model_precision"])  # fmt: skip
-    if not came and encoder.name != embedded:
-        raise UsageError(f"{run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+    encoder = encoder_of(run, "class names need the encoder of the texts", clip_model=clip_model)
     for note in cut_note(texts, encoder):
         console.warn(f"warning: {note}")
     return encode_texts(encoder, texts, batch_size=CHUNK)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import noisycorr as nc
 from noisycorr.__main__ import main
 from noisycorr.classify.heads.annotate import Annotate, _told, suggest
 from noisycorr.runtime.errors import UsageError
@@ -55,6 +56,22 @@ def test_verb_prints_or_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert sorted(row["predicted"] for row in table) == list("aaabbbccc")
     assert main([*words, "--output_file", str(tmp_path / "next.csv")]) == 0
     assert (tmp_path / "next.csv").read_text() == shown and capsys.readouterr().out == ""
+
+
+def test_function_gives_a_table_that_is_a_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, _ = write(tmp_path)
+    rows = nc.annotate(path, labels=str(tmp_path / "known.csv"), budget=5)
+    assert len(rows) == 5 and [row["rank"] for row in rows] == [1, 2, 3, 4, 5]
+    assert list(rows.to_pandas().key) == [row["key"] for row in csv.DictReader(io.StringIO(str(rows)))]
+    assert "<table" in rows._repr_html_()
+    with pytest.raises(UsageError, match="`budget` is 0"):
+        nc.annotate(path, budget=0)
+    words = ["annotate", str(path), "--labels", str(tmp_path / "known.csv"), "--budget", "5", "-q"]
+    assert main(words) == 0 and capsys.readouterr().out == str(rows)
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    np.save(tmp_path / "chances.npy", np.full((90, 3), 1 / 3))
+    with pytest.raises(UsageError, match="`class_names` has 2 names, but `chances` has 3 classes"):
+        nc.annotate(path, chances=str(tmp_path / "chances.npy"), class_names=str(tmp_path / "names.txt"))
 
 
 def test_fifths_do_not_read_like_probabilities():
