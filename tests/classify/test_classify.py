@@ -20,6 +20,7 @@ from noisycorr.classify.webly.bench import Bench, parse_set
 from noisycorr.clean.pipeline import clean
 from noisycorr.clean.plan import Plan
 from noisycorr.data.readers import Source
+from noisycorr.data.store import open_features
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
 
@@ -105,7 +106,7 @@ def test_the_function_gives_a_classifier(run: Run, tmp_path: Path, capsys: pytes
     page = model.report.read_bytes()
     model.report.unlink()
     assert model.write_report().read_bytes() == page and isinstance(nc.open_run(model.folder), nc.Classifier)
-    with pytest.raises(UsageError, match="`method.threshold` is 'much', expected a number"):
+    with pytest.raises(UsageError, match=r"`method\.threshold` is 'much', expected a number"):
         nc.classify(run.folder, tmp_path / "other", method_options="threshold: much")
     with pytest.raises(UsageError, match="expected a mapping"):
         nc.classify(run.folder, tmp_path / "other", method_options="threshold")
@@ -113,11 +114,12 @@ def test_the_function_gives_a_classifier(run: Run, tmp_path: Path, capsys: pytes
 
 
 def test_predictions_are_those_of_the_training(run: Run, tmp_path: Path):
+    stored = np.concatenate(open_features(run, "image")).astype(np.float32)
     for method in ("plain", "nested", "elr_plus", "capro_tags"):
         column = "tags" if method == "capro_tags" else "label"
         model = nc.classify(run.folder, tmp_path / method, method=method, label_col=column, epochs=2, batch_size=32,
                             embed_dim=8, hidden=12, lr=0.05, warmup=2, test_fraction=0.3)  # fmt: skip
-        p = model.predict(np.load(run.folder.parent / "source" / "image.npy"))
+        p = model.predict(stored)
         assert p.shape == (240, 6) and ((p >= 0) & (p <= 1)).all()
         assert method == "capro_tags" or np.allclose(p.sum(1), 1)
         if method == "plain":  # what it thinks of a label is its probability

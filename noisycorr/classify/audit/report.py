@@ -196,9 +196,9 @@ def _cards(run: Run, column: dict[str, list[Any]], p: np.ndarray, rows: list[int
 def _commands(column: dict[str, list[Any]], chosen: dict[str, list[int]], folder: str) -> list[tuple[str, str]]:
     shown = next((rows[0] for rows in chosen.values() if rows), None)
     key = CONTROL.sub("", clip(column["key"][shown], 80)) if shown is not None else "KEY"
-    where = f"--output_folder {shlex.quote(folder)}"
+    where = shlex.quote(folder)
     return [
-        (f"noisycorr explain {shlex.quote(key)} {where}", "why one label was kept or changed, with every score"),
+        (f"noisycorr explain {where} {shlex.quote(key)}", "why one label was kept or changed, with every score"),
         (
             f"noisycorr export {where} --output_format parquet",
             "what is kept, and what got another label: the right one is in label_rectified",
