@@ -71,7 +71,7 @@ def audit(
         run, plan = new_run(_folder(source, output_folder, "audit")), None
     with at_work(run.folder, "audit"):
         plan = plan or Plan(source=reading.at(path_of(source, run)), embed=embed)
-        run_audit(AuditPlan(plan=plan, classes=str(classes), label_col=label_col,
+        run_audit(AuditPlan(embedding=plan, classes=str(classes), label_col=label_col,
                             class_embeddings=None if class_embeddings is None else str(class_embeddings),
                             audit=judging, rule=rule), run, overwrite=overwrite)  # fmt: skip
     return AuditRun(run.folder)

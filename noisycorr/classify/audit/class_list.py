@@ -107,7 +107,7 @@ def resolve_labels(rows: Sequence[Mapping[str, Any]], classes: ClassList, label_
     if label_col is not None:
         if label_col not in names:
             raise UsageError(f"There is no column {label_col!r} (`label_col`) in {where}; it has: {listed(names)}.")
-        found = _resolve([row.get(label_col) for row in rows], classes, label_col)
+        labels = _resolve([row.get(label_col) for row in rows], classes, label_col)
     else:
         tried = [name for name in open_names if name.lower() not in ANSWERS]
         best, share = None, 0.0
@@ -119,34 +119,36 @@ def resolve_labels(rows: Sequence[Mapping[str, Any]], classes: ClassList, label_
         if best is None or share < KNOWN_SHARE:
             raise UsageError(f"No column of {where} holds names of `classes`: name it with `label_col`; the columns "
                              f"are: {listed(names)}.")  # fmt: skip
-        found = _resolve([row.get(best) for row in rows], classes, best)
-    if not (found.one >= 0).any():
-        sample = next((value for value in found.raw if value), "nothing")
-        raise UsageError(f"Not one value of column {found.column!r} is in `classes`: it holds for example {sample!r}, "
+        labels = _resolve([row.get(best) for row in rows], classes, best)
+    if not (labels.one >= 0).any():
+        sample = next((value for value in labels.raw if value), "nothing")
+        raise UsageError(f"Not one value of column {labels.column!r} is in `classes`: it holds for example {sample!r}, "
                          f"the list {classes.names[0]!r}.")  # fmt: skip
-    return found
+    return labels
 
 
 def _resolve(values: Sequence[Any], classes: ClassList, column: str) -> Labels:
-    place = {plain_name(name): i for i, name in enumerate(classes.names)}
+    position = {plain_name(name): i for i, name in enumerate(classes.names)}
     numbers = all(v is None or (isinstance(v, int) and not isinstance(v, bool)) for v in values)
-    by_number = numbers and not any(str(v) in place for v in values if v is not None)
-    one, tags, raw, several = np.full(len(values), -1), [], [], False
+    # The classes themselves may be called 0 to 9: then a number is a name and no place in the list.
+    by_number = numbers and not any(str(v) in position for v in values if v is not None)
+    first, tags, raw, several = np.full(len(values), -1), [], [], False
     for row, value in enumerate(values):
         listed = value if isinstance(value, list | tuple) else [value]
-        if isinstance(value, str) and plain_name(value) not in place and SEPARATORS.search(value):
+        # A class may have a separator in its name, such as "cat | dog": only what is no name as a whole is split.
+        if isinstance(value, str) and plain_name(value) not in position and SEPARATORS.search(value):
             listed = SEPARATORS.split(value)
         words = [item for item in listed if item is not None and str(item).strip()]
         several |= len(words) > 1 or isinstance(value, list | tuple)
         raw.append(" | ".join(str(word) for word in words))
         if by_number:
-            found = [int(word) for word in words if 0 <= int(word) < len(classes.names)]
+            known = [int(word) for word in words if 0 <= int(word) < len(classes.names)]
         else:
-            found = [place[plain_name(str(word))] for word in words if plain_name(str(word)) in place]
-        one[row] = found[0] if found else -1
-        tags.append(tuple(sorted(set(found))))
+            known = [position[plain_name(str(word))] for word in words if plain_name(str(word)) in position]
+        first[row] = known[0] if known else -1
+        tags.append(tuple(sorted(set(known))))
     note = "numbers are taken for places in the class list, from 0" if by_number else ""
-    return Labels(one=one, tags=tags if several else None, raw=raw, column=column, note=note)
+    return Labels(one=first, tags=tags if several else None, raw=raw, column=column, note=note)
 
 
 def _share(found: Labels, values: Sequence[Any]) -> float:

@@ -113,6 +113,7 @@ def suggest(path: str, choice: Annotate) -> list[dict[str, Any]]:
 
     if not is_run(path) and not is_array(path):
         raise UsageError(f"{path} holds no features: run `noisycorr embed` first, or name a .npy file.")
+    # `tune` takes texts for labels; here that would leave nothing to label, so only what was asked for counts.
     asked = choice.labels is not None or choice.label_col is not None
     rows = read_labelled(path, side=choice.side, labels=choice.labels, label_col=choice.label_col, need=False)
     words: list[str | None] = list(rows.words) if asked or not is_run(path) else [None] * len(rows.keys)
@@ -181,8 +182,8 @@ def _opinion(choice: Annotate, rows: Labelled, words: list[str | None]) -> Opini
         names = list(read_class_names(Path(choice.class_names), argument="class_names"))
         if len(names) != chances.shape[1]:
             raise UsageError(f"`class_names` has {len(names)} names, but `chances` has {chances.shape[1]} classes.")
-    place = {name: number for number, name in enumerate(names)}
-    known = np.array([-1 if word is None else place.get(word, -1) for word in words])
+    number_of = {name: number for number, name in enumerate(names)}
+    known = np.array([-1 if word is None else number_of.get(word, -1) for word in words])
     return Opinion(chances=chances, names=names, known=known)
 
 
@@ -193,8 +194,8 @@ def _probe(rows: Labelled, words: list[str | None]) -> Opinion | None:
     names = sorted({word for word, usable in zip(words, rows.usable) if word is not None and usable})
     if len(names) < 2:
         return None
-    place = {name: number for number, name in enumerate(names)}
-    known = np.array([-1 if word is None else place.get(word, -1) for word in words])
+    number_of = {name: number for number, name in enumerate(names)}
+    known = np.array([-1 if word is None else number_of.get(word, -1) for word in words])
     some = np.flatnonzero((known >= 0) & rows.usable)
     usable = np.flatnonzero(rows.usable)
     chances = np.full((len(words), len(names)), 1 / len(names))
@@ -255,8 +256,8 @@ def _audit(path: str, choice: Annotate, rows: Labelled, pool: np.ndarray,
     picked, path_of = max_entropy_picks(properties, [size for _, size in variables.values()], choice.budget,
                                         sampled=2000, seed=choice.seed)  # fmt: skip
     reasons = []
-    for step, place in enumerate(picked):
-        told = ", ".join(_told(name, int(value[place])) for name, (value, _) in variables.items())
+    for step, at in enumerate(picked):
+        told = ", ".join(_told(name, int(value[at])) for name, (value, _) in variables.items())
         reasons.append(f"{told}; spread so far {path_of[step].sum():.3f}")
     return _table(rows, pool[picked], opinion, reasons)
 

@@ -214,8 +214,8 @@ def split_rows(own: Labelled, usable: np.ndarray, rows: Rows, seed: int) -> np.n
 
 
 def _labels(rows: Labelled, names: list[str]) -> np.ndarray:
-    place = {name: number for number, name in enumerate(names)}
-    return np.array([-1 if word is None else place.get(word, -1) for word in rows.words])
+    number_of = {name: number for number, name in enumerate(names)}
+    return np.array([-1 if word is None else number_of.get(word, -1) for word in rows.words])
 
 
 def _left_out(rows: Labelled, label: np.ndarray) -> dict[str, int]:
@@ -308,10 +308,10 @@ def _report(plan: Plan, sets: Sets, heads: dict[str, Path], run: Run) -> dict[st
         network, mine = load_head(path), _seen_by(name, sets, run)
         measured = {where: (mine.own.features[rows], sets.label[rows]) for where, rows in own.items() if len(rows)}
         measured |= mine.others
-        found = {where: _accuracy(apply_head(network, features)[0], label)
+        accuracy = {where: _accuracy(apply_head(network, features)[0], label)
                  for where, (features, label) in measured.items()}  # fmt: skip
         tuned = apply_head(network, mine.own.features[own["train"]])[1]
-        methods[name] = {"accuracy": found, "spectrum": sampled_spectrum(tuned, seed=plan.tune.seed)}
+        methods[name] = {"accuracy": accuracy, "spectrum": sampled_spectrum(tuned, seed=plan.tune.seed)}
     best = _best(methods)
     _predictions(_seen_by(best, sets, run), heads[best], run)
     facts = {"classes": sets.names, "dim": sets.own.features.shape[1], "best": best, "settings": plan.tune.settings()}
@@ -343,8 +343,8 @@ def _best(methods: dict[str, Any]) -> str:
 def _predictions(sets: Sets, path: Path, run: Run) -> None:
     usable = np.flatnonzero(sets.own.usable)
     chances = apply_head(load_head(path), sets.own.features[usable])[0]
-    top, given = chances.argmax(1), sets.label[usable]
-    p_given = np.where(given >= 0, chances[np.arange(len(given)), np.maximum(given, 0)], np.nan)
+    top, label = chances.argmax(1), sets.label[usable]
+    p_given = np.where(label >= 0, chances[np.arange(len(label)), np.maximum(label, 0)], np.nan)
     table = pa.table({
         "key": [sets.own.keys[row] for row in usable],
         "split": [WORDS[int(sets.split[row])] for row in usable],

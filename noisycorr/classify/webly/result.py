@@ -126,6 +126,8 @@ class Classifier(Result):
 
 def _network(width: int, classes: int, method: Method, choice: TrainClasses) -> ClassNetwork:
     """A network as `ClassLearner` makes it for features of this width, before its weights are loaded."""
+    # Weights are loaded strictly, so slow copies and modules of the method must be there, too, although only the
+    # backbone, the classifier and what `Method.predict` reads are used.
     return ClassNetwork(
         FeatureBackbone(width, choice.layer), classes,
         lambda dim: method.parts(dim, classes, choice.embed_dim, choice.hidden), slow=method.slow, view=choice.view,

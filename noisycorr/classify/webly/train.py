@@ -114,8 +114,8 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     method = plan.method[1]
     anchors, says = None, None
     if method.takes_anchors and plan.labels.anchors:
-        anchors, says, told = trusted(source, samples, plan.labels, plan.clip_model, rows[TRAIN])
-        samples = dataclasses.replace(samples, notes=[*samples.notes, *told])
+        anchors, says, notes = trusted(source, samples, plan.labels, plan.clip_model, rows[TRAIN])
+        samples = dataclasses.replace(samples, notes=[*samples.notes, *notes])
     encoder = None if plan.finetune.backbone is None else load_backbone(plan.finetune.backbone)
     towers = _towers(plan, run, source, samples, encoder)
     inputs = _inputs(plan, samples, split, (anchors, says), source, towers)
@@ -129,7 +129,7 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     if plan.train.resume == "latest" and (found := load_latest(learner, folder)) is not None:
         _say(f"classify: continues from {found.name}, epoch {learner.cursor.epoch + 1}")
     fit(learner, _hooks(run, learner, plan, samples, rows[VALID], towers))
-    opinion = final_opinion(learner)
+    opinion = final_opinion(learner)  # before the test split is opened: nothing may be chosen after it
     report = _report(plan, samples, learner, rows, opinion, towers)
     if dist.is_main():
         _store(run, samples, learner, rows[TRAIN], opinion, anchors, says)
@@ -234,7 +234,7 @@ def _hooks(run: Run, learner: ClassLearner, plan: Plan, samples: Samples, valid:
            towers: ImageTowers) -> Hooks:  # fmt: skip
     label = samples.label[valid]
 
-    def told(record: Mapping[str, Any], times: Mapping[str, float]) -> None:
+    def log_epoch(record: Mapping[str, Any], times: Mapping[str, float]) -> None:
         if not dist.is_main():
             return
         speed = times["pairs"] / max(times["train"], 1e-9)
@@ -249,7 +249,7 @@ def _hooks(run: Run, learner: ClassLearner, plan: Plan, samples: Samples, valid:
     def save(it: Learner) -> None:
         save_checkpoint(it, run.folder / "checkpoints", keep=plan.train.keep_checkpoints)
 
-    return Hooks(validate=lambda it: tune_rows(learner, towers, valid, label), on_epoch=told, save=save)
+    return Hooks(validate=lambda it: tune_rows(learner, towers, valid, label), on_epoch=log_epoch, save=save)
 
 
 def _report(plan: Plan, samples: Samples, learner: ClassLearner, rows: Mapping[int, np.ndarray],
@@ -303,17 +303,17 @@ def _store(run: Run, samples: Samples, learner: ClassLearner, rows: np.ndarray, 
         table["anchor"] = anchors.tolist()
     if says is not None:
         table["text_class"] = [samples.classes[c] if c >= 0 else None for c in says]
-    given = samples.label[rows]
+    came = samples.label[rows]
     if samples.multi:
-        table["label"] = [[samples.classes[c] for c in np.flatnonzero(one > 0)] for one in given]
+        table["label"] = [[samples.classes[c] for c in np.flatnonzero(tags > 0)] for tags in came]
         if opinion.label is not None:
             table["label_rectified"] = [[samples.classes[c] for c in np.flatnonzero(x > 0)] for x in opinion.label]
     else:
-        table["label"] = [samples.classes[c] for c in given]
+        table["label"] = [samples.classes[c] for c in came]
         if opinion.label is not None:
             now = opinion.label
             table["label_rectified"] = [samples.classes[c] if c >= 0 else None for c in now]
-            verdict = np.where(now < 0, "drop", np.where(now == given, "keep", "relabel"))
+            verdict = np.where(now < 0, "drop", np.where(now == came, "keep", "relabel"))
             table["verdict"] = verdict.tolist()
     with atomic_path(run.path("labels.parquet")) as path:
         pq.write_table(pa.table(table), path, compression="zstd")
