@@ -1,4 +1,7 @@
-"""What is typed, in Python and at the command line, about labels: audit, classify, tune, annotate."""
+"""What is typed, in Python and at the command line, about labels: audit, classify, tune, annotate.
+
+What needs torch is imported where it is used, so that the help comes at once.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,15 @@ from collections.abc import Mapping
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from noisycorr.classify.audit.audit import AuditPlan
-from noisycorr.classify.audit.audit import audit as run_audit
 from noisycorr.classify.audit.label_verdict import LabelRule
 from noisycorr.classify.audit.labels import Audit
-from noisycorr.classify.audit.result import AuditRun
 from noisycorr.classify.heads.annotate import Annotate, Suggestions, suggest
 from noisycorr.classify.heads.choice import NMTune, Rows
-from noisycorr.classify.heads.result import TunedHeads
-from noisycorr.classify.heads.tune import Plan as TunePlan
-from noisycorr.classify.heads.tune import tune as run_tune
 from noisycorr.classify.webly.choice import RETRIEVAL_ONLY, Finetune, Labels, TrainClasses
-from noisycorr.classify.webly.result import Classifier
-from noisycorr.classify.webly.train import Plan as TrainPlan
-from noisycorr.classify.webly.train import classify_train, named_method
 from noisycorr.clean.embed import Embed
 from noisycorr.clean.plan import Plan, stored_plan
-from noisycorr.clean.sources import folder_for, path_of
 from noisycorr.data.readers import Reading
 from noisycorr.models.training.tune_choice import Tune
 from noisycorr.runtime import console
@@ -33,6 +26,11 @@ from noisycorr.runtime.folder import Run, atomic_path, new_run
 from noisycorr.runtime.lock import at_work
 from noisycorr.runtime.result import Result
 from noisycorr.runtime.signature import Named, Without, flat
+
+if TYPE_CHECKING:
+    from noisycorr.classify.audit.result import AuditRun
+    from noisycorr.classify.heads.result import TunedHeads
+    from noisycorr.classify.webly.result import Classifier
 
 
 @flat
@@ -64,6 +62,11 @@ def audit(
     Raises:
         UsageError: If the source or the classes cannot be read, no column holds labels, or the folder holds other data.
     """
+    from noisycorr.classify.audit.audit import AuditPlan
+    from noisycorr.classify.audit.audit import audit as run_audit
+    from noisycorr.classify.audit.result import AuditRun
+    from noisycorr.clean.sources import path_of
+
     if (embedded := _run_of(source)) is not None:
         _refuse_reading(embedded, reading, embed)
         run, plan = new_run(output_folder or embedded.folder), stored_plan(embedded)
@@ -107,6 +110,10 @@ def classify(
         UsageError: If the folder holds another training, the samples do not suffice, or an argument is out of its
             range.
     """
+    from noisycorr.classify.webly.result import Classifier
+    from noisycorr.classify.webly.train import Plan as TrainPlan
+    from noisycorr.classify.webly.train import classify_train, named_method
+
     chosen = named_method(method, method_options)
     run = new_run(_folder(source, output_folder, "classifier"))
     with at_work(run.folder, "classify train"):
@@ -140,6 +147,10 @@ def tune(
     Raises:
         UsageError: If the folder holds something else, or rows or labels do not suffice.
     """
+    from noisycorr.classify.heads.result import TunedHeads
+    from noisycorr.classify.heads.tune import Plan as TunePlan
+    from noisycorr.classify.heads.tune import tune as run_tune
+
     run = new_run(_folder(source, output_folder, "heads"))
     with at_work(run.folder, "tune"):
         plan = TunePlan(source=reading.at(_path(source, run)), clip_model=clip_model, rows=rows, tune=tuning)
@@ -175,12 +186,16 @@ def annotate(run: Any, *, output_file: str | PathLike[str] | None = None, wanted
 
 def _folder(source: Any, output_folder: str | PathLike[str] | None, suffix: str) -> str:
     """Where a job writes: never by default into the folder that `clean` takes for the same source."""
+    from noisycorr.clean.sources import folder_for
+
     if output_folder is not None:
         return str(output_folder)
     return f"{folder_for(source.folder if isinstance(source, Result) else source, None)}-{suffix}"
 
 
 def _path(source: Any, run: Run) -> str:
+    from noisycorr.clean.sources import path_of
+
     return str(source.folder) if isinstance(source, Result) else path_of(source, run)
 
 
