@@ -22,13 +22,18 @@ from typing import Any
 from noisycorr.runtime.version import __version__ as __version__
 
 _PLACES = {  # name: where it is
+    "AuditRun": "noisycorr.classify.audit.result",
     "BenchResult": "noisycorr.clean.bench",
     "Captioner": "noisycorr.caption.result",
+    "Classifier": "noisycorr.classify.webly.result",
     "CleanRun": "noisycorr.clean.result",
     "Loss": "noisycorr.models.training.contract",
     "RetrievalModel": "noisycorr.retrieval.result",
     "Strategy": "noisycorr.models.training.contract",
     "Trust": "noisycorr.models.training.contract",
+    "TunedHeads": "noisycorr.classify.heads.result",
+    "annotate": "noisycorr.classify.verbs",
+    "audit": "noisycorr.classify.verbs",
     "bench_caption": "noisycorr.caption.bench",
     "bench_noise": "noisycorr.retrieval.bench",
     "bench_prompt": "noisycorr.prompt.bench",
@@ -46,6 +51,7 @@ _PLACES = {  # name: where it is
     "status": "noisycorr.clean.verbs",
     "train": "noisycorr.retrieval.verbs",
     "train_captioner": "noisycorr.caption.verbs",
+    "tune": "noisycorr.classify.verbs",
 }
 _RESULTS = {  # what a folder holds, by the marker that its work writes first: the last that is there counts
     "bench": ("noisycorr.clean.bench", "BenchResult"),
@@ -54,8 +60,14 @@ _RESULTS = {  # what a folder holds, by the marker that its work writes first: t
     "train_started": ("noisycorr.retrieval.result", "RetrievalModel"),
     "caption_started": ("noisycorr.caption.result", "Captioner"),
     "generate": ("noisycorr.caption.result", "Captions"),
+    "audit": ("noisycorr.classify.audit.result", "AuditRun"),
+    "classify_started": ("noisycorr.classify.webly.result", "Classifier"),
+    "tune_started": ("noisycorr.classify.heads.result", "TunedHeads"),
 }
-_PACKAGES = {"clean": "noisycorr.clean.verbs"}  # folders that are called like what they do: they can be called, too
+_PACKAGES = {
+    "clean": "noisycorr.clean.verbs",
+    "classify": "noisycorr.classify.verbs",
+}  # folders that are called like what they do: they can be called, too
 __all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run"])  # noqa: PLE0605  # made of the tables above
 
 
@@ -86,8 +98,11 @@ def open_run(folder: str | PathLike[str]) -> Any:
     """
     from noisycorr.runtime.errors import UsageError
 
+    stages = Path(folder) / "stages"
     for marker, (module, name) in reversed(_RESULTS.items()):
-        if (Path(folder) / "stages" / f"{marker}.json").is_file():
+        if marker == "audit" and (stages / "decide.json").is_file():
+            continue  # `clean` decided in this folder after the audit
+        if (stages / f"{marker}.json").is_file():
             return getattr(importlib.import_module(module), name)(folder)
     if (Path(folder) / "config.yaml").is_file():
         return importlib.import_module("noisycorr.clean.result").CleanRun(folder)

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import noisycorr
-from noisycorr.classify.audit.verbs import Audit
-from noisycorr.classify.heads.verbs import Annotate, Tune
-from noisycorr.classify.webly.verbs import ClassifyTrain
 from noisycorr.prompt.verbs import Prompt
 from noisycorr.retrieval.plan import Evaluation
 from noisycorr.runtime import command, dist
@@ -107,6 +104,11 @@ def tables_of(result: Any) -> str:
     return str(result.table)
 
 
+def unless_written(suggestions: Any) -> str:
+    """The csv, unless it went to a file."""
+    return "" if suggestions.file else str(suggestions)
+
+
 class _Former:
     """A verb that is a class as yet."""
 
@@ -131,6 +133,7 @@ class _Former:
 
 
 CLEAN, CAPTION, HERE = "noisycorr.clean.result:CleanRun", "noisycorr.caption.verbs", "noisycorr.__main__"
+CLASSIFY = "noisycorr.classify.verbs"
 VERBS: tuple[Any, ...] = (
     Verb("clean", "noisycorr.clean.verbs:clean", parallel=True, config=True, front="clean"),
     Verb("run", f"{HERE}:run", parallel=True),
@@ -142,10 +145,15 @@ VERBS: tuple[Any, ...] = (
     Verb("explain", f"{CLEAN}.explain", shows=str),
     Verb("export", f"{CLEAN}.export"),
     Verb("evaluate", f"{HERE}:evaluate", parallel=True, shows=as_json),
-    Verb("inject", "noisycorr.clean.verbs:inject"),
+    Verb("inject", "noisycorr.clean.verbs:inject", old={"class_col": "label_col"}),
     Verb("train", "noisycorr.retrieval.verbs:train", parallel=True, config=True,
          old={"precision": "model_precision"}),
-    Audit, ClassifyTrain, Prompt, Tune, Annotate,
+    Verb("audit", f"{CLASSIFY}:audit", parallel=True, config=True),
+    Verb("classify train", f"{CLASSIFY}:classify", parallel=True, config=True,
+         old={"class_col": "label_col", "precision": "model_precision"}),
+    Prompt,
+    Verb("tune", f"{CLASSIFY}:tune", parallel=True, config=True),
+    Verb("annotate", f"{CLASSIFY}:annotate", shows=unless_written),
     Verb("caption train", f"{CAPTION}:train_captioner", parallel=True, config=True,
          old={"precision": "model_precision"}),
     Verb("caption generate", f"{CAPTION}:generate_captions", parallel=True),

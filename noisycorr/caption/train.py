@@ -201,7 +201,7 @@ def _write_down(plan: CaptionPlan, run: Run, source_run: Run) -> None:
     for part in (plan.source, recipe.levels, recipe.teach, recipe.design, recipe.train, plan.held, recipe.decode):
         values |= dataclasses.asdict(part)
     values.pop("guidance")  # found on validation pairs
-    write_yaml(run, values)
+    write_yaml(run.path("config.yaml"), values)
     write_json(run.path("provenance.json"), provenance() | {"pairs": str(source_run.folder)})
 
 

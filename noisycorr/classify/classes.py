@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from noisycorr.clean.sources import encoder_of
+from noisycorr.data.readers.class_names import read_class_names
 from noisycorr.data.store import read_facts
-from noisycorr.models.encoders import DualEncoder
+from noisycorr.models.encoders import DualEncoder, encode_texts
 from noisycorr.runtime import console
 from noisycorr.runtime.errors import UsageError, listed
 from noisycorr.runtime.folder import Run
@@ -43,28 +45,13 @@ def class_names(classes: list[str]) -> list[str]:
 
 
 def read_definitions(path: Path) -> dict[str, str]:
-    """What each class means: a YAML mapping from name to a definition, or to a list of them for several senses.
+    """What each class means, "name: definition definition"; the name alone where the list has no definition.
 
     Raises:
-        UsageError: If it is something else, or a class stands twice.
+        UsageError: If the list cannot be read, or a class stands twice.
     """
-    from noisycorr.runtime.flags import read_config
-
-    try:
-        body = read_config(path)
-    except OSError as error:
-        raise UsageError(f"`classes` {path} cannot be read: {' '.join(str(error).split())}.") from error
-    if isinstance(body.get("classes"), dict) and len(body) == 1:
-        body = body["classes"]
-    out = {}
-    for name, value in body.items():
-        senses = value if isinstance(value, list) else [value]
-        if not senses or not all(isinstance(sense, str) and sense.strip() for sense in senses):
-            raise UsageError(f"`classes` {path}: {name!r} has no definition; expected words, or a list of them.")
-        out[str(name)] = f"{class_names([str(name)])[0]}: {' '.join(senses)}"
-    if not out:
-        raise UsageError(f"`classes` {path} holds no classes, expected a mapping from name to definition.")
-    return out
+    return {name: ": ".join([class_names([name])[0], *([" ".join(senses)] if senses else [])])
+            for name, senses in read_class_names(path, least=1).items()}  # fmt: skip
 
 
 def encode_names(run: Run, texts: list[str], clip_model: str) -> np.ndarray:
@@ -78,16 +65,7 @@ def encode_names(run: Run, texts: list[str], clip_model: str) -> np.ndarray:
     Raises:
         UsageError: If the encoder does not fit the texts of the run.
     """
-    from noisycorr.models.encoders import encode_texts, load_encoder
-    from noisycorr.runtime import dist
-
-    stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    embedded = (run.stage("embed") or {})["facts"]["encoder"]
-    came = embedded.startswith("precomputed")
-    encoder = load_encoder(clip_model if came else stored["clip_model"], device=dist.device(),
-                           precision=stored["model_precision"])  # fmt: skip
-    if not came and encoder.name != embedded:
-        raise UsageError(f"{run.folder} was embedded by {embedded}, but its encoder is now {encoder.name}.")
+    encoder = encoder_of(run, "class names need the encoder of the texts", clip_model=clip_model)
     for note in cut_note(texts, encoder):
         console.warn(f"warning: {note}")
     return encode_texts(encoder, texts, batch_size=CHUNK)

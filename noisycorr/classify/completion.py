@@ -83,7 +83,7 @@ def build_graph(
     *,
     seed: int,
     target_recall: float = 0.95,
-    found: Neighbors | None = None,
+    nearest: Neighbors | None = None,
     power: float = 1.0,
 ) -> Graph:
     """The k nearest pictures by cosine: exact for small sets, an inverted file for large ones.
@@ -93,19 +93,19 @@ def build_graph(
         k: Neighbours besides the row itself. Released: 5 with the row itself among them, so 4.
         seed: Of sampling in the approximate search.
         target_recall: Of the approximate search.
-        found: Neighbours that are at hand already, at least k of them.
+        nearest: Neighbours that are at hand already, at least k of them.
         power: The weight of an edge is cosine ** power.
 
     Raises:
         UsageError: If k < 1 or shapes do not fit.
     """
-    if found is None:
-        found = neighbors(features, k, seed=seed, target_recall=target_recall)
-    elif found.ids.shape[1] < k:
-        raise UsageError(f"{found.ids.shape[1]} neighbours are at hand, but the graph needs {k}.")
-    weight = np.clip(np.nan_to_num(found.similarity[:, :k]), 0, 1).astype(np.float32) ** power
-    return Graph(ids=found.ids[:, :k], weight=np.where(found.ids[:, :k] >= 0, weight, 0).astype(np.float32),
-                 made_from=identity(features), method=found.method, recall=found.recall)  # fmt: skip
+    if nearest is None:
+        nearest = neighbors(features, k, seed=seed, target_recall=target_recall)
+    elif nearest.ids.shape[1] < k:
+        raise UsageError(f"{nearest.ids.shape[1]} neighbours are at hand, but the graph needs {k}.")
+    weight = np.clip(np.nan_to_num(nearest.similarity[:, :k]), 0, 1).astype(np.float32) ** power
+    return Graph(ids=nearest.ids[:, :k], weight=np.where(nearest.ids[:, :k] >= 0, weight, 0).astype(np.float32),
+                 made_from=identity(features), method=nearest.method, recall=nearest.recall)  # fmt: skip
 
 
 def edge_matrix(graph: Graph, *, faithful: bool = False) -> Any:

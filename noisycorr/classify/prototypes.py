@@ -233,10 +233,10 @@ def match(
         known = np.isfinite(cosine).any(axis=1)
         top = cosine.argmax(axis=1)
         best[rows] = np.where(known, top, -1)
-        one = np.arange(len(cosine))
-        best_score[rows] = np.where(known, cosine[one, top], np.nan)
+        each = np.arange(len(cosine))
+        best_score[rows] = np.where(known, cosine[each, top], np.nan)
         mine = labels[rows]
-        value = cosine[one, np.maximum(mine, 0)]
+        value = cosine[each, np.maximum(mine, 0)]
         own[rows] = np.where((mine >= 0) & np.isfinite(value), value, np.nan)
     vectors = prototypes.vectors if centre is None else unit_rows(prototypes.vectors - centre)
     _senses(features, vectors, prototypes, labels, centre, np.isfinite(own), sense)

@@ -66,7 +66,7 @@ class Inject:
             generic_caption ("product image"), missing_text, or noise_file (a published noise index).
         noise_ratio: Share of the texts (or images) to change, in [0, 1]; not used with noise_file.
         unit: For swaps: caption moves each text alone, image moves all texts of an image together.
-        class_col: For hard_swap: swap among pairs with equal values of this column; by default among the nearest texts
+        label_col: For hard_swap: swap among pairs with equal values of this column; by default among the nearest texts
             by the embedded sentence encoder.
         noise_file: A .npy file of row numbers as NCR, DECL and their successors publish, for `noise` noise_file.
         neighbors: Number of nearest texts that hard_swap draws from; 1 is hardest.
@@ -79,7 +79,7 @@ class Inject:
     noise: str = "random_swap"
     noise_ratio: float = 0.2
     unit: str = "caption"
-    class_col: str | None = None
+    label_col: str | None = None
     noise_file: str | None = None
     neighbors: int = 10
     seed: int = 0
@@ -95,8 +95,8 @@ class Inject:
             raise UsageError(f"`unit` image is for {' and '.join(SWAPS)}, but `noise` is {self.noise}: leave it out.")
         if self.neighbors < 1:
             raise UsageError(f"`neighbors` is {self.neighbors}, expected at least 1.")
-        if self.class_col is not None and self.noise != "hard_swap":
-            raise UsageError(f"`class_col` is for hard_swap, but `noise` is {self.noise}: leave it out.")
+        if self.label_col is not None and self.noise != "hard_swap":
+            raise UsageError(f"`label_col` is for hard_swap, but `noise` is {self.noise}: leave it out.")
         if (self.noise_file is None) == (self.noise == "noise_file"):
             raise UsageError("`noise_file` PATH and `noise` noise_file go together: give both or none.")
 
@@ -155,7 +155,7 @@ def inject(reader: Reader, folder: Path, choice: Inject) -> dict[str, Any]:
         return _facts(begun)
     seen = _first_pass(reader, choice)
     labels, features, encoder = None, None, None
-    if choice.noise == "hard_swap" and choice.class_col is not None:
+    if choice.noise == "hard_swap" and choice.label_col is not None:
         labels = np.array(seen.labels, object)
     elif choice.noise == "hard_swap":
         features, encoder = _text_features(seen.texts)
@@ -227,15 +227,15 @@ def _first_pass(reader: Reader, choice: Inject) -> _Seen:
                 seen.texts.append(pair.text)
                 seen.keys.append(pair.key)
                 seen.images.append(numbers.setdefault(_identity(pair, len(seen.keys)), len(numbers)))
-                if choice.class_col is not None:
-                    seen.labels.append(str(pair.columns.get(choice.class_col)))
+                if choice.label_col is not None:
+                    seen.labels.append(str(pair.columns.get(choice.label_col)))
                 for name, value in pair.columns.items():
                     seen.types[name] = merge_types(seen.types.get(name, pa.null()), json_type(value))
                 bar.update()
             seen.ends.append(len(seen.keys))
-    if choice.class_col is not None and choice.class_col not in seen.types:
+    if choice.label_col is not None and choice.label_col not in seen.types:
         raise UsageError(
-            f"There is no column {choice.class_col!r} (`class_col`) beside image and text; there are: "
+            f"There is no column {choice.label_col!r} (`label_col`) beside image and text; there are: "
             f"{listed(seen.types)}."
         )
     if injected := sorted(set(seen.types) & set(TRUTH)):

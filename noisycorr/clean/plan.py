@@ -19,9 +19,9 @@ from noisycorr.data.readers import Reader, Source, open_source
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.flags import read_config
-from noisycorr.runtime.folder import Run, atomic_path, fingerprint
+from noisycorr.runtime.folder import Run, fingerprint
 from noisycorr.runtime.signature import Without, bind, parameters
-from noisycorr.runtime.stage import require_stage
+from noisycorr.runtime.stage import require_stage, write_yaml
 
 if TYPE_CHECKING:
     from noisycorr.models.encoders import DualEncoder
@@ -136,10 +136,7 @@ def write_config(run: Run, plan: Plan) -> None:
     if plan.recaption == "none" and run.stage("recaption") and path.exists():  # its texts lie over the ledger as yet
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
         values |= {name: stored.get(name, values[name]) for name in ("recaption", "recaption_options")}
-    text = yaml.safe_dump(values, sort_keys=True, allow_unicode=True)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_yaml(path, values)
 
 
 def _flat(plan: Plan) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from noisycorr.data.readers.class_names import read_class_names
 from noisycorr.data.readers.given import load_labels
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.strict_yaml import load_yaml
 
 UNKNOWN = -1
 
@@ -71,12 +71,12 @@ class Task:
             raise UsageError("no image is left to pseudo-label: all are labelled, unreadable, or test images.")
 
 
-def read_classes(path: Path) -> tuple[list[str], dict[str, list[str]]]:
+def read_classes(path: Path, argument: str = "classes") -> tuple[list[str], dict[str, list[str]]]:
     """Class names, and descriptions where there are any.
 
     Args:
-        path: One name on each line; or JSON or YAML: a list of names, or a mapping from names to a description or a
-            list of them.
+        path: A class list, as `noisycorr.data.readers.class_names` reads it.
+        argument: What it was given as, for errors.
 
     Returns:
         Names in the order of the file, underscores as blanks; descriptions by name.
@@ -84,27 +84,8 @@ def read_classes(path: Path) -> tuple[list[str], dict[str, list[str]]]:
     Raises:
         UsageError: If the file cannot be read, holds no name, or a name twice.
     """
-    if not path.is_file():
-        raise UsageError(f"`classes` {path} is not a file: give one with a class name on each line.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() in (".json", ".yaml", ".yml"):
-            body = load_yaml(text)
-        else:
-            body = [line.strip() for line in text.splitlines() if line.strip()]
-    except (ValueError, OSError) as error:
-        raise UsageError(f"`classes` {path} could not be read: {' '.join(str(error).split())[:160]}.") from error
-    if not isinstance(body, list | dict) or not body:
-        raise UsageError(f"`classes` {path} holds no class names: expected one on each line.")
-    told = body if isinstance(body, dict) else {}
-    names = [tidy(str(name)) for name in body]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"`classes` {path} names {twice[0]!r} twice: every class needs a name of its own.")
-    if "" in names:
-        raise UsageError(f"`classes` {path} holds an empty name.")
-    about = {tidy(str(name)): [str(one) for one in (value if isinstance(value, list) else [value])]
-             for name, value in told.items() if value}  # fmt: skip
-    return names, about
+    listed = {tidy(name): senses for name, senses in read_class_names(path, argument=argument, alike=tidy).items()}
+    return list(listed), {name: senses for name, senses in listed.items() if senses}
 
 
 def tidy(name: str) -> str:
@@ -152,10 +133,10 @@ def read_seen(path: Path, names: Sequence[str]) -> np.ndarray:
     Raises:
         UsageError: If the file cannot be read, or names something else.
     """
-    found, _ = read_classes(path)
-    if strange := [name for name in found if name not in set(names)]:
+    seen, _ = read_classes(path, "seen")
+    if strange := [name for name in seen if name not in set(names)]:
         raise UsageError(f"`seen` {path} names {strange[0]!r}, which is not among the classes.")
-    return np.array([name in set(found) for name in names])
+    return np.array([name in set(seen) for name in names])
 
 
 def check_leak(keys: Sequence[str], hashes: Sequence[str | None], test_keys: Sequence[str],

@@ -18,6 +18,7 @@ from noisycorr.clean.evaluate import truth_of_source
 from noisycorr.clean.report.frequency_sketch import plain
 from noisycorr.clean.sources import precision_of, run_of_pairs, same_encoder, text_encoder
 from noisycorr.data.readers import Source
+from noisycorr.data.readers.class_names import read_class_names
 from noisycorr.data.store import read_facts
 from noisycorr.models.encoders.trainable import Trainable
 from noisycorr.models.training.choice import Train
@@ -69,7 +70,7 @@ def evaluate_model(run: Run, asked: Evaluation) -> dict[str, Any]:
     towers = run_towers(run, corpus, choice, tune, trainable, source_run=test_run, name=name)
     found = _retrieval(networks, towers, rows, corpus.shown[rows], asked)
     if asked.classes is not None:
-        names, texts = read_classes(Path(asked.classes).expanduser(), asked.template)
+        names, texts = read_classes(Path(asked.classes), asked.template)
         label = read_labels(test_run, names, asked)
         flat = [text for group in texts for text in group]
         class_towers = _text_towers(source_run, choice, tune, trainable, flat)
@@ -85,23 +86,14 @@ def read_classes(path: Path, template: str) -> tuple[list[str], list[list[str]]]
     """Names of classes, and the texts of each.
 
     Args:
-        path: One class on each line: its name, then, with tabs before them, texts; blank lines are left out.
+        path: A class list, as `noisycorr.data.readers.class_names` reads it.
         template: Text of a class that has none, with {} for the name.
 
     Raises:
         UsageError: If the file cannot be read, holds fewer than two classes, or one twice.
     """
-    try:
-        lines = [line.strip().split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"`classes` {path} cannot be read: {error}.") from error
-    names = [line[0].strip() for line in lines]
-    if len(names) < 2:
-        raise UsageError(f"`classes` {path} holds {len(names)} classes, expected at least 2, one on each line.")
-    if twice := [name for row, name in enumerate(names) if name in names[:row]]:
-        raise UsageError(f"`classes` {path} holds {twice[0]!r} twice: leave one out.")
-    texts = [[text.strip() for text in line[1:] if text.strip()] for line in lines]
-    return names, [group or [template.replace("{}", name)] for name, group in zip(names, texts)]
+    listed = read_class_names(path, least=2)
+    return list(listed), [texts or [template.replace("{}", name)] for name, texts in listed.items()]
 
 
 def read_labels(run: Run, names: Sequence[str], asked: Evaluation) -> np.ndarray:

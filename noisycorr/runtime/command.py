@@ -164,8 +164,7 @@ def _call(verb: Verb, opens: Callable[[str], Any], given: Namespace) -> None:
     values = {item.name: given[item.name] for item in parameters(function) if item.name in given}
     own = [_opened(verb, opens(given[RUN]))] if verb.on_run else []
     result = function(*own, **values)
-    if verb.shows is not None and result is not None:
-        shown = verb.shows(result)
+    if verb.shows is not None and result is not None and (shown := verb.shows(result)):
         print(shown, end="" if shown.endswith("\n") else "\n")
 
 

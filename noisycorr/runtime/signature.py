@@ -10,6 +10,7 @@ A function says once what it takes. Python, the command line, the help of both a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -24,6 +25,7 @@ from typing import Annotated, Any, TypeVar
 import docstring_parser
 
 from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.strict_yaml import load_yaml
 
 Returned = TypeVar("Returned")
 EMPTY = inspect.Parameter.empty
@@ -172,6 +174,42 @@ def checked(name: str, hint: Any, value: Any) -> Any:
         plain = value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
         return float(plain) if isinstance(plain, int) and _takes_floats_only(hint) else plain
     raise UsageError(f"`{name}` is {value!r}, expected {in_words(hint)}.")
+
+
+def named_options(name: str, options: Mapping[str, Any] | str | None, kind: type) -> dict[str, Any]:
+    """Options of a class that a parameter names, checked by the types of its fields.
+
+    Args:
+        name: Of the parameter that names the class; `name_options` holds them.
+        options: A mapping, or YAML text of one.
+        kind: The class, a dataclass.
+
+    Returns:
+        The values; unknown names are left for the class to refuse.
+
+    Raises:
+        UsageError: If it is no mapping, or a value has another type.
+    """
+    try:
+        values = load_yaml(options) if isinstance(options, str) else options
+    except ValueError as error:
+        raise UsageError(f"`{name}_options` is {options!r}: {error}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise UsageError(f"`{name}_options` is {options!r}, expected a mapping such as {{threshold: 0.7}}.")
+    hints = typing.get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind) if field.init}
+    return {str(key): checked(f"{name}.{key}", hints[key], _number(hints[key], value)) if key in names else value
+            for key, value in values.items()}  # fmt: skip
+
+
+def _number(hint: Any, value: Any) -> Any:
+    """1e-3 as a number: YAML takes it for text, because it has no point."""
+    if isinstance(value, str) and not _fits(hint, value) and _fits(hint, 0.5):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def in_words(hint: Any) -> str:

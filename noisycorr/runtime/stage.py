@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -100,9 +101,9 @@ def refuse_other_work(run: Run, marker: str, inputs: Mapping[str, Any], *, holds
                          f"`output_folder`{cure}.")  # fmt: skip
 
 
-def write_yaml(run: Run, values: Mapping[str, Any], name: str = "config.yaml") -> None:
-    """What a job was asked for, keys sorted; a file that says the same already is left alone."""
-    path, text = run.path(name), yaml.safe_dump(dict(values), sort_keys=True, allow_unicode=True)
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """What a job was asked for, keys sorted, so that equal values give equal bytes; an equal file is left alone."""
+    text = yaml.safe_dump(dict(values), sort_keys=True, allow_unicode=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

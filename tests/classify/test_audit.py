@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import noisycorr as nc
 from noisycorr.__main__ import main
 from noisycorr.classify.audit.class_list import make_classes, read_classes, resolve_labels
 from noisycorr.classify.audit.labels import Audit, LabelView, audit_labels
@@ -131,8 +132,9 @@ def test_class_lists(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: x\na: y\n", "twice"), ("- Big cat\n- big_cat\n", "twice"), ("a: x\n", "1 classes"), ("5\n", "neither"),
-     ("a: {b: c}\nd: e\n", "expected a text"), ("- [a]\n- b\n", "no class"), ("a: [\n", "could not be read"),
+    [("a: x\na: y\n", "twice"), ("- Big cat\n- big_cat\n", "twice, first as 'Big cat'"), ("a: x\n", "1 classes"),
+     ("5\n", "neither"), ("a: {b: c}\nd: e\n", "expected a text"), ("- [a]\n- b\n", "no class"),
+     ("a: [\n", "could not be read"),
      ("- n02123045\n- dog\n", "WordNet")],
 )  # fmt: skip
 def test_bad_class_lists(tmp_path: Path, text: str, message: str) -> None:
@@ -150,7 +152,7 @@ def test_bad_class_lists(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_labels_are_found_and_resolved() -> None:
-    classes = make_classes([("big cat", []), ("dog", [])])
+    classes = make_classes({"big cat": [], "dog": []})
     rows = [
         {"key": "1", "note": "dog", "label": name, "clean_label": "dog"} for name in ("Big_Cat", "dog", "ape", None)
     ]
@@ -165,7 +167,7 @@ def test_labels_are_found_and_resolved() -> None:
     assert resolve_labels([{"t": "dog | big cat"}, {"t": "dog"}], classes, None, "here").tags == [(0, 1), (1,)]
     with pytest.raises(UsageError, match="no column 'x'"):
         resolve_labels(rows, classes, "x", "here")
-    with pytest.raises(UsageError, match="name it with --label_col"):
+    with pytest.raises(UsageError, match="name it with `label_col`"):
         resolve_labels([{"a": "ape"}], classes, None, "here")
     with pytest.raises(UsageError, match="Not one value"):
         resolve_labels([{"a": "ape"}], classes, "a", "here")
@@ -292,6 +294,28 @@ def test_a_folder_of_another_kind_is_left_alone(
         assert (out / "config.yaml").read_text() == "mine: 1\n"
 
 
+def test_the_function_gives_what_the_command_gives(tmp_path: Path, done: tuple[Path, list[str]]) -> None:
+    folder, words = done
+    audited = nc.audit(words[1], tmp_path / "out", classes=folder / "classes.yaml", clip_model="tiny", workers=1)
+    assert isinstance(audited, nc.AuditRun) and audited.summary.startswith("80 rows in, 80 in the ledger")
+    ledger = Path("ledger") / "00000.parquet"
+    assert (tmp_path / "out" / ledger).read_bytes() == (folder / "out" / ledger).read_bytes()
+    issues = audited.label_issues()
+    assert len(issues) == 80 and list(issues.columns[:4]) == ["key", "is_label_issue", "label_score", "given_label"]
+    assert ((issues.label_score < 0.5) == issues.is_label_issue)[issues.label_score.notna()].all()
+    with pytest.raises(UsageError, match="give `noisycorr audit` other options"):
+        audited.decide(p_threshold=0.9)
+    again = nc.audit(audited, classes=folder / "classes.yaml", p_threshold=0.99)
+    assert again.folder == audited.folder and again.label_issues().is_label_issue.sum() > issues.is_label_issue.sum()
+    page = again.report.read_bytes()
+    again.report.unlink()
+    assert again.write_report().read_bytes() == page and isinstance(nc.open_run(tmp_path / "out"), nc.AuditRun)
+    with pytest.raises(UsageError, match="is embedded already: leave out `clip_model`"):
+        nc.audit(audited, classes=folder / "classes.yaml", clip_model="tiny")
+    with pytest.raises(UsageError, match="`relabel_threshold` is 2"):
+        nc.audit(audited, classes=folder / "classes.yaml", relabel_threshold=2.0)
+
+
 def test_explain_tells_the_evidence(done: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = done
     assert main(["explain", "k0", "--output_folder", str(folder / "out")]) == 0
@@ -303,6 +327,7 @@ def test_the_folder_can_be_cleaned_and_audited_in_turn(done: tuple[Path, list[st
     folder, words = done
     one = (folder / "out" / "ledger" / "00000.parquet").read_bytes()
     assert main(["clean", words[1], *words[4:]]) == 0
+    assert not isinstance(nc.open_run(folder / "out"), nc.AuditRun)
     assert pq.read_schema(folder / "out" / "ledger" / "00000.parquet").get_field_index("label_rectified") < 0
     assert main(words) == 0
     assert (folder / "out" / "ledger" / "00000.parquet").read_bytes() == one

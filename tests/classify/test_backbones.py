@@ -123,7 +123,7 @@ def test_choices_of_what_is_trained():
     for wrong in ({"backbone_rate": 0.0}, {"train_part": "heads"}, {"train_part": "lora"},
                   {"backbone": "scratch:cnn", "train_part": "lora"},
                   {"backbone": "timm:x@none", "train_part": "last_blocks"}):  # fmt: skip
-        with pytest.raises(UsageError, match=f"--{list(wrong)[-1]}"):
+        with pytest.raises(UsageError, match=f"`{list(wrong)[-1]}`"):
             Finetune(**wrong)  # type: ignore[arg-type]
 
 

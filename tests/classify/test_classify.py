@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from webly_data import blobs
 
+import noisycorr as nc
 from noisycorr.__main__ import main
 from noisycorr.classify import classes
 from noisycorr.classify.webly import bench as webly_bench
@@ -19,6 +20,7 @@ from noisycorr.classify.webly.bench import Bench, parse_set
 from noisycorr.clean.pipeline import clean
 from noisycorr.clean.plan import Plan
 from noisycorr.data.readers import Source
+from noisycorr.data.store import open_features
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import Run
 
@@ -82,6 +84,57 @@ def test_a_classifier_is_trained_tested_and_continued(run: Run, tmp_path: Path, 
     assert "holds a training of other data, method or settings" in capsys.readouterr().err
 
 
+def test_the_function_gives_a_classifier(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    options = {"epochs": 6, "batch_size": 32, "embed_dim": 8, "hidden": 12, "lr": 0.05, "warmup": 2, "layer": 16}
+    words = ["classify", "train", str(run.folder), "--output_folder", str(tmp_path / "cli"), "--method.threshold",
+             "5e-1", "--layer", "16", "--truth_col", "right", *FEW]  # fmt: skip
+    assert main(words) == 0
+    model = nc.classify(
+        nc.open_run(run.folder), tmp_path / "out", method_options={"threshold": 0.5}, truth_col="right", **options
+    )
+    for name in ("labels.parquet", "model.safetensors"):
+        assert (tmp_path / "cli" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert isinstance(model, nc.Classifier) and "capro learned 6 classes from" in model.summary
+    assert model.metrics["test"]["top1"] > 0.5 and set(model.labels().columns) >= {"key", "label_rectified"}
+    features = np.load(run.folder.parent / "source" / "image.npy")
+    p = model.predict(features)
+    assert p.shape == (240, 6) and np.allclose(p.sum(1), 1) and model.classes == [f"class-{c}" for c in range(6)]
+    label = pq.read_table(run.folder.parent / "source" / "pairs.parquet").column("right").to_pylist()
+    assert np.mean([model.classes[top] == label[row] for row, top in enumerate(p.argmax(1))]) > 0.7
+    with pytest.raises(UsageError, match=r"expected \(n, 10\)"):
+        model.predict(features[:, :4])
+    page = model.report.read_bytes()
+    model.report.unlink()
+    assert model.write_report().read_bytes() == page and isinstance(nc.open_run(model.folder), nc.Classifier)
+    with pytest.raises(UsageError, match=r"`method\.threshold` is 'much', expected a number"):
+        nc.classify(run.folder, tmp_path / "other", method_options="threshold: much")
+    with pytest.raises(UsageError, match="expected a mapping"):
+        nc.classify(run.folder, tmp_path / "other", method_options="threshold")
+    capsys.readouterr()
+
+
+def test_predictions_are_those_of_the_training(run: Run, tmp_path: Path):
+    stored = np.concatenate(open_features(run, "image")).astype(np.float32)
+    for method in ("plain", "nested", "elr_plus", "capro_tags"):
+        column = "tags" if method == "capro_tags" else "label"
+        model = nc.classify(run.folder, tmp_path / method, method=method, label_col=column, epochs=2, batch_size=32,
+                            embed_dim=8, hidden=12, lr=0.05, warmup=2, test_fraction=0.3)  # fmt: skip
+        p = model.predict(stored)
+        assert p.shape == (240, 6) and ((p >= 0) & (p <= 1)).all()
+        assert method == "capro_tags" or np.allclose(p.sum(1), 1)
+        if method == "plain":  # what it thinks of a label is its probability
+            table, place = model.labels(), {name: number for number, name in enumerate(model.classes)}
+            told = [p[int(key[1:]), place[label]] for key, label in zip(table.key, table.label)]
+            assert np.allclose(table.p_clean, told, atol=1e-6)
+
+
+def test_former_names_of_flags_work_and_say_so(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["classify", "train", str(run.folder), "--output_folder", str(tmp_path / "out"), "--class_col", "colour"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "--class_col is --label_col now" in told and "no column 'colour'" in told
+
+
 def test_tags(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = [
         "classify",
@@ -89,7 +142,7 @@ def test_tags(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         str(run.folder),
         "--output_folder",
         str(tmp_path / "out"),
-        "--class_col",
+        "--label_col",
         "tags",
         *FEW,
     ]
@@ -106,7 +159,7 @@ def test_definitions_choose_the_classes(run: Run, tmp_path: Path, capsys: pytest
     assert samples.classes == ["class-0", "class-1", "class-9"]
     assert samples.meanings[1] == "class 1: one sense another"
     assert any("not in the list" in note for note in samples.notes) and any("no sample" in n for n in samples.notes)
-    for body, told in (("class-0:\n", "no definition"), ("a: x\na: y\n", "twice"), ("{}", "no classes")):
+    for body, told in (("class-0: {a: b}\n", "expected a text"), ("a: x\na: y\n", "twice"), ("{}", "no classes")):
         (tmp_path / "classes.yaml").write_text(body)
         with pytest.raises(UsageError, match=told):
             classes.read_definitions(tmp_path / "classes.yaml")
@@ -115,7 +168,7 @@ def test_definitions_choose_the_classes(run: Run, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--class_col", "colour"], "no column 'colour'"),
+        (["--label_col", "colour"], "no column 'colour'"),
         (["--method", "cleverest"], "no method 'cleverest'"),
         (["--method.threshold", "much"], "--method.threshold"),
         (["--val_fraction", "0.6", "--test_fraction", "0.5"], "leave nothing"),

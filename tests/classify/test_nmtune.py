@@ -14,6 +14,7 @@ import torch
 from reference import tuning_reference as slow
 from torch.nn import functional
 
+import noisycorr as nc
 from noisycorr.__main__ import main
 from noisycorr.classify.heads.choice import NMTune, Rows
 from noisycorr.classify.heads.labelled import read_labelled
@@ -192,8 +193,8 @@ def test_long_features_are_the_hazard_that_scaling_mends():
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
-    [({"ratio": 0}, "--ratio"), ({"lr": 0.0}, "--lr"), ({"methods": "linear,magic"}, "'magic'"),
-     ({"methods": ""}, "--methods"), ({"feature_rms": -1.0}, "--feature_rms"), ({"smoothing": 1.0}, "--smoothing")],
+    [({"ratio": 0}, "`ratio`"), ({"lr": 0.0}, "`lr`"), ({"methods": "linear,magic"}, "'magic'"),
+     ({"methods": ""}, "`methods`"), ({"feature_rms": -1.0}, "`feature_rms`"), ({"smoothing": 1.0}, "`smoothing`")],
 )  # fmt: skip
 def test_settings_out_of_range(wrong: dict[str, object], told: str):
     with pytest.raises(UsageError, match=told):
@@ -236,6 +237,26 @@ def test_verb_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "holds heads of other data or settings" in capsys.readouterr().err
     assert run_tune(*words, "--seed", "1", "--overwrite") == 0
     assert json.loads((out / "report.json").read_text())["settings"]["seed"] == 1
+
+
+def test_function_gives_heads(tmp_path: Path):
+    own = write_set(tmp_path / "own")
+    heads = nc.tune(own, tmp_path / "out", methods="linear,nmtune", epochs=3, batch_size=32)
+    assert isinstance(heads, nc.TunedHeads) and set(heads.metrics) == {"linear", "nmtune"}
+    assert heads.best in heads.metrics and f"{heads.best}: accuracy test" in heads.summary
+    assert heads.classes == ["cat", "dog", "owl"] and len(heads.predictions()) == 120
+    features = np.load(tmp_path / "own" / "image.npy")
+    for method in (None, "linear", "nmtune"):
+        chances, tuned = heads.apply(features, method)
+        assert chances.shape == (120, 3) and tuned.shape == features.shape
+        assert np.allclose(chances.sum(1), 1, atol=1e-5)
+    with pytest.raises(UsageError, match="`method` is 'mlp', expected one of linear, nmtune"):
+        heads.apply(features, "mlp")
+    with pytest.raises(UsageError, match="`features` have shape"):
+        heads.apply(features[:, :2])
+    page = heads.report.read_bytes()
+    heads.report.unlink()
+    assert heads.write_report().read_bytes() == page and isinstance(nc.open_run(heads.folder), nc.TunedHeads)
 
 
 def test_labels_by_key_and_rows_left_out(tmp_path: Path):

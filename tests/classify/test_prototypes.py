@@ -95,7 +95,7 @@ def test_a_graph_of_other_pictures_is_refused() -> None:
     with pytest.raises(UsageError, match="30 rows"):
         complete_texts(features[:20], graph, np.ones(20, bool))
     with pytest.raises(UsageError, match="needs 5"):
-        build_graph(features, 5, seed=0, found=neighbors(features, 3, seed=0))
+        build_graph(features, 5, seed=0, nearest=neighbors(features, 3, seed=0))
 
 
 def test_match_takes_the_best_sense_and_knows_what_is_unknown() -> None:

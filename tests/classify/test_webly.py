@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UsageError, match="no option 'treshold'"):
         load_method("capro", {"treshold": 0.5})
     for wrong in ({"optimizer": "lion"}, {"unfreeze": 2.0}, {"view": 1.0}, {"layer": -1}, {"accum_freq": 2}):
-        with pytest.raises(UsageError, match=f"--{next(iter(wrong))}"):
+        with pytest.raises(UsageError, match=f"`{next(iter(wrong))}`"):
             TrainClasses(**wrong)
 
 
@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_refused():
      ("nested", {"forget": 1.0}), ("mopro", {"temperature": 0.0})],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(name: str, options: dict[str, float]):
-    with pytest.raises(UsageError, match=f"--method.{next(iter(options))}"):
+    with pytest.raises(UsageError, match=f"`method.{next(iter(options))}`"):
         load_method(name, options)
 
 

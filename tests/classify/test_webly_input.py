@@ -71,7 +71,7 @@ def test_texts_that_repeat_the_label_are_no_evidence(tmp_path: Path, capsys: pyt
 def test_rows_without_tags_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     tags = [[] if row % 6 == 0 else ["red", "big"] if row % 2 else ["blue"] for row in range(24)]
     source = pictures(tmp_path, tags=tags)
-    assert train(source, tmp_path / "out", "--class_col", "tags", "--method", "plain") == 0
+    assert train(source, tmp_path / "out", "--label_col", "tags", "--method", "plain") == 0
     assert "4 samples without a label are left out" in capsys.readouterr().err
     keys = pq.read_table(tmp_path / "out" / "labels.parquet").column("key").to_pylist()
     assert not {"k0", "k6", "k12", "k18"} & set(keys)
@@ -85,7 +85,7 @@ def test_a_definition_that_is_cut_is_told(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_class_with_one_sample_or_none_is_told():
-    classes = make_classes([("cat", ["barks not"]), ("dog", ["barks"]), ("ape", []), ("newt", ["wet"])])
+    classes = make_classes({"cat": ["barks not"], "dog": ["barks"], "ape": [], "newt": ["wet"]})
     labels = resolve_labels([{"l": "cat"}, {"l": "cat"}, {"l": "dog"}, {"l": "ape"}, {"l": None}], classes, "l", "here")
     told = " ".join(_class_notes(classes, labels))
     assert "1 classes have no row, for example 'newt'" in told

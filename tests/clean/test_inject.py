@@ -197,13 +197,13 @@ def test_files_are_read_into_bytes_and_images_move_as_wholes(tmp_path: Path) -> 
 
 def test_classes_say_which_texts_are_hard(tmp_path: Path) -> None:
     source = write_source(tmp_path / "in", 60)
-    noisy(source, tmp_path / "out", noise="hard_swap", class_col="kind", noise_ratio=0.5)
+    noisy(source, tmp_path / "out", noise="hard_swap", label_col="kind", noise_ratio=0.5)
     rows = rows_of(tmp_path / "out")
     kinds = {row["key"]: row["kind"] for row in rows}
     assert sum(row["truth_wrong"] for row in rows) > 20
     assert all(kinds[row["truth_source_key"]] == row["kind"] for row in rows)
     with pytest.raises(UsageError, match="no column 'colour'"):
-        noisy(source, tmp_path / "none", noise="hard_swap", class_col="colour")
+        noisy(source, tmp_path / "none", noise="hard_swap", label_col="colour")
 
 
 def test_without_classes_the_nearest_texts_are_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_texts_that_are_cut_replaced_or_removed(tmp_path: Path) -> None:
         ({"unit": "pair"}, "caption or image"),
         ({"unit": "image", "noise": "missing_text"}, "`unit` image is for"),
         ({"neighbors": 0}, "at least 1"),
-        ({"class_col": "kind"}, "`class_col` is for hard_swap"),
+        ({"label_col": "kind"}, "`label_col` is for hard_swap"),
         ({"noise": "noise_file"}, "go together"),
         ({"noise_file": "x.npy"}, "go together"),
     ],

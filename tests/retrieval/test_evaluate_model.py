@@ -195,7 +195,7 @@ def test_coco_regions_in_folds_and_with_the_words_of_the_training(tmp_path: Path
 def test_wrong_questions_are_refused(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["evaluate", str(work / "model")]
     assert "but there are" in said([*words, "--folds", "500"], capsys)
-    assert "cannot be read" in said([*words, "--classes", str(tmp_path / "none")], capsys)
+    assert "is not a file" in said([*words, "--classes", str(tmp_path / "none")], capsys)
     assert "name the column of the class" in said([*words, "--classes", str(work / "classes.txt")], capsys)
     run = ["evaluate", str(work / "run")]
     assert "--folds is for trained models" in said([*run, "--folds", "5"], capsys)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from noisycorr.classify.audit.class_list import ClassList, Labels, plain_name, read_classes, resolve_labels
 from noisycorr.classify.audit.label_verdict import LabelRule, label_verdicts
@@ -37,7 +36,7 @@ from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import AUDIT_CONFIG, Run, atomic_path, fingerprint, fingerprint_file
 from noisycorr.runtime.lock import refuse_other_kind
-from noisycorr.runtime.stage import decided_with, run_stage, say
+from noisycorr.runtime.stage import decided_with, run_stage, say, write_yaml
 
 CONFIDENT = 50_000_000  # rows x classes up to which confident learning runs beside
 SMALL = 50_000  # rows up to which the plane of LSA is learned
@@ -49,7 +48,7 @@ class AuditPlan:
     """All choices of an audit.
 
     Attributes:
-        plan: Source and encoder, as of `clean`.
+        embedding: Source and encoder, as of `clean`.
         classes: File of the classes.
         label_col: Column of the labels, or None to find it.
         class_embeddings: .npy with one row for each definition, where embeddings came with the source; or None.
@@ -57,7 +56,7 @@ class AuditPlan:
         rule: What to do with them.
     """
 
-    plan: Plan
+    embedding: Plan
     classes: str
     label_col: str | None = None
     class_embeddings: str | None = None
@@ -65,30 +64,31 @@ class AuditPlan:
     rule: LabelRule = field(default_factory=LabelRule)
 
 
-def audit(given: AuditPlan, run: Run, *, overwrite: bool = False) -> None:
+def audit(plan: AuditPlan, run: Run, *, overwrite: bool = False) -> None:
     """Run all stages; finished ones are skipped.
 
     Raises:
         UsageError: If classes or labels do not fit, or the folder holds other data.
     """
     refuse_other_kind(run.folder, "embed_started", "embed")
-    classes = read_classes(Path(given.classes))
-    embed_stage(given.plan, run, overwrite=overwrite)
+    classes = read_classes(Path(plan.classes))
+    # A list that cannot be read is told before hours of embedding, not after them.
+    embed_stage(plan.embedding, run, overwrite=overwrite)
     if not dist.is_main():
         return
     _take_over(run)
-    _write_config(given, run)
+    _write_config(plan, run)
     inputs = {
         "embed": (run.stage("embed") or {})["fingerprint"],
-        "classes": dataclasses.asdict(classes), "label_col": given.label_col, "audit": dataclasses.asdict(given.audit),
-        "class_embeddings": fingerprint_file(Path(given.class_embeddings)) if given.class_embeddings else None,
+        "classes": dataclasses.asdict(classes), "label_col": plan.label_col, "audit": dataclasses.asdict(plan.audit),
+        "class_embeddings": fingerprint_file(Path(plan.class_embeddings)) if plan.class_embeddings else None,
     }  # fmt: skip
-    run_stage(run, "audit_score", inputs, lambda: _score(given, classes, run), each_part(run, "scores"))
+    run_stage(run, "audit_score", inputs, lambda: _score(plan, classes, run), each_part(run, "scores"))
     for line in (run.stage("audit_score") or {})["facts"]["warnings"]:
         console.warn(f"warning: {line}")
     scored = (run.stage("audit_score") or {})["fingerprint"]
-    run_stage(run, "audit", {"audit_score": scored, "rule": dataclasses.asdict(given.rule)},
-          lambda: _decide(given.rule, run), each_part(run, "ledger"))  # fmt: skip
+    run_stage(run, "audit", {"audit_score": scored, "rule": dataclasses.asdict(plan.rule)},
+          lambda: _decide(plan.rule, run), each_part(run, "ledger"))  # fmt: skip
     for line in (run.stage("audit") or {})["facts"]["summary"]:
         say(line)
     report(run)
@@ -102,14 +102,13 @@ def _take_over(run: Run) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write_config(given: AuditPlan, run: Run) -> None:
+def _write_config(plan: AuditPlan, run: Run) -> None:
     """audit.yaml: the flags of this audit, for `noisycorr audit --config`; config.yaml holds those of the embedding."""
-    body = {"output_folder": str(run.folder), "classes": given.classes, "label_col": given.label_col,
-            "class_embeddings": given.class_embeddings}  # fmt: skip
-    for part in (given.plan.source, given.plan.embed, given.audit, given.rule):
+    body = {"output_folder": str(run.folder), "classes": plan.classes, "label_col": plan.label_col,
+            "class_embeddings": plan.class_embeddings}  # fmt: skip
+    for part in (plan.embedding.source, plan.embedding.embed, plan.audit, plan.rule):
         body |= dataclasses.asdict(part)
-    with atomic_path(run.path(AUDIT_CONFIG)) as path:
-        path.write_text(yaml.safe_dump(body, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    write_yaml(run.path(AUDIT_CONFIG), body)
 
 
 def report(run: Run) -> None:
@@ -125,7 +124,7 @@ def report(run: Run) -> None:
     say(f"report: {run.folder / 'report.html'}")
 
 
-def _score(given: AuditPlan, classes: ClassList, run: Run) -> dict[str, Any]:
+def _score(plan: AuditPlan, classes: ClassList, run: Run) -> dict[str, Any]:
     facts = read_facts(run, ["key", "uid", "text", "columns", "problem", "image_hash", "image_phash"])
     if not len(facts):
         raise UsageError(f"{run.folder} holds no rows, because the source is empty: choose another one.")
@@ -133,11 +132,11 @@ def _score(given: AuditPlan, classes: ClassList, run: Run) -> dict[str, Any]:
     picked = (run.stage("embed") or {})["inputs"]["picked"]
     rows = [{**({picked["text"]: text} if "text" in picked else {}), **json.loads(columns or "{}")}
             for text, columns in zip(texts, facts.column("columns").to_pylist())]  # fmt: skip
-    labels = resolve_labels(rows, classes, given.label_col, given.plan.source.path)
+    labels = resolve_labels(rows, classes, plan.label_col, plan.embedding.source.path)
     has_text, warnings = _donors(texts, labels, picked)
     say(f"labels: column {labels.column}, {len(classes.names):,} classes" + (f"; {labels.note}" if labels.note else ""))
-    _, encoder = open_plan(given.plan)
-    prototypes, notes = _prototypes(given, classes, encoder)
+    _, encoder = open_plan(plan.embedding)
+    prototypes, notes = _prototypes(plan, classes, encoder)
     warnings += _class_notes(classes, labels) + notes
     groups = near_duplicates(open_features(run, "image"), open_features(run, "text"),
                              facts.column("image_hash").to_pylist(), facts.column("image_phash").to_pylist(), texts,
@@ -146,15 +145,15 @@ def _score(given: AuditPlan, classes: ClassList, run: Run) -> dict[str, Any]:
     if labels.tags is not None:
         from noisycorr.classify.audit.tags import audit_tags
 
-        found = audit_tags(view, labels.tags, given.audit)
+        audited = audit_tags(view, labels.tags, plan.audit)
     else:
-        found = audit_labels(view, given.audit)
-    more, counted = _beside(view, given.audit) if labels.tags is None else ({}, {})
+        audited = audit_labels(view, plan.audit)
+    more, counted = _beside(view, plan.audit) if labels.tags is None else ({}, {})
     own = match(np.concatenate([np.asarray(part, np.float32) for part in view.text]), prototypes, labels.one)
-    _write(run, "scores", _table(found, more, labels, classes, facts, groups, own.sense))
-    if found.fit.warning:
-        warnings.append(found.fit.warning)
-    return {"warnings": warnings, "column": labels.column, "classes": list(classes.names), **found.facts, **counted,
+    _write(run, "scores", _table(audited, more, labels, classes, facts, groups, own.sense))
+    if audited.fit.warning:
+        warnings.append(audited.fit.warning)
+    return {"warnings": warnings, "column": labels.column, "classes": list(classes.names), **audited.facts, **counted,
             "rows": len(texts), "senses": [list(senses) for senses in classes.senses],
             "multi_label": labels.tags is not None}  # fmt: skip
 
@@ -173,16 +172,16 @@ def _donors(texts: Sequence[str | None], labels: Labels, picked: dict[str, Any])
     return has, []
 
 
-def _prototypes(given: AuditPlan, classes: ClassList, encoder: DualEncoder) -> tuple[Prototypes, list[str]]:
+def _prototypes(plan: AuditPlan, classes: ClassList, encoder: DualEncoder) -> tuple[Prototypes, list[str]]:
     """Vectors of all definitions, and how many are longer than the encoder reads."""
     texts, owner = classes.texts
-    if given.class_embeddings is not None:
+    if plan.class_embeddings is not None:
         try:
-            features = load_array(Path(given.class_embeddings))
+            features = load_array(Path(plan.class_embeddings))
         except ValueError as error:
-            raise UsageError(f"`class_embeddings` {given.class_embeddings} could not be read: {error}.") from error
+            raise UsageError(f"`class_embeddings` {plan.class_embeddings} could not be read: {error}.") from error
         if features.shape != (len(texts), encoder.text_dim):
-            raise UsageError(f"`class_embeddings` {given.class_embeddings} has shape {features.shape}, expected a row "
+            raise UsageError(f"`class_embeddings` {plan.class_embeddings} has shape {features.shape}, expected a row "
                              f"for each definition: ({len(texts)}, {encoder.text_dim}).")  # fmt: skip
         return text_prototypes(features, owner, len(classes.names)), []
     if encoder.name.startswith("precomputed"):
@@ -259,7 +258,7 @@ def _beside(view: LabelView, choice: Audit) -> tuple[dict[str, np.ndarray], dict
     return {**columns, "confident_issue": issue}, {"confident": facts}
 
 
-def _table(found: Audited, more: dict[str, np.ndarray], labels: Labels, classes: ClassList, facts: pa.Table,
+def _table(audited: Audited, more: dict[str, np.ndarray], labels: Labels, classes: ClassList, facts: pa.Table,
            groups: DuplicateGroups, sense: np.ndarray) -> pa.Table:  # fmt: skip
     names = np.array([*classes.names, None], object)
     keys = np.array([*facts.column("key").to_pylist(), None], object)
@@ -269,20 +268,20 @@ def _table(found: Audited, more: dict[str, np.ndarray], labels: Labels, classes:
             ("near_duplicate_group", "group_kind"), group_names(groups, facts.column("uid").to_pylist())
         )
     }
-    lent = [[key for key in keys[row] if key is not None] for row in found.donors]
+    lent = [[key for key in keys[row] if key is not None] for row in audited.donors]
     issue = more.pop("confident_issue", None)
-    columns: dict[str, Any] = {"score_label": found.score}
-    columns |= {f"score_{name}": values for name, values in {**found.columns, **more}.items()}
-    columns |= {"p_clean": found.p_right, "label": pa.array(labels.raw, pa.string()), "label_id": labels.one,
-                "label_proposed": pa.array(names[found.other], pa.string()), "p_proposed": found.p_other,
-                "proposed_id": found.other, "out_of_set": found.outside, "energy": found.energy,
-                "text_class": pa.array(names[found.text_class], pa.string()), "text_class_id": found.text_class,
-                "named_id": found.named,
-                "text_support": found.support, "text_donors": pa.array(lent, pa.list_(pa.string())),
+    columns: dict[str, Any] = {"score_label": audited.score}
+    columns |= {f"score_{name}": values for name, values in {**audited.columns, **more}.items()}
+    columns |= {"p_clean": audited.p_right, "label": pa.array(labels.raw, pa.string()), "label_id": labels.one,
+                "label_proposed": pa.array(names[audited.other], pa.string()), "p_proposed": audited.p_other,
+                "proposed_id": audited.other, "out_of_set": audited.outside, "energy": audited.energy,
+                "text_class": pa.array(names[audited.text_class], pa.string()), "text_class_id": audited.text_class,
+                "named_id": audited.named,
+                "text_support": audited.support, "text_donors": pa.array(lent, pa.list_(pa.string())),
                 "sense": sense, "near_duplicate_score": groups.score, **text}  # fmt: skip
     if issue is not None:
         columns["is_confident_issue"] = issue
-    if (tags := found.facts.pop("tags_kept", None)) is not None:
+    if (tags := audited.facts.pop("tags_kept", None)) is not None:
         known = [" | ".join(classes.names[i] for i in one) for one in labels.tags or []]
         kept = [" | ".join(classes.names[i] for i in sorted(one)) for one in tags]
         fixed = [raw if before == after else after for raw, before, after in zip(labels.raw, known, kept)]
@@ -293,9 +292,9 @@ def _table(found: Audited, more: dict[str, np.ndarray], labels: Labels, classes:
 def _decide(rule: LabelRule, run: Run) -> dict[str, Any]:
     scores, facts = read_scores(run), read_facts(run, ["problem", "text"])
     known = (run.stage("audit_score") or {})["facts"]
-    found = _stored(scores)
+    audited = _stored(scores)
     raw = [value or "" for value in scores.column("label").to_pylist()]
-    columns = label_verdicts(found, rule, known["classes"], raw, facts.column("problem").to_pylist())
+    columns = label_verdicts(audited, rule, known["classes"], raw, facts.column("problem").to_pylist())
     if "tags_rectified" in scores.column_names:
         columns = _tag_verdicts(columns, scores.column("tags_rectified").to_pylist(), raw)
     n = len(scores)

@@ -98,9 +98,9 @@ def judge(signals: Float[np.ndarray, "q k c"], labels: Int[np.ndarray, " k"], ch
     """
     logits = mixed(signals, channel.weight)
     p = special.softmax(logits.astype(np.float64), axis=1)
-    one, known, y = np.arange(len(p)), labels >= 0, np.maximum(labels, 0)
+    each, known, y = np.arange(len(p)), labels >= 0, np.maximum(labels, 0)
     inside, e = 1 - channel.outside, channel.confused
-    own = inside * (1 - e) * p[one, y] + TINY
+    own = inside * (1 - e) * p[each, y] + TINY
     others = inside * e * p * channel.spread.T[y]
     others[~known] = inside * p[~known]
     none = np.full(len(p), max(channel.outside, TINY) / p.shape[1])

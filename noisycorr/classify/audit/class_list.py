@@ -1,25 +1,18 @@
-"""The classes of an audit: names and definitions from a file, and labels resolved to them.
-
-- tiger cat: a cat with a coat like a tiger's          # classes.yaml: name: definition,
-- jaguar: [a large spotted cat, a car maker]           # or name: several definitions, one for each sense,
-- n02123045                                            # or a name alone; WordNet ids where WordNet is installed
-"""
+"""The classes of an audit: names with their definitions, WordNet ids looked up, and labels resolved to them."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from noisycorr.data.pairs import is_truth
+from noisycorr.data.readers.class_names import read_class_names
 from noisycorr.runtime.errors import UsageError, listed
-from noisycorr.runtime.strict_yaml import load_yaml
 
 SYNSET = re.compile(r"n\d{8}|[\w'.-]+\.[nvars]\.\d{2}")
 LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "categories", "target", "query", "tags", "tag",
@@ -75,39 +68,26 @@ class Labels:
 
 
 def read_classes(path: Path) -> ClassList:
-    """Read classes.yaml (a list or a mapping) or names.txt (a name a line, or NAME<tab>DEFINITION).
+    """Read a class list as `noisycorr.data.readers.class_names` does; ids are looked up in WordNet.
+
+    Names are compared without regard to case, spaces, underscores and hyphens.
 
     Raises:
         UsageError: If the file is missing or malformed, a name stands twice, or there are fewer than two classes.
     """
-    if not path.is_file():
-        raise UsageError(f"`classes` {path} is not a file: name a classes.yaml or a names.txt.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        items = _yaml_items(text, path) if path.suffix.lower() in (".yaml", ".yml", ".json") else _text_items(text)
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UsageError(f"`classes` {path} could not be read: {' '.join(str(error).split())}.") from error
-    return make_classes(items, str(path))
+    return make_classes(read_class_names(path, least=2, alike=plain_name))
 
 
-def make_classes(items: Sequence[tuple[str, Sequence[str]]], where: str = "the list") -> ClassList:
-    """Classes from names and definitions; names are compared without regard to case, spaces and underscores."""
-    names, senses, undefined = [], [], []
-    for name, given in items:
-        found = [sense.strip() for sense in given if sense.strip()]
-        if not found and SYNSET.fullmatch(name):
-            name, found = _wordnet(name)
-        names.append(name)
-        senses.append(tuple(dict.fromkeys(found)) or (name,))
-        undefined += [] if found else [name]
-    twice = [name for name, count in Counter(map(_plain, names)).items() if count > 1]
-    if twice:
-        raise UsageError(f"`classes` {where} holds {twice[0]!r} twice: keep one, with all its definitions.")
-    if len(names) < 2:
-        raise UsageError(f"`classes` {where} holds {len(names)} classes, expected at least two.")
-    return ClassList(names=tuple(names), senses=tuple(senses), undefined=tuple(undefined))
+def make_classes(definitions: Mapping[str, Sequence[str]]) -> ClassList:
+    """Classes from definitions by name; a WordNet id without a definition gets that of its synset."""
+    senses, undefined = [], []
+    for name, given in definitions.items():
+        known = list(given)
+        if not known and SYNSET.fullmatch(name):
+            known = _wordnet(name)
+        senses.append(tuple(dict.fromkeys(known)) or (name,))
+        undefined += [] if known else [name]
+    return ClassList(names=tuple(definitions), senses=tuple(senses), undefined=tuple(undefined))
 
 
 def resolve_labels(rows: Sequence[Mapping[str, Any]], classes: ClassList, label_col: str | None, where: str) -> Labels:
@@ -127,7 +107,7 @@ def resolve_labels(rows: Sequence[Mapping[str, Any]], classes: ClassList, label_
     if label_col is not None:
         if label_col not in names:
             raise UsageError(f"There is no column {label_col!r} (`label_col`) in {where}; it has: {listed(names)}.")
-        found = _resolve([row.get(label_col) for row in rows], classes, label_col)
+        labels = _resolve([row.get(label_col) for row in rows], classes, label_col)
     else:
         tried = [name for name in open_names if name.lower() not in ANSWERS]
         best, share = None, 0.0
@@ -139,113 +119,61 @@ def resolve_labels(rows: Sequence[Mapping[str, Any]], classes: ClassList, label_
         if best is None or share < KNOWN_SHARE:
             raise UsageError(f"No column of {where} holds names of `classes`: name it with `label_col`; the columns "
                              f"are: {listed(names)}.")  # fmt: skip
-        found = _resolve([row.get(best) for row in rows], classes, best)
-    if not (found.one >= 0).any():
-        sample = next((value for value in found.raw if value), "nothing")
-        raise UsageError(f"Not one value of column {found.column!r} is in `classes`: it holds for example {sample!r}, "
+        labels = _resolve([row.get(best) for row in rows], classes, best)
+    if not (labels.one >= 0).any():
+        sample = next((value for value in labels.raw if value), "nothing")
+        raise UsageError(f"Not one value of column {labels.column!r} is in `classes`: it holds for example {sample!r}, "
                          f"the list {classes.names[0]!r}.")  # fmt: skip
-    return found
+    return labels
 
 
 def _resolve(values: Sequence[Any], classes: ClassList, column: str) -> Labels:
-    place = {_plain(name): i for i, name in enumerate(classes.names)}
+    position = {plain_name(name): i for i, name in enumerate(classes.names)}
     numbers = all(v is None or (isinstance(v, int) and not isinstance(v, bool)) for v in values)
-    by_number = numbers and not any(str(v) in place for v in values if v is not None)
-    one, tags, raw, several = np.full(len(values), -1), [], [], False
+    # The classes themselves may be called 0 to 9: then a number is a name and no place in the list.
+    by_number = numbers and not any(str(v) in position for v in values if v is not None)
+    first, tags, raw, several = np.full(len(values), -1), [], [], False
     for row, value in enumerate(values):
         listed = value if isinstance(value, list | tuple) else [value]
-        if isinstance(value, str) and _plain(value) not in place and SEPARATORS.search(value):
+        # A class may have a separator in its name, such as "cat | dog": only what is no name as a whole is split.
+        if isinstance(value, str) and plain_name(value) not in position and SEPARATORS.search(value):
             listed = SEPARATORS.split(value)
         words = [item for item in listed if item is not None and str(item).strip()]
         several |= len(words) > 1 or isinstance(value, list | tuple)
         raw.append(" | ".join(str(word) for word in words))
         if by_number:
-            found = [int(word) for word in words if 0 <= int(word) < len(classes.names)]
+            known = [int(word) for word in words if 0 <= int(word) < len(classes.names)]
         else:
-            found = [place[_plain(str(word))] for word in words if _plain(str(word)) in place]
-        one[row] = found[0] if found else -1
-        tags.append(tuple(sorted(set(found))))
+            known = [position[plain_name(str(word))] for word in words if plain_name(str(word)) in position]
+        first[row] = known[0] if known else -1
+        tags.append(tuple(sorted(set(known))))
     note = "numbers are taken for places in the class list, from 0" if by_number else ""
-    return Labels(one=one, tags=tags if several else None, raw=raw, column=column, note=note)
+    return Labels(one=first, tags=tags if several else None, raw=raw, column=column, note=note)
 
 
 def _share(found: Labels, values: Sequence[Any]) -> float:
     return float((found.one >= 0).sum() / max(len(values), 1))
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name without regard to case, spaces, underscores and hyphens."""
     return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
 
 
-def plain_name(name: str) -> str:
-    """A name without regard to case, spaces, underscores and hyphens."""
-    return _plain(name)
-
-
-def _yaml_items(text: str, path: Path) -> list[tuple[str, Sequence[str]]]:
-    body = load_yaml(text)
-    if isinstance(body, Mapping) and set(body) == {"classes"}:
-        body = body["classes"]
-    if isinstance(body, Mapping):
-        _refuse_twice(text, path)
-        return [(str(name), _senses(value, name, path)) for name, value in body.items()]
-    if not isinstance(body, list):
-        raise UsageError(f"`classes` {path} holds neither a list nor a mapping of classes.")
-    out: list[tuple[str, Sequence[str]]] = []
-    for item in body:
-        if isinstance(item, Mapping) and "name" in item:
-            out.append(
-                (str(item["name"]), _senses(item.get("definition", item.get("definitions")), item["name"], path))
-            )
-        elif isinstance(item, Mapping) and len(item) == 1:
-            name, value = next(iter(item.items()))
-            out.append((str(name), _senses(value, name, path)))
-        elif isinstance(item, str | int):
-            out.append((str(item), []))
-        else:
-            raise UsageError(f"`classes` {path}: {item!r} is no class; write NAME: DEFINITION.")
-    return out
-
-
-def _refuse_twice(text: str, path: Path) -> None:
-    """YAML keeps the last of two equal keys in silence."""
-    tree = yaml.compose(text)
-    if isinstance(tree, yaml.MappingNode):
-        nodes = [tree, *(value for _, value in tree.value if isinstance(value, yaml.MappingNode))]
-        for node in nodes:
-            for name, count in Counter(_plain(str(key.value)) for key, _ in node.value).items():
-                if count > 1:
-                    raise UsageError(f"`classes` {path} holds {name!r} twice: keep one, with all its definitions.")
-
-
-def _senses(value: Any, name: Any, path: Path) -> list[str]:
-    if value is None:
-        return []
-    listed = value if isinstance(value, list) else [value]
-    if any(isinstance(item, Mapping | list) for item in listed):
-        raise UsageError(f"`classes` {path}: the definition of {name!r} is {value!r}, expected a text or several.")
-    return [str(item) for item in listed if item is not None]
-
-
-def _text_items(text: str) -> list[tuple[str, Sequence[str]]]:
-    lines = [line.split("\t") for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return [(line[0].strip(), line[1:]) for line in lines]
-
-
-def _wordnet(name: str) -> tuple[str, list[str]]:
-    """Lemma and definition of a synset, by nltk's or wn's WordNet."""
+def _wordnet(name: str) -> list[str]:
+    """Lemmas and definition of a synset, by nltk's or wn's WordNet."""
     try:
         from nltk.corpus import wordnet
 
         synset = (wordnet.synset_from_pos_and_offset(name[0], int(name[1:])) if re.fullmatch(r"n\d{8}", name)
                   else wordnet.synset(name))  # fmt: skip
-        return name, [f"{', '.join(word.replace('_', ' ') for word in synset.lemma_names())}: {synset.definition()}"]
+        return [f"{', '.join(word.replace('_', ' ') for word in synset.lemma_names())}: {synset.definition()}"]
     except Exception as first:
         try:
             import wn
 
             synset = wn.synset(f"oewn-{name[1:]}-{name[0]}" if re.fullmatch(r"n\d{8}", name) else name)
-            return name, [f"{', '.join(synset.lemmas())}: {synset.definition()}"]
+            return [f"{', '.join(synset.lemmas())}: {synset.definition()}"]
         except Exception:
             raise UsageError(
                 f"class {name!r} looks like a WordNet id, but WordNet is not installed or does not hold it "

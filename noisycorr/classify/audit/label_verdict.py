@@ -48,21 +48,21 @@ class LabelRule:
         return f"label p_clean>={self.p_threshold:g}, relabel>={self.relabel_threshold:g}"
 
 
-def supported(found: Audited) -> np.ndarray:
+def supported(audited: Audited) -> np.ndarray:
     """bool (n,): text and picture agree with the proposed other class."""
-    sure = found.energy[(np.nan_to_num(found.p_right) > SURE) & np.isfinite(found.energy)]
+    sure = audited.energy[(np.nan_to_num(audited.p_right) > SURE) & np.isfinite(audited.energy)]
     level = np.median(sure) if len(sure) else np.inf
-    fits = (found.named == found.other) | (found.text_class < 0)
-    return np.asarray((found.other >= 0) & fits & (found.energy >= level))
+    fits = (audited.named == audited.other) | (audited.text_class < 0)
+    return np.asarray((audited.other >= 0) & fits & (audited.energy >= level))
 
 
 def label_verdicts(
-    found: Audited, choice: LabelRule, names: Sequence[str], raw: Sequence[str], problem: Sequence[str | None]
+    audited: Audited, choice: LabelRule, names: Sequence[str], raw: Sequence[str], problem: Sequence[str | None]
 ) -> dict[str, Any]:
     """A verdict for every row.
 
     Args:
-        found: The audit.
+        audited: The audit.
         choice: The rule.
         names: Of the classes.
         raw: Labels as they came in, "" = none.
@@ -71,12 +71,12 @@ def label_verdicts(
     Returns:
         Columns verdict, reason, label_rectified (None = none known), sample_weight, is_label_issue.
     """
-    agree = supported(found)
+    agree = supported(audited)
     n = len(raw)
     verdict, reason, fixed = np.full(n, "", object), np.full(n, "", object), np.full(n, None, object)
-    p, q, o = found.p_right, found.p_other, found.outside
+    p, q, o = audited.p_right, audited.p_other, audited.outside
     for i in range(n):
-        other = names[found.other[i]] if found.other[i] >= 0 else None
+        other = names[audited.other[i]] if audited.other[i] >= 0 else None
         if problem[i] in UNREADABLE:
             verdict[i], reason[i] = "drop", PROBLEMS[str(problem[i])]
         elif np.isnan(p[i]):

@@ -178,16 +178,16 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
     usable = np.flatnonzero(labels >= 0)
     if len(usable) < 20:
         raise UsageError(f"only {len(usable)} pictures have a label of the list; at least 20 are needed.")
-    found = neighbors(list(view.image), min(max(choice.vote_neighbors, choice.graph_neighbors), max(n - 1, 1)),
+    nearest = neighbors(list(view.image), min(max(choice.vote_neighbors, choice.graph_neighbors), max(n - 1, 1)),
                       seed=choice.seed, target_recall=choice.target_recall)  # fmt: skip
-    completed, support, graph_ids = complete_view(view, has_text, found, choice)
+    completed, support, graph_ids = complete_view(view, has_text, nearest, choice)
     fold = deal_folds(view.group, choice.folds, choice.seed)
     rng = np.random.default_rng([choice.seed, 41])
     some = np.sort(rng.choice(usable, min(LEARN, len(usable)), replace=False))
     said = match(completed, view.prototypes, labels, mean_row(completed))
     anchors = select_anchors(said.own, labels, k=ANCHORS, share=SHARE)
     named = named_classes(said.best, said.best_score, said.own, labels, anchors, c)
-    signals = _signals(view, labels, has_text, completed, named, found, fold, choice, some)
+    signals = _signals(view, labels, has_text, completed, named, nearest, fold, choice, some)
     channel = fit_channel(signals(some), labels[some], outside=choice.out_of_set)
     out = _judged(signals, channel, labels, np.flatnonzero(has_image))
     fit, random = _calibrate(signals, channel, labels, usable, out, choice.seed, rng)
@@ -198,12 +198,12 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
     score = np.where(known, np.log(right) - np.log1p(-np.minimum(right, 1 - 1e-12)), np.nan).astype(np.float32)
     wrong = np.where(known, 1 - right, has_image)
     facts = {
-        "neighbors": {"method": found.method, "recall": round(found.recall, 4)},
+        "neighbors": {"method": nearest.method, "recall": round(nearest.recall, 4)},
         "weights": {name: round(float(w), 3) for name, w in zip(signals.ask, channel.weight)},
         "confused": round(channel.confused, 4), "surest": channel.sure, "texts": int(has_text.sum()),
         "noise_rate": round(float(np.mean(1 - right[known])), 4),
     }  # fmt: skip
-    columns = _columns(view, labels, found, completed, signals, channel)
+    columns = _columns(view, labels, nearest, completed, signals, channel)
     return Audited(
         columns=columns, score=score, p_right=p_right, other=out["other"],
         p_other=(wrong * out["share"]).astype(np.float32), outside=(wrong * out["outside"]).astype(np.float32),
@@ -213,16 +213,16 @@ def audit_labels(view: LabelView, choice: Audit) -> Audited:
 
 
 def complete_view(
-    view: LabelView, has_text: np.ndarray, found: Neighbors, choice: Audit
+    view: LabelView, has_text: np.ndarray, nearest: Neighbors, choice: Audit
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Completed texts, their support, and who lent them."""
-    k = min(choice.graph_neighbors, found.ids.shape[1])
+    k = min(choice.graph_neighbors, nearest.ids.shape[1])
     if choice.rerank:
-        wide = build_graph(list(view.image), found.ids.shape[1], seed=choice.seed, found=found)
+        wide = build_graph(list(view.image), nearest.ids.shape[1], seed=choice.seed, nearest=nearest)
         whole = np.concatenate([np.asarray(part, np.float32) for part in view.image])
         graph = rerank_graph(whole, wide, k, faithful=choice.faithful)
     else:
-        graph = build_graph(list(view.image), k, seed=choice.seed, found=found)
+        graph = build_graph(list(view.image), k, seed=choice.seed, nearest=nearest)
     completed, support = complete_texts(list(view.text), graph, has_text, self_weight=choice.self_weight,
                                         faithful=choice.faithful)  # fmt: skip
     lent = (graph.ids >= 0) & has_text[np.maximum(graph.ids, 0)]
@@ -230,7 +230,7 @@ def complete_view(
 
 
 def _signals(view: LabelView, labels: np.ndarray, has_text: np.ndarray, completed: np.ndarray, named: np.ndarray,
-             found: Neighbors, fold: np.ndarray, choice: Audit, some: np.ndarray) -> _Signals:  # fmt: skip
+             nearest: Neighbors, fold: np.ndarray, choice: Audit, some: np.ndarray) -> _Signals:  # fmt: skip
     c = view.prototypes.count
     taught, out = teaching_labels(labels, named), _Signals()
     if view.joint is not None:
@@ -243,8 +243,8 @@ def _signals(view: LabelView, labels: np.ndarray, has_text: np.ndarray, complete
     narrow = reduce_width(view.image, WIDTH)
     out.add("classifier", discriminant(lambda rows: narrow[rows], taught, fold, c).logits, some)
     k = choice.vote_neighbors
-    votes = Neighbors(ids=found.ids[:, :k], similarity=found.similarity[:, :k],
-                      method=found.method, recall=found.recall)  # fmt: skip
+    votes = Neighbors(ids=nearest.ids[:, :k], similarity=nearest.similarity[:, :k],
+                      method=nearest.method, recall=nearest.recall)  # fmt: skip
     out.add("vote", lambda rows: np.log(knn_vote(votes, taught, c, group=view.group, rows=rows) + 1e-3), some)
     if has_text.any():
         out.add("text_classifier", discriminant(lambda rows: completed[rows], taught, fold, c).logits, some)
@@ -307,16 +307,16 @@ def _calibrate(signals: _Signals, channel: Channel, labels: np.ndarray, usable: 
     return fit, everyone
 
 
-def _columns(view: LabelView, labels: np.ndarray, found: Neighbors, completed: np.ndarray, signals: _Signals,
+def _columns(view: LabelView, labels: np.ndarray, nearest: Neighbors, completed: np.ndarray, signals: _Signals,
              channel: Channel) -> dict[str, np.ndarray]:  # fmt: skip
     """Each signal at the own label: cosines and shares of votes as they are, discriminants as probabilities."""
     n, c = len(labels), view.prototypes.count
     out = {name: np.full(n, np.nan, np.float32) for name in signals.ask if name != "frequency"}
     for part in _blocks(np.flatnonzero(labels >= 0), c, 1):
-        one, y = np.arange(len(part)), labels[part]
+        each, y = np.arange(len(part)), labels[part]
         for name in out:
             value = signals.ask[name](part)
-            own = value[one, y]
+            own = value[each, y]
             if name.endswith("classifier"):
                 weight = max(float(channel.weight[list(signals.ask).index(name)]), 0.1) / signals.scale[name]
                 own = np.exp(weight * own - special.logsumexp(weight * value, axis=1))

@@ -58,7 +58,6 @@ def write_audit_report(run: Run) -> Path:
     known, facts = scored["facts"], decided["facts"]
     column = {name: ledger.column(name).to_pylist() for name in READ}
     p = np.array([np.nan if value is None else value for value in column["p_clean"]], float)
-    place = {name: i for i, name in enumerate(known["classes"])}
     classes = _by_class(column, p)
     body = plain({
         "counts": {"rows": len(ledger), "verdicts": facts["verdicts"]}, "noise_rate": known.get("noise_rate"),
@@ -66,7 +65,7 @@ def write_audit_report(run: Run) -> Path:
         "confident": known.get("confident"), "warnings": known["warnings"], "senses": _senses(run, known, p),
     })  # fmt: skip
     write_json(run.path("report.json"), body)
-    chosen = _chosen(column, p, [row[0] for row in classes], place)
+    chosen = _chosen(column, p, [row[0] for row in classes])
     cards = _cards(run, column, p, sorted({row for rows in chosen.values() for row in rows}))
     config, sources = read_config(run, AUDIT_CONFIG)
     folder = config.get("output_folder")
@@ -154,9 +153,7 @@ def _senses(run: Run, known: dict[str, Any], p: np.ndarray) -> list[tuple[str, s
     return out
 
 
-def _chosen(
-    column: dict[str, list[Any]], p: np.ndarray, names: list[str], place: dict[str, int]
-) -> dict[str, list[int]]:
+def _chosen(column: dict[str, list[Any]], p: np.ndarray, names: list[str]) -> dict[str, list[int]]:
     """Rows of every gallery."""
     sure = np.nan_to_num(np.array([value or 0 for value in column["p_proposed"]], float))
     outside = np.nan_to_num(np.array([value or 0 for value in column["out_of_set"]], float))
@@ -196,9 +193,9 @@ def _cards(run: Run, column: dict[str, list[Any]], p: np.ndarray, rows: list[int
 def _commands(column: dict[str, list[Any]], chosen: dict[str, list[int]], folder: str) -> list[tuple[str, str]]:
     shown = next((rows[0] for rows in chosen.values() if rows), None)
     key = CONTROL.sub("", clip(column["key"][shown], 80)) if shown is not None else "KEY"
-    where = f"--output_folder {shlex.quote(folder)}"
+    where = shlex.quote(folder)
     return [
-        (f"noisycorr explain {shlex.quote(key)} {where}", "why one label was kept or changed, with every score"),
+        (f"noisycorr explain {where} {shlex.quote(key)}", "why one label was kept or changed, with every score"),
         (
             f"noisycorr export {where} --output_format parquet",
             "what is kept, and what got another label: the right one is in label_rectified",

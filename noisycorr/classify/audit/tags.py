@@ -45,19 +45,19 @@ def audit_tags(view: LabelView, tags: Sequence[tuple[int, ...]], choice: Audit) 
     n, c = len(tags), view.prototypes.count
     has_image = np.concatenate([np.asarray(part).any(axis=1) for part in view.image])
     has_text = np.concatenate([np.asarray(part).any(axis=1) for part in view.text])
-    row = np.array([i for i, found in enumerate(tags) for _ in found if has_image[i]], np.int64)
-    tag = np.array([one for i, found in enumerate(tags) for one in found if has_image[i]], np.int64)
+    row = np.array([i for i, labels in enumerate(tags) for _ in labels if has_image[i]], np.int64)
+    tag = np.array([one for i, labels in enumerate(tags) for one in labels if has_image[i]], np.int64)
     if len(row) < 20:
         raise UsageError(f"only {len(row)} labels of the list stand on pictures; at least 20 are needed.")
-    found = neighbors(list(view.image), min(max(choice.vote_neighbors, choice.graph_neighbors), n - 1),
+    nearest = neighbors(list(view.image), min(max(choice.vote_neighbors, choice.graph_neighbors), n - 1),
                       seed=choice.seed, target_recall=choice.target_recall)  # fmt: skip
-    completed, support, lent = complete_view(view, has_text, found, choice)
+    completed, support, lent = complete_view(view, has_text, nearest, choice)
     rng = np.random.default_rng([choice.seed, 43])
     code = np.unique(row * c + tag)
     null_row, null_tag = np.repeat(row, 2), tag[rng.integers(len(tag), size=2 * len(row))]
     free = ~np.isin(null_row * c + null_tag, code)
     null_row, null_tag = null_row[free], null_tag[free]
-    given, null = (_signals(view, completed, has_text, found, code, c, *pair)
+    given, null = (_signals(view, completed, has_text, nearest, code, c, *pair)
                    for pair in ((row, tag), (null_row, null_tag)))  # fmt: skip
     fold = deal_folds(view.group, choice.folds, choice.seed)
     mix = combine(np.stack(list(given.values()), 1), np.stack(list(null.values()), 1), fold[row], fold[null_row])
@@ -77,7 +77,7 @@ def audit_tags(view: LabelView, tags: Sequence[tuple[int, ...]], choice: Audit) 
     facts: dict[str, Any] = {
         "weights": {name: round(float(w), 3) for name, w in zip(given, mix.weights)}, "labels": len(row),
         "removed": int((~kept).sum()), "noise_rate": round(float(1 - p.mean()), 4),
-        "neighbors": {"method": found.method, "recall": round(found.recall, 4)}, "texts": int(has_text.sum()),
+        "neighbors": {"method": nearest.method, "recall": round(nearest.recall, 4)}, "texts": int(has_text.sum()),
         "tags_kept": [names[i] for i in range(n)],
     }  # fmt: skip
     zero = np.zeros(n, np.float32)
@@ -86,7 +86,7 @@ def audit_tags(view: LabelView, tags: Sequence[tuple[int, ...]], choice: Audit) 
                    named=np.full(n, -1), support=support, donors=lent, fit=fit, channel=None, facts=facts)  # fmt: skip
 
 
-def _signals(view: LabelView, completed: np.ndarray, has_text: np.ndarray, found: Neighbors, code: np.ndarray, c: int,
+def _signals(view: LabelView, completed: np.ndarray, has_text: np.ndarray, nearest: Neighbors, code: np.ndarray, c: int,
              row: np.ndarray, tag: np.ndarray) -> dict[str, np.ndarray]:  # fmt: skip
     """float32 (m,) each, of pairs (row, class)."""
     out: dict[str, np.ndarray] = {}
@@ -101,7 +101,7 @@ def _signals(view: LabelView, completed: np.ndarray, has_text: np.ndarray, found
     share = np.zeros(len(row), np.float32)
     for start in range(0, len(row), BLOCK):
         some = slice(start, start + BLOCK)
-        ids = found.ids[row[some]]
+        ids = nearest.ids[row[some]]
         other = (ids >= 0) & (view.group[np.maximum(ids, 0)] != view.group[row[some]][:, None])
         carries = np.isin(np.maximum(ids, 0) * c + tag[some][:, None], code) & other
         share[some] = (carries.sum(1) + common[tag[some]]) / (other.sum(1) + 1)

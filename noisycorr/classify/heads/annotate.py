@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from noisycorr.data.readers.class_names import read_class_names
 from noisycorr.runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    import pandas
+
     from noisycorr.classify.heads.labelled import Labelled
 
 COLUMNS = ("rank", "key", "predicted", "p_predicted", "entropy", "reason")
@@ -95,7 +99,7 @@ class Opinion:
     known: np.ndarray
 
 
-def annotate(path: str, choice: Annotate) -> list[dict[str, Any]]:
+def suggest(path: str, choice: Annotate) -> list[dict[str, Any]]:
     """Rows to label next, best first, with the columns `COLUMNS`.
 
     Args:
@@ -109,6 +113,7 @@ def annotate(path: str, choice: Annotate) -> list[dict[str, Any]]:
 
     if not is_run(path) and not is_array(path):
         raise UsageError(f"{path} holds no features: run `noisycorr embed` first, or name a .npy file.")
+    # `tune` takes texts for labels; here that would leave nothing to label, so only what was asked for counts.
     asked = choice.labels is not None or choice.label_col is not None
     rows = read_labelled(path, side=choice.side, labels=choice.labels, label_col=choice.label_col, need=False)
     words: list[str | None] = list(rows.words) if asked or not is_run(path) else [None] * len(rows.keys)
@@ -128,13 +133,38 @@ def annotate(path: str, choice: Annotate) -> list[dict[str, Any]]:
     return _ranked(choice, rows, pool, labelled, opinion)
 
 
-def to_csv(found: list[dict[str, Any]]) -> str:
-    """The rows as a csv with a header."""
-    body = io.StringIO(newline="")
-    writer = csv.DictWriter(body, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return body.getvalue()
+class Suggestions:
+    """Rows to label next, best first; `str` of them is a csv with a header.
+
+    Args:
+        rows: As `suggest` gives them.
+        file: Where the csv was written, if it was.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], *, file: Path | None = None) -> None:
+        self.rows, self.file = rows, file
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def __str__(self) -> str:
+        body = io.StringIO(newline="")
+        writer = csv.DictWriter(body, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return body.getvalue()
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a table with the columns `COLUMNS`."""
+        import pandas
+
+        return pandas.DataFrame(self.rows, columns=list(COLUMNS))
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().to_html(index=False))
 
 
 def _opinion(choice: Annotate, rows: Labelled, words: list[str | None]) -> Opinion | None:
@@ -149,16 +179,11 @@ def _opinion(choice: Annotate, rows: Labelled, words: list[str | None]) -> Opini
         raise UsageError(f"`chances` {choice.chances} holds rows that are no probabilities: each must sum to 1.")
     names = [str(one) for one in range(chances.shape[1])]
     if choice.class_names:
-        if not Path(choice.class_names).is_file():
-            raise UsageError(f"`class_names` {choice.class_names} is not a file.")
-        names = [line.strip() for line in Path(choice.class_names).read_text("utf-8-sig").splitlines() if line.strip()]
-        if len(names) != chances.shape[1] or len(set(names)) != len(names):
-            raise UsageError(
-                f"`class_names` has {len(names)} lines, {len(set(names))} of them different, but `chances` has "
-                f"{chances.shape[1]} classes."
-            )
-    place = {name: number for number, name in enumerate(names)}
-    known = np.array([-1 if word is None else place.get(word, -1) for word in words])
+        names = list(read_class_names(Path(choice.class_names), argument="class_names"))
+        if len(names) != chances.shape[1]:
+            raise UsageError(f"`class_names` has {len(names)} names, but `chances` has {chances.shape[1]} classes.")
+    number_of = {name: number for number, name in enumerate(names)}
+    known = np.array([-1 if word is None else number_of.get(word, -1) for word in words])
     return Opinion(chances=chances, names=names, known=known)
 
 
@@ -169,8 +194,8 @@ def _probe(rows: Labelled, words: list[str | None]) -> Opinion | None:
     names = sorted({word for word, usable in zip(words, rows.usable) if word is not None and usable})
     if len(names) < 2:
         return None
-    place = {name: number for number, name in enumerate(names)}
-    known = np.array([-1 if word is None else place.get(word, -1) for word in words])
+    number_of = {name: number for number, name in enumerate(names)}
+    known = np.array([-1 if word is None else number_of.get(word, -1) for word in words])
     some = np.flatnonzero((known >= 0) & rows.usable)
     usable = np.flatnonzero(rows.usable)
     chances = np.full((len(words), len(names)), 1 / len(names))
@@ -231,8 +256,8 @@ def _audit(path: str, choice: Annotate, rows: Labelled, pool: np.ndarray,
     picked, path_of = max_entropy_picks(properties, [size for _, size in variables.values()], choice.budget,
                                         sampled=2000, seed=choice.seed)  # fmt: skip
     reasons = []
-    for step, place in enumerate(picked):
-        told = ", ".join(_told(name, int(value[place])) for name, (value, _) in variables.items())
+    for step, at in enumerate(picked):
+        told = ", ".join(_told(name, int(value[at])) for name, (value, _) in variables.items())
         reasons.append(f"{told}; spread so far {path_of[step].sum():.3f}")
     return _table(rows, pool[picked], opinion, reasons)
 

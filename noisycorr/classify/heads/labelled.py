@@ -79,11 +79,11 @@ def read_labelled(path: str, *, side: str, labels: str | None = None, label_col:
         return found if labels is None else _with_labels(found, Path(labels))
     if label_col is not None:
         raise UsageError(f"`label_col` names a column, but {path} holds features alone: use `labels`.")
-    place = Path(path)
-    features = place if place.suffix == ".npy" else place / f"{side}.npy"
+    file_or_folder = Path(path)
+    features = file_or_folder if file_or_folder.suffix == ".npy" else file_or_folder / f"{side}.npy"
     array = read_features_file(features)
-    beside = place / "labels.npy"
-    where = Path(labels) if labels else beside if place.is_dir() and beside.is_file() else None
+    beside = file_or_folder / "labels.npy"
+    where = Path(labels) if labels else beside if file_or_folder.is_dir() and beside.is_file() else None
     finite = np.isfinite(array).all(1)
     bare = Labelled(
         keys=[str(row) for row in range(len(array))], features=array, words=[None] * len(array),

@@ -66,14 +66,14 @@ class Adapter(nn.Module):
         nn.init.kaiming_uniform_(self.head.weight, nonlinearity="linear")
         nn.init.zeros_(self.head.bias)
 
-    def features(self, given: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    def features(self, raw: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """z, from features as the encoder gives them."""
-        scaled = given * self.feature_scale
+        scaled = raw * self.feature_scale
         return scaled if self.hidden is None else self.scale * self.hidden(scaled) + scaled
 
-    def forward(self, given: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+    def forward(self, raw: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
         """Logits."""
-        return self.head(self.features(given))
+        return self.head(self.features(raw))
 
 
 def feature_scale(features: Float[np.ndarray, "n d"], rms: float) -> float:

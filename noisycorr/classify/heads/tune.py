@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from noisycorr.classify.heads.choice import NMTune, Rows
 from noisycorr.classify.heads.labelled import Labelled, is_array, is_run, read_labelled, split_place
@@ -33,6 +33,7 @@ from noisycorr.models.training.batches import stream_seed
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import RUN_CONTENT, Run, atomic_path, fingerprint, provenance, write_array, write_json
+from noisycorr.runtime.stage import write_yaml
 from noisycorr.runtime.version import __version__
 
 WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
@@ -123,7 +124,7 @@ def tune(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any] | N
     write_json(run.path("report.json"), report)
     write_tuning_report(run)
     run.finish("tune", inputs, {"best": report["best"]})
-    for line in _lines(report):
+    for line in summary_lines(report):
         console.say(line)
     return report
 
@@ -213,8 +214,8 @@ def split_rows(own: Labelled, usable: np.ndarray, rows: Rows, seed: int) -> np.n
 
 
 def _labels(rows: Labelled, names: list[str]) -> np.ndarray:
-    place = {name: number for number, name in enumerate(names)}
-    return np.array([-1 if word is None else place.get(word, -1) for word in rows.words])
+    number_of = {name: number for number, name in enumerate(names)}
+    return np.array([-1 if word is None else number_of.get(word, -1) for word in rows.words])
 
 
 def _left_out(rows: Labelled, label: np.ndarray) -> dict[str, int]:
@@ -307,10 +308,10 @@ def _report(plan: Plan, sets: Sets, heads: dict[str, Path], run: Run) -> dict[st
         network, mine = load_head(path), _seen_by(name, sets, run)
         measured = {where: (mine.own.features[rows], sets.label[rows]) for where, rows in own.items() if len(rows)}
         measured |= mine.others
-        found = {where: _accuracy(apply_head(network, features)[0], label)
+        accuracy = {where: _accuracy(apply_head(network, features)[0], label)
                  for where, (features, label) in measured.items()}  # fmt: skip
         tuned = apply_head(network, mine.own.features[own["train"]])[1]
-        methods[name] = {"accuracy": found, "spectrum": sampled_spectrum(tuned, seed=plan.tune.seed)}
+        methods[name] = {"accuracy": accuracy, "spectrum": sampled_spectrum(tuned, seed=plan.tune.seed)}
     best = _best(methods)
     _predictions(_seen_by(best, sets, run), heads[best], run)
     facts = {"classes": sets.names, "dim": sets.own.features.shape[1], "best": best, "settings": plan.tune.settings()}
@@ -342,8 +343,8 @@ def _best(methods: dict[str, Any]) -> str:
 def _predictions(sets: Sets, path: Path, run: Run) -> None:
     usable = np.flatnonzero(sets.own.usable)
     chances = apply_head(load_head(path), sets.own.features[usable])[0]
-    top, given = chances.argmax(1), sets.label[usable]
-    p_given = np.where(given >= 0, chances[np.arange(len(given)), np.maximum(given, 0)], np.nan)
+    top, label = chances.argmax(1), sets.label[usable]
+    p_given = np.where(label >= 0, chances[np.arange(len(label)), np.maximum(label, 0)], np.nan)
     table = pa.table({
         "key": [sets.own.keys[row] for row in usable],
         "split": [WORDS[int(sets.split[row])] for row in usable],
@@ -356,7 +357,7 @@ def _predictions(sets: Sets, path: Path, run: Run) -> None:
         pq.write_table(table, temporary)
 
 
-def _lines(report: dict[str, Any]) -> list[str]:
+def summary_lines(report: Mapping[str, Any]) -> list[str]:
     """One line a method, and what was left out."""
     out = []
     for name, found in report["methods"].items():
@@ -372,8 +373,7 @@ def _write_config(plan: Plan, run: Run) -> None:
     flat: dict[str, Any] = {"output_folder": str(run.folder), "clip_model": plan.clip_model}
     for choice in (plan.source, plan.rows, plan.tune):
         flat |= dataclasses.asdict(choice)
-    with atomic_path(run.path("config.yaml")) as temporary:
-        temporary.write_text(yaml.safe_dump(flat, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    write_yaml(run.path("config.yaml"), flat)
 
 
 def _clear(run: Run) -> None:

@@ -74,7 +74,7 @@ class Labels:
     """Where labels come from, whom to trust, and which samples do what.
 
     Attributes:
-        class_col: Column of the label; a list, or words joined by `|`, gives a sample several tags.
+        label_col: Column of the label; a list, or words joined by `|`, gives a sample several tags.
         classes: YAML file with a definition for each class, or a list of them; labels that it lacks are left out, and
             counted. Without it the classes are the labels that occur, and their names stand in for definitions.
         anchors: Samples of each class to trust because their text, completed by those of similar images, matches the
@@ -91,7 +91,7 @@ class Labels:
         UsageError: If a value is out of its range.
     """
 
-    class_col: str = "label"
+    label_col: str = "label"
     classes: str | None = None
     anchors: int = 10
     match: str = "cosine"

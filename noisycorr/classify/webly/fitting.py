@@ -119,16 +119,16 @@ def probabilities(logits: list[np.ndarray], *, tags: bool = False) -> np.ndarray
 
 def final_opinion(learner: ClassLearner) -> Opinion:
     """Ask the trained networks about every training sample."""
-    found: list[tuple[np.ndarray, np.ndarray | None]] = []
+    opinions: list[tuple[np.ndarray, np.ndarray | None]] = []
     method = learner.strategy
 
     def watch(number: int, signals: Mapping[str, np.ndarray], trust: Trust | None) -> None:
         score = trust.p_clean if method.judges and trust is not None else signals["label"]
-        found.append((np.clip(score, 0, 1), method.relabelled(signals, learner.memories[number])))
+        opinions.append((np.clip(score, 0, 1), method.relabelled(signals, learner.memories[number])))
 
     learner.judge(watch)
-    labels = found[0][1]
-    return Opinion(p_clean=np.mean([score for score, _ in found], axis=0), label=labels)
+    labels = opinions[0][1]
+    return Opinion(p_clean=np.mean([score for score, _ in opinions], axis=0), label=labels)
 
 
 def tune_on(learner: ClassLearner, features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

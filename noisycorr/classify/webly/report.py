@@ -70,11 +70,11 @@ def write_class_report(run: Run) -> Path:
 
 def verdict(report: Mapping[str, Any]) -> str:
     """The first sentence."""
-    name, found = report["method"]["name"], report.get("test")
+    name, tested = report["method"]["name"], report.get("test")
     kind = "tags" if report["multi"] else "classes"
     start = f"{name} learned {len(report['classes'])} {kind} from {report['samples']:,} samples"
-    if not found:
+    if not tested:
         return f"{start}; no samples were left to test it."
     if report["multi"]:
-        return f"{start}: mAP {number(found['map'])} on {found['samples']:,} test samples."
-    return f"{start}: {100 * found['top1']:.1f}\u00a0% of {found['samples']:,} test samples are right."
+        return f"{start}: mAP {number(tested['map'])} on {tested['samples']:,} test samples."
+    return f"{start}: {100 * tested['top1']:.1f}\u00a0% of {tested['samples']:,} test samples are right."

@@ -62,24 +62,26 @@ def read_samples(run: Run, choice: Labels) -> Samples:
         UsageError: If the column is not there, or fewer than 2 classes have a sample.
     """
     image, text = (np.concatenate(open_features(run, side)).astype(np.float32) for side in ("image", "text"))
-    given = [_tags(value) for value in column_values(run, choice.class_col)]
-    multi = any(isinstance(value, list) for value in given)
-    words = [value if isinstance(value, list) else [] if value is None else [value] for value in given]
+    values = [_tags(value) for value in column_values(run, choice.label_col)]
+    multi = any(isinstance(value, list) for value in values)
+    words = [value if isinstance(value, list) else [] if value is None else [value] for value in values]
     occur = sorted({word for some in words for word in some})
     defined = read_definitions(Path(choice.classes)) if choice.classes else {}
     classes = list(defined) if defined else occur
-    place = {name: number for number, name in enumerate(classes)}
-    label = _encode(words, place, multi)
-    usable = image.any(1) & ((label >= 0) if not multi else np.array([any(w in place for w in some) for some in words]))
+    number_of = {name: number for number, name in enumerate(classes)}
+    label = _encode(words, number_of, multi)
+    usable = image.any(1) & (
+        (label >= 0) if not multi else np.array([any(w in number_of for w in some) for some in words])
+    )
     has = np.asarray(label[usable].any(0) if multi else np.isin(np.arange(len(classes)), label[usable]))
     if has.sum() < 2:
-        raise UsageError(f"{int(has.sum())} classes of `class_col` {choice.class_col} have a sample; at least 2 are "
+        raise UsageError(f"{int(has.sum())} classes of `label_col` {choice.label_col} have a sample; at least 2 are "
                          f"needed: the labels are {', '.join(occur[:5]) or 'none'}.")  # fmt: skip
     truth = None
     if choice.truth_col:
         right = [_tags(value) for value in column_values(run, choice.truth_col)]
-        truth = _encode([v if isinstance(v, list) else [] if v is None else [v] for v in right], place, multi)
-    notes = _notes(words, place, image, has, classes)
+        truth = _encode([v if isinstance(v, list) else [] if v is None else [v] for v in right], number_of, multi)
+    notes = _notes(words, number_of, image, has, classes)
     return Samples(
         keys=read_facts(run, ["key"]).column("key").to_pylist(), image=image, text=text, classes=classes,
         meanings=list(defined.values()) or class_names(classes), label=label, truth=truth, usable=usable, notes=notes,
@@ -128,20 +130,20 @@ def _tags(value: Any) -> Any:
     return [part.strip() for part in text.split(JOINT) if part.strip()] if JOINT in text else text or None
 
 
-def _encode(words: list[list[str]], place: dict[str, int], multi: bool) -> np.ndarray:
+def _encode(words: list[list[str]], number_of: dict[str, int], multi: bool) -> np.ndarray:
     if not multi:
-        return np.array([place.get(some[0], -1) if some else -1 for some in words])
-    out = np.zeros((len(words), len(place)), np.int8)
+        return np.array([number_of.get(some[0], -1) if some else -1 for some in words])
+    out = np.zeros((len(words), len(number_of)), np.int8)
     for row, some in enumerate(words):
-        out[row, [place[word] for word in some if word in place]] = 1
+        out[row, [number_of[word] for word in some if word in number_of]] = 1
     return out
 
 
-def _notes(words: list[list[str]], place: dict[str, int], image: np.ndarray, has: np.ndarray,
+def _notes(words: list[list[str]], number_of: dict[str, int], image: np.ndarray, has: np.ndarray,
            classes: list[str]) -> list[str]:  # fmt: skip
     """Counts of what is left out, each said once."""
     none = sum(not some for some in words)
-    strange = sum(bool(some) and not any(word in place for word in some) for some in words)
+    strange = sum(bool(some) and not any(word in number_of for word in some) for some in words)
     empty = [name for name, found in zip(classes, has) if not found]
     unread = int((~image.any(1)).sum())
     out = [f"{none:,} samples without a label are left out"] if none else []

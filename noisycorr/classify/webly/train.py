@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 from safetensors.torch import save
 
 from noisycorr.classify.webly.choice import RETRIEVAL_ONLY, Finetune, Labels, TrainClasses
@@ -42,9 +41,10 @@ from noisycorr.models.training.pictures import Pictures, PixelTowers
 from noisycorr.models.training.tune_choice import Tune
 from noisycorr.runtime import console, dist
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.flags import named_options
 from noisycorr.runtime.folder import Run, atomic_path, fingerprint, provenance, write_json
 from noisycorr.runtime.lock import refuse_other_kind
+from noisycorr.runtime.signature import named_options
+from noisycorr.runtime.stage import write_yaml
 from noisycorr.runtime.version import __version__
 from noisycorr.stats.class_metrics import accuracy, by_shots, changed_labels, open_set, per_class, tag_metrics
 
@@ -76,13 +76,17 @@ class Plan:
     tune: Tune = field(default_factory=lambda: Tune(train_part="whole"))
 
 
-def named_method(name: str, options: str | None) -> Method:
-    """The method with options from a YAML mapping, checked by the types of its fields.
+def named_method(name: str, options: Mapping[str, Any] | str | None) -> Method:
+    """The method with options, checked by the types of its fields.
+
+    Args:
+        name: Of the method.
+        options: A mapping, or YAML text of one.
 
     Raises:
         UsageError: If there is no such method or option, or a value has another type.
     """
-    return load_method(name, named_options("method", options, find_method(name), "{threshold: 0.7}"))
+    return load_method(name, named_options("method", options, find_method(name)))
 
 
 def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
@@ -110,8 +114,8 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     method = plan.method[1]
     anchors, says = None, None
     if method.takes_anchors and plan.labels.anchors:
-        anchors, says, told = trusted(source, samples, plan.labels, plan.clip_model, rows[TRAIN])
-        samples = dataclasses.replace(samples, notes=[*samples.notes, *told])
+        anchors, says, notes = trusted(source, samples, plan.labels, plan.clip_model, rows[TRAIN])
+        samples = dataclasses.replace(samples, notes=[*samples.notes, *notes])
     encoder = None if plan.finetune.backbone is None else load_backbone(plan.finetune.backbone)
     towers = _towers(plan, run, source, samples, encoder)
     inputs = _inputs(plan, samples, split, (anchors, says), source, towers)
@@ -125,7 +129,7 @@ def classify_train(plan: Plan, run: Run) -> dict[str, Any]:
     if plan.train.resume == "latest" and (found := load_latest(learner, folder)) is not None:
         _say(f"classify: continues from {found.name}, epoch {learner.cursor.epoch + 1}")
     fit(learner, _hooks(run, learner, plan, samples, rows[VALID], towers))
-    opinion = final_opinion(learner)
+    opinion = final_opinion(learner)  # before the test split is opened: nothing may be chosen after it
     report = _report(plan, samples, learner, rows, opinion, towers)
     if dist.is_main():
         _store(run, samples, learner, rows[TRAIN], opinion, anchors, says)
@@ -222,8 +226,7 @@ def _start(plan: Plan, run: Run, samples: Samples, split: np.ndarray) -> None:
     values |= dataclasses.asdict(plan.tune) | dataclasses.asdict(plan.finetune)
     values |= dataclasses.asdict(plan.labels)
     values |= {name: value for name, value in dataclasses.asdict(plan.train).items() if name not in RETRIEVAL_ONLY}
-    with atomic_path(run.path("config.yaml")) as path:
-        path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    write_yaml(run.path("config.yaml"), values)
     write_json(run.path("provenance.json"), provenance())
 
 
@@ -231,7 +234,7 @@ def _hooks(run: Run, learner: ClassLearner, plan: Plan, samples: Samples, valid:
            towers: ImageTowers) -> Hooks:  # fmt: skip
     label = samples.label[valid]
 
-    def told(record: Mapping[str, Any], times: Mapping[str, float]) -> None:
+    def log_epoch(record: Mapping[str, Any], times: Mapping[str, float]) -> None:
         if not dist.is_main():
             return
         speed = times["pairs"] / max(times["train"], 1e-9)
@@ -246,7 +249,7 @@ def _hooks(run: Run, learner: ClassLearner, plan: Plan, samples: Samples, valid:
     def save(it: Learner) -> None:
         save_checkpoint(it, run.folder / "checkpoints", keep=plan.train.keep_checkpoints)
 
-    return Hooks(validate=lambda it: tune_rows(learner, towers, valid, label), on_epoch=told, save=save)
+    return Hooks(validate=lambda it: tune_rows(learner, towers, valid, label), on_epoch=log_epoch, save=save)
 
 
 def _report(plan: Plan, samples: Samples, learner: ClassLearner, rows: Mapping[int, np.ndarray],
@@ -300,17 +303,17 @@ def _store(run: Run, samples: Samples, learner: ClassLearner, rows: np.ndarray, 
         table["anchor"] = anchors.tolist()
     if says is not None:
         table["text_class"] = [samples.classes[c] if c >= 0 else None for c in says]
-    given = samples.label[rows]
+    came = samples.label[rows]
     if samples.multi:
-        table["label"] = [[samples.classes[c] for c in np.flatnonzero(one > 0)] for one in given]
+        table["label"] = [[samples.classes[c] for c in np.flatnonzero(tags > 0)] for tags in came]
         if opinion.label is not None:
             table["label_rectified"] = [[samples.classes[c] for c in np.flatnonzero(x > 0)] for x in opinion.label]
     else:
-        table["label"] = [samples.classes[c] for c in given]
+        table["label"] = [samples.classes[c] for c in came]
         if opinion.label is not None:
             now = opinion.label
             table["label_rectified"] = [samples.classes[c] if c >= 0 else None for c in now]
-            verdict = np.where(now < 0, "drop", np.where(now == given, "keep", "relabel"))
+            verdict = np.where(now < 0, "drop", np.where(now == came, "keep", "relabel"))
             table["verdict"] = verdict.tolist()
     with atomic_path(run.path("labels.parquet")) as path:
         pq.write_table(pa.table(table), path, compression="zstd")
