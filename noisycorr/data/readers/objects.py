@@ -155,8 +155,8 @@ class Objects:
         features: dict[str, Any] = {name: {"_type": "ClassLabel", "names": names} for name, names in self.names.items()}
         shown = [name for name, type_ in self.types.items() if type_ == IMAGE]
         features |= {name: {"_type": "Image"} for name in shown}
-        schema = pa.schema(list(self.types.items()),
-                           {"huggingface": json.dumps({"info": {"features": features}})} if features else None)  # fmt: skip
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})} if features else None
+        schema = pa.schema(list(self.types.items()), metadata)
         with atomic_path(path) as temporary:
             with pq.ParquetWriter(temporary, schema, **parquet_options(schema)) as writer:
                 batches = Batches(schema, writer.write_table)
@@ -165,8 +165,8 @@ class Objects:
                     batches.add(values, sum(len(values[name]["bytes"] or b"") for name in shown if values.get(name)))
                     step()
                 batches.flush()
-            # Readers know a file by name, size and time: this time, until 2017, is that of the content, in any process.
-            when = 946_684_800 + 2 * (int(self.digest, 16) % (1 << 28))
+            # Readers know a file by name, size and time: this time is that of the content, in any process.
+            when = 946_684_800 + 2 * (int(self.digest, 16) % (1 << 28))  # 2000 to 2017
             os.utime(temporary, (when, when))
 
     def _shards(self) -> int:
