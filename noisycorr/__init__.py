@@ -61,7 +61,7 @@ _SCORERS = {  # functions of `nc.score`: where they are
     "shuffled_rows": "noisycorr.clean.scorers",
 }
 _PACKAGES = {"clean": "noisycorr.clean.verbs"}  # folders that are called like what they do: they can be called, too
-__all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run", "score"])  # noqa: PLE0605  # of the tables
+__all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run", "score"])  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
@@ -100,7 +100,7 @@ def open_run(folder: str | PathLike[str]) -> Any:
 
 
 class _Scorers(types.ModuleType):
-    """Scorers as functions on arrays, higher = better matched: `nc.score.lemon(image, text)`; `dir(nc.score)` names all.
+    """Scorers as functions on arrays, higher = better matched: `nc.score.lemon(image, text)`; `dir(nc.score)` has all.
 
     Row i of image (n, d) and of text (n, e) is one pair. `label_issues` and `label_quality` take class probabilities
     (n, c) and given labels (n,).

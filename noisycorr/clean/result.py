@@ -94,6 +94,20 @@ class CleanRun(Result):
         """
         return PairDataset(self.to_dataset(only, texts=texts), transform)
 
+    def sampler(
+        self, only: str = "keep,recaption,relabel", *, seed: int = 0
+    ) -> torch.utils.data.WeightedRandomSampler:  # fmt: skip
+        """Draws the pairs of `to_torch(only)` with replacement, as often as their weight says.
+
+        Args:
+            only: Verdicts, joined by commas, or all.
+            seed: Of the draws.
+
+        Raises:
+            UsageError: If no pair has a weight above 0.
+        """
+        return self.to_torch(only).sampler(seed=seed)
+
     def explain(self, key: str, *, neighbors: int = 5) -> str:
         """Say why a pair got its verdict, with the nearest neighbours that spoke for and against it.
 
@@ -251,11 +265,16 @@ class PairDataset:
 
         Args:
             seed: Of the draws.
+
+        Raises:
+            UsageError: If no pair has a weight above 0.
         """
         import torch
 
-        generator = torch.Generator().manual_seed(seed)
         weights = self.weights().tolist()
+        if not any(weight > 0 for weight in weights):
+            raise UsageError(f"of {len(weights)} pairs no pair has a weight above 0: choose other verdicts (`only`).")
+        generator = torch.Generator().manual_seed(seed)
         return torch.utils.data.WeightedRandomSampler(weights, len(self), generator=generator)
 
 

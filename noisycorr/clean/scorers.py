@@ -372,7 +372,7 @@ def _view(
         raise UsageError(f"`image` has shape {one.shape} and `text` {two.shape}, expected "
                          + ("the same shape, of one joint space." if joint else "as many rows in both."))  # fmt: skip
     ids = [_ids(name, given, side) for name, given, side in (("text_id", text_id, two), ("image_id", image_id, one))]
-    present = one.any(1) & two.any(1)
+    present = np.any(one != 0, axis=1) & np.any(two != 0, axis=1)
     return PairEmbeddings(image=[one], text=[two], text_id=ids[0], image_id=ids[1], present=present, seed=seed)
 
 
