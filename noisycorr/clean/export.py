@@ -120,7 +120,7 @@ class Export:
             return FORMATS[self.output_format].verdicts
         named = frozenset(part.strip() for part in self.only.split(","))
         if unknown := sorted(named - {*VERDICTS, "all"}):
-            raise UsageError(f"only: {unknown[0]!r} is no verdict; give {', '.join(VERDICTS)}, all or auto.")
+            raise UsageError(f"`only`: {unknown[0]!r} is no verdict; give {', '.join(VERDICTS)}, all or auto.")
         return frozenset(VERDICTS) if "all" in named else named
 
     def fields(self) -> frozenset[str] | None:
