@@ -109,15 +109,12 @@ def label_issues(
     return out & (predicted != y)
 
 
-def label_quality(
-    probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], *, fair: bool = False
-) -> Float[np.ndarray, " n"]:
+def label_quality(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """How much the model believes each given label, in [0, 1], lower = more suspicious.
 
     Args:
         probabilities: Out-of-sample, rows sum to 1.
         labels: Given classes, 0..c-1.
-        fair: Compare each class with its own mean confidence first, so that hard classes do not look wrong.
 
     Raises:
         UsageError: If shapes do not fit or a label is out of range.
@@ -125,7 +122,7 @@ def label_quality(
     Source: self-confidence (Northcutt et al., JAIR 2021; Kuan and Mueller, 2022), which cleanlab ranks by, too.
     """
     p, y = _checked(np.asarray(probabilities), labels)
-    return self_confidence(adjusted(p, y) if fair else p, y)
+    return self_confidence(p, y)
 
 
 def self_confidence(p: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

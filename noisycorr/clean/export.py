@@ -101,7 +101,7 @@ class Export:
 
     def __post_init__(self) -> None:
         if self.output_format not in FORMATS:
-            raise UsageError(f"output_format is {self.output_format!r}, but must be one of: {', '.join(FORMATS)}.")
+            raise UsageError(f"`output_format` is {self.output_format!r}, but must be one of: {', '.join(FORMATS)}.")
         if self.texts not in ("rectified", "given"):
             raise UsageError(f"texts is {self.texts!r}, but must be rectified or given.")
         if self.number_sample_per_shard < 1:

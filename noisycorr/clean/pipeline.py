@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from noisycorr.clean.embed import embed_inputs, embed_pieces, warn_of_keys
 from noisycorr.clean.plan import Plan, _refuse_other, open_plan, write_config
 from noisycorr.data.readers import Piece, Reader
-from noisycorr.data.readers.objects import drop_objects
 from noisycorr.data.store import part_facts, read_facts
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
@@ -272,6 +271,8 @@ def _prepare(run: Run, pieces: Sequence[Piece], *, overwrite: bool) -> None:
             raise UsageError(f"{run.folder} holds {taken[0]!r}, but no run: `overwrite` deletes runs only.")
         if overwrite:
             run.clear()
+            from noisycorr.data.readers.objects import drop_objects
+
             drop_objects(run.folder / SOURCE, {Path(piece.path).resolve().parent for piece in pieces})
         run.sweep()
     dist.wait()

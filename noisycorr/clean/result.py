@@ -220,14 +220,14 @@ class CleanRun(Result):
             return page
         cells = []
         for card in strip(self.run, SHOWN):
-            told = html.escape((card.text or "")[:80])
+            told, verdict = html.escape((card.text or "")[:80]), html.escape(card.verdict)
             data = base64.b64encode(card.jpeg or b"").decode()
             style = "max-width:96px;max-height:96px"
             picture = f'<img src="data:image/jpeg;base64,{data}" style="{style}" alt="{told}"/>' if data else ""
             p = "" if card.p_clean is None else f" {card.p_clean:.2f}"
             cells.append(
                 f'<figure style="display:inline-block;width:110px;margin:4px;vertical-align:top">'
-                f'{picture}<figcaption style="font-size:11px">{told}<br/><b>{html.escape(card.verdict)}{p}</b></figcaption>'
+                f'{picture}<figcaption style="font-size:11px">{told}<br/><b>{verdict}{p}</b></figcaption>'
                 "</figure>"
             )
         return f"{page}<div>{''.join(cells)}</div>"

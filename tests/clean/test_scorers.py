@@ -199,8 +199,6 @@ def test_labels_have_scores_too() -> None:
     p = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.1, 0.9]])
     np.testing.assert_allclose(nc.score.label_quality(p, [0, 0, 1, 1]), [0.9, 0.2, 0.4, 0.9])
     assert nc.score.label_issues(p, [0, 0, 1, 1]).shape == (4,)
-    fair = nc.score.label_quality(p, [0, 0, 1, 1], fair=True)
-    assert fair.shape == (4,) and (fair != nc.score.label_quality(p, [0, 0, 1, 1])).any()
 
 
 def test_the_namespaces_are_listed_and_lazy() -> None:
