@@ -64,11 +64,26 @@ _RESULTS = {  # what a folder holds, by the marker that its work writes first: t
     "classify_started": ("noisycorr.classify.webly.result", "Classifier"),
     "tune_started": ("noisycorr.classify.heads.result", "TunedHeads"),
 }
+_SCORERS = {  # functions of `nc.score`: where they are
+    "clip_score": "noisycorr.clean.scorers",
+    "cosine": "noisycorr.clean.scorers",
+    "crossfit": "noisycorr.clean.scorers",
+    "csls": "noisycorr.clean.scorers",
+    "label_issues": "noisycorr.classify.confident",
+    "label_quality": "noisycorr.classify.confident",
+    "lemon": "noisycorr.clean.scorers",
+    "margin": "noisycorr.clean.scorers",
+    "negclip_loss": "noisycorr.clean.scorers",
+    "negclip_terms": "noisycorr.clean.scorers",
+    "neighbor_agreement": "noisycorr.clean.scorers",
+    "p_clean": "noisycorr.clean.scorers",
+    "shuffled_rows": "noisycorr.clean.scorers",
+}
 _PACKAGES = {
     "clean": "noisycorr.clean.verbs",
     "classify": "noisycorr.classify.verbs",
 }  # folders that are called like what they do: they can be called, too
-__all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run"])  # noqa: PLE0605  # made of the tables above
+__all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run", "score"])  # noqa: PLE0605  # made of the tables
 
 
 def __getattr__(name: str) -> Any:
@@ -107,6 +122,27 @@ def open_run(folder: str | PathLike[str]) -> Any:
     if (Path(folder) / "config.yaml").is_file():
         return importlib.import_module("noisycorr.clean.result").CleanRun(folder)
     raise UsageError(f"{folder} is not a run folder: run `noisycorr clean SOURCE --output_folder {folder}` first.")
+
+
+class _Scorers(types.ModuleType):
+    """Scorers as functions on arrays, higher = better matched: `nc.score.lemon(image, text)`; `dir(nc.score)` has all.
+
+    Row i of image (n, d) and of text (n, e) is one pair. `label_issues` and `label_quality` take class probabilities
+    (n, c) and given labels (n,).
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _SCORERS:
+            raise AttributeError(f"noisycorr.score has no {name!r}: there are {', '.join(_SCORERS)}")
+        found = getattr(importlib.import_module(_SCORERS[name]), name)
+        setattr(self, name, found)
+        return found
+
+    def __dir__(self) -> list[str]:
+        return list(_SCORERS)
+
+
+score = _Scorers("noisycorr.score", _Scorers.__doc__)
 
 
 @functools.cache

@@ -11,11 +11,24 @@ from noisycorr.caption.result import Captioner as Captioner
 from noisycorr.caption.result import Captions as Captions
 from noisycorr.caption.verbs import caption_score as caption_score
 from noisycorr.classify.audit.result import AuditRun as AuditRun
+from noisycorr.classify.confident import label_issues as _label_issues
+from noisycorr.classify.confident import label_quality as _label_quality
 from noisycorr.classify.heads.annotate import Suggestions as Suggestions
 from noisycorr.classify.heads.result import TunedHeads as TunedHeads
 from noisycorr.classify.webly.result import Classifier as Classifier
 from noisycorr.clean.bench import BenchResult as BenchResult
 from noisycorr.clean.result import CleanRun as CleanRun
+from noisycorr.clean.scorers import clip_score as _clip_score
+from noisycorr.clean.scorers import cosine as _cosine
+from noisycorr.clean.scorers import crossfit as _crossfit
+from noisycorr.clean.scorers import csls as _csls
+from noisycorr.clean.scorers import lemon as _lemon
+from noisycorr.clean.scorers import margin as _margin
+from noisycorr.clean.scorers import negclip_loss as _negclip_loss
+from noisycorr.clean.scorers import negclip_terms as _negclip_terms
+from noisycorr.clean.scorers import neighbor_agreement as _neighbor_agreement
+from noisycorr.clean.scorers import p_clean as _p_clean
+from noisycorr.clean.scorers import shuffled_rows as _shuffled_rows
 from noisycorr.clean.verbs import doctor as doctor
 from noisycorr.clean.verbs import status as status
 from noisycorr.models import losses as losses
@@ -462,6 +475,22 @@ def recaption(
     disturbance: float = 0.3,
     recaption_seed: int = 0,
 ) -> CleanRun: ...
+
+class score:
+    clip_score = staticmethod(_clip_score)
+    cosine = staticmethod(_cosine)
+    crossfit = staticmethod(_crossfit)
+    csls = staticmethod(_csls)
+    label_issues = staticmethod(_label_issues)
+    label_quality = staticmethod(_label_quality)
+    lemon = staticmethod(_lemon)
+    margin = staticmethod(_margin)
+    negclip_loss = staticmethod(_negclip_loss)
+    negclip_terms = staticmethod(_negclip_terms)
+    neighbor_agreement = staticmethod(_neighbor_agreement)
+    p_clean = staticmethod(_p_clean)
+    shuffled_rows = staticmethod(_shuffled_rows)
+
 def train(
     source: Any,
     output_folder: str | PathLike[str] | None = None,

@@ -38,6 +38,11 @@ def stub() -> str:
         value = getattr(noisycorr, name)
         if name in noisycorr._PACKAGES or (inspect.isfunction(value) and hasattr(value, "__wrapped__")):
             bodies.append(_function(name, value, imports))
+        elif name == "score":
+            imports |= {f"from {place} import {word} as _{word}" for word, place in noisycorr._SCORERS.items()}
+            bodies.append(
+                "\n    ".join([f"class {name}:", *(f"{word} = staticmethod(_{word})" for word in dir(value))])
+            )
         elif inspect.ismodule(value) and value.__name__ in sys.modules:
             package, _, last = value.__name__.rpartition(".")
             imports.add(f"from {package} import {last} as {name}")

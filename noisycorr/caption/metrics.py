@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from noisycorr.clean.scorers import clip_score as clip_score
 from noisycorr.runtime.errors import UsageError
 from noisycorr.stats.recall import KS, feature_blocks, recall_at, retrieval_ranks
 
@@ -132,27 +133,6 @@ def cider_d(candidates: Captions, references: References) -> Float[np.ndarray, "
             scores[row] += (np.divide(match, norm, out=np.zeros(ORDERS), where=norm > 0)
                             * math.exp(-(gap**2) / (2 * CIDER_SIGMA**2))).mean() / len(refs)  # fmt: skip
     return 10 * scores
-
-
-def clip_score(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"], *,
-               weight: float = 2.5) -> Float[np.ndarray, " n"]:  # fmt: skip
-    """weight * max(cosine, 0) of each caption with its image, in [0, weight].
-
-    Args:
-        image: Features in a joint space, of any scorer; rows of zeros score 0.
-        text: Features of the captions.
-        weight: 2.5 in the paper. Values of different encoders cannot be compared.
-
-    Raises:
-        UsageError: If the shapes differ.
-
-    Source: CLIPScore (Hessel et al., EMNLP 2021). Differs: no prefix "A photo depicts": put it on before encoding.
-    """
-    image, text = np.asarray(image, np.float64), np.asarray(text, np.float64)
-    if image.shape != text.shape:
-        raise UsageError(f"Images have shape {image.shape} and captions {text.shape}; expected the same joint space.")
-    length = np.linalg.norm(image, axis=1) * np.linalg.norm(text, axis=1)
-    return weight * np.maximum((image * text).sum(1) / np.maximum(length, 1e-12), 0.0)
 
 
 def self_retrieval(image: Float[np.ndarray, "n d"], text: Float[np.ndarray, "n d"]) -> dict[str, float]:

@@ -86,10 +86,10 @@ def label_issues(
         UsageError: If a choice is not one of those.
     """
     if filter_by not in RULES:
-        raise UsageError(f"filter_by is {filter_by!r}, expected one of {', '.join(RULES)}.")
+        raise UsageError(f"`filter_by` is {filter_by!r}, expected one of {', '.join(RULES)}.")
     if not 0 < frac_noise <= 1 or min_examples_per_class < 0:
         raise UsageError(f"frac_noise is {frac_noise}, expected above 0 and at most 1; and no negative examples.")
-    p, y = _checked(probabilities, labels)
+    p, y = _checked(np.asarray(probabilities), labels)
     if filter_by == "predicted_neq_given":
         return np.concatenate([p[part].argmax(axis=1) != y[part] for part in _chunks(len(y))])
     joint, predicted = _joint(p, y)
@@ -107,6 +107,22 @@ def label_issues(
         if len(rows) > min_examples_per_class:
             out[rows] = _prune(p[rows], a, prune[a], filter_by)
     return out & (predicted != y)
+
+
+def label_quality(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """How much the model believes each given label, in [0, 1], lower = more suspicious.
+
+    Args:
+        probabilities: Out-of-sample, rows sum to 1.
+        labels: Given classes, 0..c-1.
+
+    Raises:
+        UsageError: If shapes do not fit or a label is out of range.
+
+    Source: self-confidence (Northcutt et al., JAIR 2021; Kuan and Mueller, 2022), which cleanlab ranks by, too.
+    """
+    p, y = _checked(np.asarray(probabilities), labels)
+    return self_confidence(p, y)
 
 
 def self_confidence(p: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

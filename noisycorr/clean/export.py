@@ -101,7 +101,7 @@ class Export:
 
     def __post_init__(self) -> None:
         if self.output_format not in FORMATS:
-            raise UsageError(f"output_format is {self.output_format!r}, but must be one of: {', '.join(FORMATS)}.")
+            raise UsageError(f"`output_format` is {self.output_format!r}, but must be one of: {', '.join(FORMATS)}.")
         if self.texts not in ("rectified", "given"):
             raise UsageError(f"texts is {self.texts!r}, but must be rectified or given.")
         if self.number_sample_per_shard < 1:
@@ -120,7 +120,7 @@ class Export:
             return FORMATS[self.output_format].verdicts
         named = frozenset(part.strip() for part in self.only.split(","))
         if unknown := sorted(named - {*VERDICTS, "all"}):
-            raise UsageError(f"only: {unknown[0]!r} is no verdict; give {', '.join(VERDICTS)}, all or auto.")
+            raise UsageError(f"`only`: {unknown[0]!r} is no verdict; give {', '.join(VERDICTS)}, all or auto.")
         return frozenset(VERDICTS) if "all" in named else named
 
     def fields(self) -> frozenset[str] | None:

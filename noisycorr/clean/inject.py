@@ -40,7 +40,7 @@ from noisycorr.data.writers.shards import Batches
 from noisycorr.data.writers.values import final_type, json_type, merge_types
 from noisycorr.runtime import console
 from noisycorr.runtime.errors import UsageError, listed
-from noisycorr.runtime.folder import atomic_path, fingerprint, read_json, write_json
+from noisycorr.runtime.folder import SOURCE, atomic_path, fingerprint, read_json, write_json
 from noisycorr.runtime.lock import NAME as LOCK
 
 NOISES = ("random_swap", "hard_swap", "partial_caption", "generic_caption", "missing_text", "noise_file")
@@ -200,7 +200,7 @@ def _take(folder: Path, settings: str, choice: Inject) -> dict[str, Any] | None:
     for stray in folder.glob(".*.tmp"):  # left by a killed process
         if stray.name.startswith((".noise", ".0")):
             stray.unlink(missing_ok=True)
-    if all(path.name == LOCK for path in folder.iterdir()):
+    if all(path.name in (LOCK, SOURCE) for path in folder.iterdir()):
         return None
     try:
         record = read_json(folder / RECORD)

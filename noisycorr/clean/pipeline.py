@@ -24,6 +24,7 @@ from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
 from noisycorr.runtime.folder import (
     RUN_CONTENT,
+    SOURCE,
     Run,
     fingerprint,
     fingerprint_file,
@@ -110,7 +111,7 @@ def embed_stage(plan: Plan, run: Run, *, overwrite: bool = False) -> None:
     pieces = reader.pieces()
     say(f"reading {plan.source.path} as {reader.format}: " + ", ".join(f"{k} = {v}" for k, v in reader.picked.items()))
     _refuse_inside(run, pieces)
-    _prepare(run, overwrite=overwrite)
+    _prepare(run, pieces, overwrite=overwrite)
     inputs = _embed_inputs(plan, reader, encoder)
     if differences := run.differences("embed_started", inputs):
         more = f" and {len(differences) - 2} more" if len(differences) > 2 else ""
@@ -263,7 +264,7 @@ def each_part(run: Run, folder: str) -> list[str]:
     return [f"{folder}/{index:05d}.parquet" for index in part_facts(run)]
 
 
-def _prepare(run: Run, *, overwrite: bool) -> None:
+def _prepare(run: Run, pieces: Sequence[Piece], *, overwrite: bool) -> None:
     """Clear or tidy the folder before any process writes to it."""
     if dist.is_main():
         taken = [name for name in RUN_CONTENT if _holds_something(run.folder / name)] if overwrite else []
@@ -271,6 +272,9 @@ def _prepare(run: Run, *, overwrite: bool) -> None:
             raise UsageError(f"{run.folder} holds {taken[0]!r}, but no run: `overwrite` deletes runs only.")
         if overwrite:
             run.clear()
+            from noisycorr.data.readers.objects import drop_objects
+
+            drop_objects(run.folder / SOURCE, {Path(piece.path).resolve().parent for piece in pieces})
         run.sweep()
     dist.wait()
 

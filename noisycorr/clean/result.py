@@ -94,6 +94,20 @@ class CleanRun(Result):
         """
         return PairDataset(self.to_dataset(only, texts=texts), transform)
 
+    def sampler(
+        self, only: str = "keep,recaption,relabel", *, seed: int = 0
+    ) -> torch.utils.data.WeightedRandomSampler:  # fmt: skip
+        """Draws the pairs of `to_torch(only)` with replacement, as often as their weight says.
+
+        Args:
+            only: Verdicts, joined by commas, or all.
+            seed: Of the draws.
+
+        Raises:
+            UsageError: If no pair has a weight above 0.
+        """
+        return self.to_torch(only).sampler(seed=seed)
+
     def explain(self, key: str, *, neighbors: int = 5) -> str:
         """Say why a pair got its verdict, with the nearest neighbours that spoke for and against it.
 
@@ -206,13 +220,14 @@ class CleanRun(Result):
             return page
         cells = []
         for card in strip(self.run, SHOWN):
-            source = f"data:image/jpeg;base64,{base64.b64encode(card.jpeg or b'').decode()}"
-            told = html.escape((card.text or "")[:80])
+            told, verdict = html.escape((card.text or "")[:80]), html.escape(card.verdict)
+            data = base64.b64encode(card.jpeg or b"").decode()
+            style = "max-width:96px;max-height:96px"
+            picture = f'<img src="data:image/jpeg;base64,{data}" style="{style}" alt="{told}"/>' if data else ""
             p = "" if card.p_clean is None else f" {card.p_clean:.2f}"
             cells.append(
                 f'<figure style="display:inline-block;width:110px;margin:4px;vertical-align:top">'
-                f'<img src="{source}" style="max-width:96px;max-height:96px" alt=""/>'
-                f'<figcaption style="font-size:11px">{told}<br/><b>{html.escape(card.verdict)}{p}</b></figcaption>'
+                f'{picture}<figcaption style="font-size:11px">{told}<br/><b>{verdict}{p}</b></figcaption>'
                 "</figure>"
             )
         return f"{page}<div>{''.join(cells)}</div>"
@@ -251,11 +266,16 @@ class PairDataset:
 
         Args:
             seed: Of the draws.
+
+        Raises:
+            UsageError: If no pair has a weight above 0.
         """
         import torch
 
-        generator = torch.Generator().manual_seed(seed)
         weights = self.weights().tolist()
+        if not any(weight > 0 for weight in weights):
+            raise UsageError(f"of {len(weights)} pairs no pair has a weight above 0: choose other verdicts (`only`).")
+        generator = torch.Generator().manual_seed(seed)
         return torch.utils.data.WeightedRandomSampler(weights, len(self), generator=generator)
 
 

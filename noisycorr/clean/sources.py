@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
@@ -16,16 +17,19 @@ from noisycorr.clean.embed import Embed
 from noisycorr.clean.pipeline import clean
 from noisycorr.clean.plan import Plan, stored_plan
 from noisycorr.clean.plan import Plan as CleanPlan
-from noisycorr.data.readers import Source
+from noisycorr.data.readers import Reading, Source
+from noisycorr.data.readers.objects import Objects, take_object
+from noisycorr.data.readers.source import ObjectPath
 from noisycorr.models.encoders import DualEncoder, encode_texts, load_encoder
 from noisycorr.models.encoders.trainable import SCRATCH
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.folder import Run
+from noisycorr.runtime.folder import SOURCE, Run
+from noisycorr.runtime.result import Result
 
 DEFAULT_FOLDER = "noisycorr_out"
-TAKEN = ("a path, a pattern or 'sample', a pandas DataFrame, an Arrow table, a Hugging Face dataset, or a list of "
-         "(image, text)")  # fmt: skip
+TAKEN = ("a path, a pattern or 'sample', a pandas DataFrame, an Arrow table, a Hugging Face dataset, or a list (or "
+         "other iterable) of (image, text) or of dicts")  # fmt: skip
 
 
 def run_of_pairs(
@@ -148,21 +152,76 @@ def encoder_identity(source_run: Run) -> str:
     return f"{name}@{stage['inputs']['weights'][:12]}" if name.startswith("precomputed") else name
 
 
-def folder_for(source: Any, output_folder: str | PathLike[str] | None) -> str:
-    """Where a run goes: what was named, else a folder of `noisycorr_out` that is called like the source."""
+def folder_for(source: Any, output_folder: str | PathLike[str] | None, reading: Reading = Reading()) -> str:
+    """Where a run goes: what was named, else a folder of `noisycorr_out` that is called like the source.
+
+    The name of an object ends in a digest of its content, so it is gone through here.
+
+    Raises:
+        UsageError: If the source is nothing that holds pairs.
+    """
     if output_folder is not None:
         return str(output_folder)
-    name = Path(str(source).split("::")[0]).name if isinstance(source, str | PathLike) else type(source).__name__
-    plain = "".join(char if char.isalnum() or char in "-_." else "_" for char in name.partition("{")[0]).strip("._-")
+    if (path := _path(source)) is None:
+        given = _object(source, reading)
+        name = f"{given.kind}-{given.survey(_spool(Path(DEFAULT_FOLDER)))[:8]}"
+        _GIVEN[id(source)] = source, given
+        return str(Path(DEFAULT_FOLDER) / name)
+    name = Path(path.split("::")[0]).name.partition("{")[0]
+    plain = "".join(char if char.isalnum() or char in "-_." else "_" for char in name).strip("._-")
     return str(Path(DEFAULT_FOLDER) / (plain.removesuffix(".tar") or "run").lower())
 
 
-def path_of(source: Any, run: Run) -> str:
-    """The path of a source, which a reader opens.
+def path_of(source: Any, run: Run, reading: Reading = Reading(), *, overwrite: bool = False) -> str:
+    """The path of a source, which a reader opens; an object is written into the run folder first.
+
+    Args:
+        source: A path, a result (its folder), or an object that holds pairs.
+        run: The folder.
+        reading: How image and text are found in an object.
+        overwrite: Write an object although the run was made of other data.
+
+    Returns:
+        The path. That of an object says from where its image paths start, which `Reading.at` passes on.
 
     Raises:
-        UsageError: If it is nothing that a reader knows.
+        UsageError: If it is nothing that holds pairs, or the folder holds a run of other data.
     """
-    if isinstance(source, str | PathLike):
-        return str(source)
-    raise UsageError(f"the source is a {type(source).__name__}, expected {TAKEN}.")
+    if (path := _path(source)) is not None:
+        return path
+    given = _GIVEN.pop(id(source), (source, None))[1] or _object(source, reading)
+    folder = (run.folder / SOURCE).absolute()
+    given.survey(_spool(folder))
+    place = given.place(folder)
+    if not overwrite and not given.is_written(folder) and (run.folder / "stages" / "embed_started.json").exists():
+        stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+        if stored.get("path") != str(place):
+            raise UsageError(f"{run.folder} holds embeddings of other data: choose another `output_folder`, or add "
+                             "`overwrite` to start anew.")  # fmt: skip
+    if dist.is_main():
+        given.write(folder)
+    dist.wait()
+    found = ObjectPath(place)
+    found.image_root = place.anchor if given.has_paths else None
+    return found
+
+
+_GIVEN: dict[int, tuple[Any, Objects]] = {}  # what `folder_for` has read, for `path_of`: some can be read once only
+
+
+def _path(source: Any) -> str | None:
+    """The path of what has one."""
+    if isinstance(source, Result):
+        return str(source.folder)
+    return os.fspath(source) if isinstance(source, str | PathLike) else None
+
+
+def _object(source: Any, reading: Reading) -> Objects:
+    if (given := take_object(source, reading)) is None:
+        raise UsageError(f"the source is a {type(source).__name__}, expected {TAKEN}.")
+    return given
+
+
+def _spool(folder: Path) -> Path | None:
+    """Where rows wait that can be read once: in the process that writes them."""
+    return folder if dist.is_main() else None

@@ -68,10 +68,11 @@ def clean(
     """
     from noisycorr.clean.sources import folder_for, path_of
 
-    run = new_run(folder_for(source, output_folder))
+    run = new_run(folder_for(source, output_folder, reading))
     with at_work(run.folder, "clean"):
+        place = path_of(source, run, reading, overwrite=overwrite)
         plan = Plan(
-            source=reading.at(path_of(source, run)), embed=embed, score=score, duplicates=duplicates,
+            source=reading.at(place), embed=embed, score=score, duplicates=duplicates,
             image_limits=image_limits, text_limits=text_limits, decide=decide, labels=as_text(labels),
             recaption=recaption, recaption_options=as_yaml(recaption_options),
         )  # fmt: skip
@@ -115,10 +116,11 @@ def embed(
     """
     from noisycorr.clean.sources import folder_for, path_of
 
-    run = new_run(folder_for(source, output_folder))
+    run = new_run(folder_for(source, output_folder, reading))
     with at_work(run.folder, "embed"):
+        place = path_of(source, run, reading, overwrite=overwrite)
         plan = Plan(
-            source=reading.at(path_of(source, run)), embed=embed, score=score, duplicates=duplicates,
+            source=reading.at(place), embed=embed, score=score, duplicates=duplicates,
             image_limits=image_limits, text_limits=text_limits, decide=decide, labels=as_text(labels),
             recaption=recaption, recaption_options=as_yaml(recaption_options),
         )  # fmt: skip
@@ -147,7 +149,7 @@ def inject(
 
     run = new_run(output_folder)
     with at_work(run.folder, "inject"):
-        facts = write_noisy(open_source(reading.at(path_of(source, run))), run.folder, noise)
+        facts = write_noisy(open_source(reading.at(path_of(source, run, reading))), run.folder, noise)
     console.say(f"inject: {facts['changed']:,} of {facts['pairs']:,} texts changed, {facts['wrong']:,} pairs are "
                 f"wrong now, in {run.folder}")  # fmt: skip
     return run.folder

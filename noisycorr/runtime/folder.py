@@ -100,7 +100,7 @@ class Run:
 
         Only files named as by `atomic_path`, in places that a run writes to, and of no process that is alive.
         """
-        for place in (self.folder, *(self.folder / name for name in _PLACES)):
+        for place in (self.folder, *(self.folder / name for name in _PLACES), *self.folder.glob(f"{SOURCE}/*")):
             for stray in place.glob(".*.*.tmp"):
                 process = stray.name.split(".")[-2]
                 if process.isdecimal() and (int(process) == os.getpid() or not _is_alive(int(process))):
@@ -167,6 +167,7 @@ class Run:
                 path.unlink(missing_ok=True)
 
 
+SOURCE = "source"  # pairs that came as a Python object, a folder for each object; `overwrite` spares the one in use
 AUDIT_CONFIG = "audit.yaml"  # the flags of an audit; config.yaml holds those of the embedding
 RUN_CONTENT = (
     "config.yaml", AUDIT_CONFIG, "provenance.json", "pairs", "embeddings", "scores", "ledger", "export", "stages",

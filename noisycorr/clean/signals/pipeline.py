@@ -144,15 +144,15 @@ def score_pairs(
         trust = np.nan_to_num(fit_null(given, null[~pairs.near], seed=choice.seed)(given))
     space = ([heads.image], [heads.text]) if heads is not None else joint
     if space is not None and choice.margin:
-        signals |= _margins(space, view, pairs, fold, choice)
+        signals |= margins(space, view, pairs, fold, choice)
     classes = heads is not None and choice.calibration == "auto" and are_classes(view)
     if heads is not None and heads_of is not None and not classes:
         one, two = heads_of(view, fold)
-        further = _margins(([one], [two]), view, pairs, fold, choice)
+        further = margins(([one], [two]), view, pairs, fold, choice)
         signals |= {f"trained_{name}": signal for name, signal in further.items()}
     hood: np.ndarray | None = None
     if choice.neighbors and int(view.present.sum()) > 2:
-        found, hood = _neighborhoods(view, pairs, trust, choice, facts, sides)
+        found, hood = neighborhoods(view, pairs, trust, choice, facts, sides)
         signals |= found
     if heads is not None and classes:
         pair, fit = class_score(view, heads, hood, mean_feature(view.text), pairs)
@@ -215,7 +215,7 @@ def _siblings(pair: Signal, fit: Fit, space: tuple[Parts, Parts] | None, view: P
     return Signal(given, null), odds_fit(fit, given, corrected.p_clean)
 
 
-def _margins(
+def margins(
     space: tuple[Parts, Parts], view: PairEmbeddings, pairs: ShuffledPairs, fold: np.ndarray, choice: Score
 ) -> dict[str, Signal]:
     """Does the image prefer its text, does the text prefer its image?"""
@@ -228,7 +228,7 @@ def _margins(
     }  # fmt: skip
 
 
-def _neighborhoods(
+def neighborhoods(
     view: PairEmbeddings,
     pairs: ShuffledPairs,
     trust: np.ndarray,

@@ -164,7 +164,7 @@ def resolve_image(value: str, root: Path) -> tuple[Path | None, str | None]:
 
     Symbolic links below `root` are followed: they belong to the user, only the path is the data's.
     """
-    if "\0" in value or len(value) > 4096 or _ADDRESS.match(value):
+    if "\0" in value or len(value) > 4096 or is_address(value):
         return None, "image_missing"
     path = Path(os.path.normpath(root / value))
     if not path.is_relative_to(root):
@@ -175,6 +175,11 @@ def resolve_image(value: str, root: Path) -> tuple[Path | None, str | None]:
         return None, "image_missing"
 
 
+def is_address(value: str) -> bool:
+    """True for an address such as https://..., which is no path and never fetched."""
+    return _ADDRESS.match(value) is not None
+
+
 def image_detail(value: Any, problem: str | None) -> str | None:
     """Which file it is that `load_image` found no way to; None if no path stands there."""
     path = value.get("path") if isinstance(value, Mapping) else value
@@ -183,7 +188,7 @@ def image_detail(value: Any, problem: str | None) -> str | None:
     path = clean_string(path[:250])
     if problem == "name_unsafe":
         return path
-    return f"an address is never fetched: {path}" if _ADDRESS.match(path) else f"no such file: {path}"
+    return f"an address is never fetched: {path}" if is_address(path) else f"no such file: {path}"
 
 
 def arrow_rows(batch: pa.RecordBatch | pa.Table, class_names: Mapping[str, list[str]]) -> Iterator[dict[str, Any]]:

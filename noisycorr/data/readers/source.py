@@ -58,7 +58,20 @@ class Reading:
 
     def at(self, path: str) -> Source:
         """These choices for one place."""
-        return Source(path=path, **{field.name: getattr(self, field.name) for field in fields(Reading)})
+        choices = {field.name: getattr(self, field.name) for field in fields(Reading)}
+        if isinstance(path, ObjectPath) and self.image_root is None:
+            choices["image_root"] = path.image_root
+        return Source(path=str(path), **choices)
+
+
+class ObjectPath(str):
+    """Where the pairs of a Python object were written.
+
+    Image paths among them were made by the caller's own process, so they may start from the root of the file system,
+    which paths in a file that somebody sent may not.
+    """
+
+    image_root: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
