@@ -26,6 +26,7 @@ _PLACES = {  # name: where it is
     "Captioner": "noisycorr.caption.result",
     "CleanRun": "noisycorr.clean.result",
     "Loss": "noisycorr.models.training.contract",
+    "PromptedClassifier": "noisycorr.prompt.result",
     "RetrievalModel": "noisycorr.retrieval.result",
     "Strategy": "noisycorr.models.training.contract",
     "Trust": "noisycorr.models.training.contract",
@@ -54,8 +55,12 @@ _RESULTS = {  # what a folder holds, by the marker that its work writes first: t
     "train_started": ("noisycorr.retrieval.result", "RetrievalModel"),
     "caption_started": ("noisycorr.caption.result", "Captioner"),
     "generate": ("noisycorr.caption.result", "Captions"),
+    "prompt_started": ("noisycorr.prompt.result", "PromptedClassifier"),
 }
-_PACKAGES = {"clean": "noisycorr.clean.verbs"}  # folders that are called like what they do: they can be called, too
+_PACKAGES = {  # folders that are called like what they do: they can be called, too
+    "clean": "noisycorr.clean.verbs",
+    "prompt": "noisycorr.prompt.verbs",
+}
 __all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run"])  # noqa: PLE0605  # made of the tables above
 
 

@@ -14,7 +14,6 @@ import noisycorr
 from noisycorr.classify.audit.verbs import Audit
 from noisycorr.classify.heads.verbs import Annotate, Tune
 from noisycorr.classify.webly.verbs import ClassifyTrain
-from noisycorr.prompt.verbs import Prompt
 from noisycorr.retrieval.plan import Evaluation
 from noisycorr.runtime import command, dist
 from noisycorr.runtime.command import Verb
@@ -145,7 +144,9 @@ VERBS: tuple[Any, ...] = (
     Verb("inject", "noisycorr.clean.verbs:inject"),
     Verb("train", "noisycorr.retrieval.verbs:train", parallel=True, config=True,
          old={"precision": "model_precision"}),
-    Audit, ClassifyTrain, Prompt, Tune, Annotate,
+    Audit, ClassifyTrain,
+    Verb("prompt", "noisycorr.prompt.verbs:prompt", parallel=True, config=True),
+    Tune, Annotate,
     Verb("caption train", f"{CAPTION}:train_captioner", parallel=True, config=True,
          old={"precision": "model_precision"}),
     Verb("caption generate", f"{CAPTION}:generate_captions", parallel=True),
