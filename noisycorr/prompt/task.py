@@ -96,14 +96,14 @@ def read_classes(path: Path) -> tuple[list[str], dict[str, list[str]]]:
         raise UsageError(f"`classes` {path} could not be read: {' '.join(str(error).split())[:160]}.") from error
     if not isinstance(body, list | dict) or not body:
         raise UsageError(f"`classes` {path} holds no class names: expected one on each line.")
-    told = body if isinstance(body, dict) else {}
+    descriptions = body if isinstance(body, dict) else {}
     names = [tidy(str(name)) for name in body]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"`classes` {path} names {twice[0]!r} twice: every class needs a name of its own.")
     if "" in names:
         raise UsageError(f"`classes` {path} holds an empty name.")
     about = {tidy(str(name)): [str(one) for one in (value if isinstance(value, list) else [value])]
-             for name, value in told.items() if value}  # fmt: skip
+             for name, value in descriptions.items() if value}  # fmt: skip
     return names, about
 
 
@@ -126,22 +126,22 @@ def read_labels(path: Path, keys: Sequence[str], names: Sequence[str]) -> np.nda
     Raises:
         UsageError: If columns are missing, a label is no class, a key has two labels, or no key is known.
     """
-    place = {name: number for number, name in enumerate(names)}
-    given: dict[str, int] = {}
+    number_of = {name: number for number, name in enumerate(names)}
+    label_of: dict[str, int] = {}
     for row in load_labels(path):
         key, label = str(row["key"]), tidy(str(row["label"] if row["label"] is not None else ""))
         if not label:
             continue
-        if label not in place:
+        if label not in number_of:
             raise UsageError(
                 f"`labels` {path}: {label!r} of key {key!r} is no class; classes look like {list(names[:3])}."
             )
-        if given.setdefault(key, place[label]) != place[label]:
+        if label_of.setdefault(key, number_of[label]) != number_of[label]:
             raise UsageError(f"`labels` {path} gives key {key!r} two labels: keep one of them.")
-    out = np.array([given.get(key, UNKNOWN) for key in keys], np.int64)
-    if given and not (out >= 0).any():
+    out = np.array([label_of.get(key, UNKNOWN) for key in keys], np.int64)
+    if label_of and not (out >= 0).any():
         raise UsageError(
-            f"`labels` {path}: none of its {len(given)} keys is in the source; keys look like {list(keys[:2])}."
+            f"`labels` {path}: none of its {len(label_of)} keys is in the source; keys look like {list(keys[:2])}."
         )
     return out
 
@@ -152,10 +152,10 @@ def read_seen(path: Path, names: Sequence[str]) -> np.ndarray:
     Raises:
         UsageError: If the file cannot be read, or names something else.
     """
-    found, _ = read_classes(path)
-    if strange := [name for name in found if name not in set(names)]:
+    seen, _ = read_classes(path)
+    if strange := [name for name in seen if name not in set(names)]:
         raise UsageError(f"`seen` {path} names {strange[0]!r}, which is not among the classes.")
-    return np.array([name in set(found) for name in names])
+    return np.array([name in set(seen) for name in names])
 
 
 def check_leak(keys: Sequence[str], hashes: Sequence[str | None], test_keys: Sequence[str],
