@@ -28,6 +28,7 @@ _PLACES = {  # name: where it is
     "Classifier": "noisycorr.classify.webly.result",
     "CleanRun": "noisycorr.clean.result",
     "Loss": "noisycorr.models.training.contract",
+    "PromptedClassifier": "noisycorr.prompt.result",
     "RetrievalModel": "noisycorr.retrieval.result",
     "Strategy": "noisycorr.models.training.contract",
     "Trust": "noisycorr.models.training.contract",
@@ -43,6 +44,7 @@ _PLACES = {  # name: where it is
     "doctor": "noisycorr.clean.verbs",
     "embed": "noisycorr.clean.verbs",
     "generate_captions": "noisycorr.caption.verbs",
+    "evaluate": "noisycorr.__main__",
     "inject": "noisycorr.clean.verbs",
     "losses": "noisycorr.models.losses",
     "recaption": "noisycorr.caption.verbs",
@@ -62,6 +64,7 @@ _RESULTS = {  # what a folder holds, by the marker that its work writes first: t
     "generate": ("noisycorr.caption.result", "Captions"),
     "audit": ("noisycorr.classify.audit.result", "AuditRun"),
     "classify_started": ("noisycorr.classify.webly.result", "Classifier"),
+    "prompt_started": ("noisycorr.prompt.result", "PromptedClassifier"),
     "tune_started": ("noisycorr.classify.heads.result", "TunedHeads"),
 }
 _SCORERS = {  # functions of `nc.score`: where they are
@@ -79,10 +82,11 @@ _SCORERS = {  # functions of `nc.score`: where they are
     "p_clean": "noisycorr.clean.scorers",
     "shuffled_rows": "noisycorr.clean.scorers",
 }
-_PACKAGES = {
+_PACKAGES = {  # folders that are called like what they do: they can be called, too
     "clean": "noisycorr.clean.verbs",
     "classify": "noisycorr.classify.verbs",
-}  # folders that are called like what they do: they can be called, too
+    "prompt": "noisycorr.prompt.verbs",
+}
 __all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run", "score"])  # noqa: PLE0605  # made of the tables
 
 

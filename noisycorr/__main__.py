@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import noisycorr
-from noisycorr.prompt.verbs import Prompt
 from noisycorr.retrieval.plan import Evaluation
 from noisycorr.runtime import command, dist
 from noisycorr.runtime.command import Verb
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.flags import Parser
-from noisycorr.runtime.lock import at_work
 from noisycorr.runtime.signature import flat, parameters
 
 
@@ -109,32 +104,9 @@ def unless_written(suggestions: Any) -> str:
     return "" if suggestions.file else str(suggestions)
 
 
-class _Former:
-    """A verb that is a class as yet."""
-
-    config = False
-
-    def __init__(self, kind: Any) -> None:
-        self.kind, self.name, self.parallel = kind, kind.name, kind.parallel
-
-    def summary(self) -> str:
-        return (self.kind.__doc__ or "").split("\n")[0]
-
-    def parser(self) -> Any:
-        parser = Parser(self.name, self.kind.usage, textwrap.dedent("    " + (self.kind.__doc__ or "")).strip())
-        self.kind.flags(parser)
-        command.common_flags(parser)
-        return parser
-
-    def call(self, given: Any, opens: Any) -> None:
-        folder = given.get("output_folder")
-        with at_work(Path(folder), self.name) if folder else contextlib.nullcontext():
-            self.kind.run(given)
-
-
 CLEAN, CAPTION, HERE = "noisycorr.clean.result:CleanRun", "noisycorr.caption.verbs", "noisycorr.__main__"
 CLASSIFY = "noisycorr.classify.verbs"
-VERBS: tuple[Any, ...] = (
+VERBS = (
     Verb("clean", "noisycorr.clean.verbs:clean", parallel=True, config=True, front="clean"),
     Verb("run", f"{HERE}:run", parallel=True),
     Verb("embed", "noisycorr.clean.verbs:embed", parallel=True, config=True),
@@ -151,7 +123,7 @@ VERBS: tuple[Any, ...] = (
     Verb("audit", f"{CLASSIFY}:audit", parallel=True, config=True),
     Verb("classify train", f"{CLASSIFY}:classify", parallel=True, config=True,
          old={"class_col": "label_col", "precision": "model_precision"}),
-    Prompt,
+    Verb("prompt", "noisycorr.prompt.verbs:prompt", parallel=True, config=True),
     Verb("tune", f"{CLASSIFY}:tune", parallel=True, config=True),
     Verb("annotate", f"{CLASSIFY}:annotate", shows=unless_written),
     Verb("caption train", f"{CAPTION}:train_captioner", parallel=True, config=True,
@@ -168,9 +140,6 @@ VERBS: tuple[Any, ...] = (
     Verb("bench caption", "noisycorr.caption.bench:bench_caption", config=True, shows=tables_of,
          old={"precision": "model_precision"}),
 )  # fmt: skip
-
-
-VERBS = tuple(verb if isinstance(verb, Verb) else _Former(verb) for verb in VERBS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

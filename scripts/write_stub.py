@@ -71,7 +71,7 @@ def _function(name: str, function: Any, imports: set[str]) -> str:
         taken.append(f"{item.name}: {shown(item.hint)}" + ("" if item.needed else f" = {item.default!r}"))
     returned = str(inner.__annotations__.get("return", "Any")).strip("'\"")
     for kind in re.findall(r"\b[A-Z]\w+", returned):
-        if kind not in ("Any", "Path"):
+        if kind not in ("Any", "None", "Path"):
             imports.add(f"from {_home(inner, kind)} import {kind} as {kind}")
     return f"def {name}({', '.join(taken)}) -> {returned}: ..."
 

@@ -25,9 +25,9 @@ from noisycorr.prompt.measure import doubts
 from noisycorr.prompt.model import Prompted, restore, snapshot
 from noisycorr.prompt.objective import transport_clean, trust
 from noisycorr.prompt.posterior import Posterior, neighbor_clean
-from noisycorr.prompt.schedule import capacities, per_round
-from noisycorr.prompt.select import Selected, select
+from noisycorr.prompt.select import Selected, capacities, per_round, select
 from noisycorr.prompt.task import Task
+from noisycorr.runtime.errors import UsageError
 
 ROWS = 8192  # images that are classified at once
 
@@ -109,8 +109,8 @@ def tune(
     """
     task.check()
     first = snapshot(model)
-    found = store.load() if store is not None else None
-    state = found or State(weights=first, named=np.full(len(task.unlabelled), -1),
+    stored = store.load() if store is not None else None
+    state = stored or State(weights=first, named=np.full(len(task.unlabelled), -1),
                            since=np.zeros(len(task.unlabelled), np.int64))  # fmt: skip
     restore(model, state.weights)
     counts = schedule(task, rounds, prior)
@@ -129,6 +129,8 @@ def tune(
         selected = corrupt(selected) if corrupt is not None else selected
         begin = first if steps.reinit else state.weights
         train_set = make_lesson(task, selected, state, p, rounds, steps, number, posterior)
+        if is_empty(train_set, selected, rounds, steps, number):
+            break
         p = run_round(model, task, train_set, selected, state, p, begin, rounds, steps, number, reference)
         state.history[-1]["per_class"] = counts[number]
         if on_round is not None:
@@ -140,6 +142,21 @@ def tune(
         state.weights, state.stopped = first, True
     restore(model, state.weights)
     return state
+
+
+def is_empty(train_set: TrainSet, selected: Selected, rounds: Rounds, steps: Steps, number: int) -> bool:
+    """True if no label is left to learn from in a later round: what was learned before stays.
+
+    Raises:
+        UsageError: If it is so in the first round, with what to do.
+    """
+    if len(train_set) or number:
+        return not len(train_set)
+    if len(selected):
+        raise UsageError(f"`clean` {steps.clean} believes none of the {len(selected):,} pseudo-labels: give `labels`.")
+    if rounds.selector == "threshold":
+        raise UsageError(f"no image is as sure as `threshold` {rounds.threshold:g}: lower it, or give `labels`.")
+    raise UsageError(f"`selector` {rounds.selector} gives no pseudo-label: use another one, or give `labels`.")
 
 
 def learn_labels(task: Task, model: Prompted, steps: Steps) -> None:

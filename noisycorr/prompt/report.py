@@ -16,6 +16,7 @@ from noisycorr.clean.report.decision import percent
 from noisycorr.clean.report.frequency_sketch import plain
 from noisycorr.clean.report.page import fill, number
 from noisycorr.data.store import pairs_path, part_sizes
+from noisycorr.prompt.baselines import BASELINES
 from noisycorr.runtime.folder import Run, atomic_path
 
 SHOWN = 6  # pictures of each class, half of them the surest and half the least sure
@@ -57,13 +58,13 @@ def write_prompt_report(run: Run, report: Mapping[str, Any], images: Run, rows: 
 
 def verdict(report: Mapping[str, Any]) -> str:
     """The first sentence."""
-    told = f"{report['changed']:,} of {report['unlabelled']:,} images changed their class"
+    changed = f"{report['changed']:,} of {report['unlabelled']:,} images changed their class"
     if "measures" not in report:
-        return f"{told}; whether to the better is not known, because no image came with its class."
-    found = report["measures"]
+        return f"{changed}; whether to the better is not known, because no image came with its class."
+    measures = report["measures"]
     return (
-        f"{percent(found['after'])} of {report['measured_on']} are right after tuning, "
-        f"{percent(found['before'])} before it; {told}."
+        f"{percent(measures['after'])} of {report['measured_on']} are right after tuning, "
+        f"{percent(measures['before'])} before it; {changed}."
     )
 
 
@@ -72,7 +73,8 @@ def results(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "measures" not in report:
         return []
     zero, tuned = report["baselines"].get("zero-shot"), report["measures"]["after"]
-    named = [*report["baselines"].items(), ("tuned prompt", tuned)]
+    baselines = report["baselines"]  # report.json sorts its keys, so that the order is not that in which they came
+    named = [*((name, baselines[name]) for name in BASELINES if name in baselines), ("tuned prompt", tuned)]
     if "settled" in report:
         named.append(("tuned prompt, with similar images", report["settled"]))
     return [(name, percent(value), f"{100 * (value - zero):+.1f}") for name, value in named]

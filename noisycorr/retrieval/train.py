@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from noisycorr.clean.corpus import (
     TEST,
@@ -35,10 +34,10 @@ from noisycorr.retrieval.strategies import class_path, find_strategy, load_strat
 from noisycorr.retrieval.towers import find_trainable, run_towers
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.flags import named_options
 from noisycorr.runtime.folder import Run, atomic_path, provenance, write_json
 from noisycorr.runtime.lock import refuse_other_kind
-from noisycorr.runtime.stage import clear_training
+from noisycorr.runtime.signature import named_options
+from noisycorr.runtime.stage import clear_training, write_yaml
 
 WORDS = {TRAIN: "train", VALID: "valid", TEST: "test", UNUSED: "unused"}
 
@@ -61,7 +60,7 @@ def named_strategy(name: str, options: str | None) -> Strategy:
     Raises:
         UsageError: If there is no such method or option, or a value has another type.
     """
-    return load_strategy(name, named_options("strategy", options, find_strategy(name), "{warm_up: 2}"))
+    return load_strategy(name, named_options("strategy", options, find_strategy(name)))
 
 
 def chosen_strategy(strategy: Any, options: str | None) -> tuple[str, Strategy]:
@@ -182,8 +181,7 @@ def _start(plan: Plan, run: Run, facts: dict[str, str], corpus: Corpus, split: n
         values |= dataclasses.asdict(part)
     values |= {"evaluate": plan.evaluate, "report_to": plan.report_to}
     values["strategy"] = {"class_path": name, "init_args": dataclasses.asdict(strategy)}  # type: ignore[call-overload]
-    with atomic_path(run.path("config.yaml")) as path:
-        path.write_text(yaml.safe_dump(values, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    write_yaml(run.path("config.yaml"), values)
     write_json(run.path("provenance.json"), provenance() | facts)
     words = [WORDS[int(number)] for number in split]
     with atomic_path(run.path("split.parquet")) as path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import json
 import math
@@ -13,9 +12,8 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol, Union
+from typing import Any, Literal, NoReturn, Union
 
-import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
@@ -111,23 +109,6 @@ class Parser(ArgumentParser):
             UsageError: Always.
         """
         raise UsageError(_sentence(self, " ".join(message.split()))) from ex
-
-
-def add_choice(parser: Parser, choice: type, *, skip: frozenset[str] = frozenset()) -> None:
-    """Flags for the fields of a choice, flat, with its docstring as help."""
-    told = docstring_parser.parse(choice.__doc__ or "")
-    about = {param.arg_name: " ".join((param.description or "").split()) for param in told.params}
-    title = (told.short_description or choice.__name__).split(". ")[0].rstrip(".")
-    group = parser.add_argument_group(title)
-    hints = typing.get_type_hints(choice)
-    for field in dataclasses.fields(choice):
-        if field.name not in skip:
-            parser.add(field.name, hints[field.name], field.default, about.get(field.name, ""), group=group)
-
-
-def pick(given: Namespace, choice: type) -> dict[str, Any]:
-    """The fields of a choice among parsed flags."""
-    return {field.name: given[field.name] for field in dataclasses.fields(choice) if field.name in given}
 
 
 def read_words(parser: Parser, words: Sequence[str], config: Path | None = None) -> Namespace:
@@ -329,55 +310,3 @@ def _hint(key: str, parser: Parser) -> str:
 
 def _place(key: str, config: Path | None) -> str:
     return f"--{key}" if config is None else f"{key} (a flag, or in {config})"
-
-
-def named_options(option: str, text: str | None, kind: type, example: str) -> dict[str, Any]:
-    """Options of a named choice from a YAML mapping, checked by the types of its fields.
-
-    Args:
-        option: Of the command line, such as strategy: `--strategy_options` holds them, `--strategy.NAME` is one.
-        text: The mapping, or None.
-        kind: The choice, a dataclass.
-        example: A mapping that would do, for the error.
-
-    Returns:
-        The values; unknown names are left for the choice to refuse.
-
-    Raises:
-        UsageError: If it is no mapping, or a value has another type.
-    """
-    values = yaml.safe_load(text) if text else {}
-    if not isinstance(values, dict):
-        raise UsageError(f"`{option}_options` is {text!r}, expected a YAML mapping such as '{example}'.")
-    if not set(values) <= {field.name for field in dataclasses.fields(kind)}:
-        return values
-    parser = Parser(option, "", "")
-    add_choice(parser, kind)
-    try:
-        checked = parser.parse_object(values)
-    except UsageError as error:
-        name, _, rest = str(error).removeprefix("--").partition(" ")
-        raise UsageError(f"`{option}.{name}` {rest}") from error
-    return {key: checked[key] for key in values}
-
-
-class Verb(Protocol):
-    """What the command line needs to know of a verb; the first line of its docstring is its summary.
-
-    Attributes:
-        name: As it is typed.
-        usage: The words that are always needed.
-        parallel: True if every process has its share of the work; else only the main one runs it.
-    """
-
-    name: str
-    usage: str
-    parallel: bool
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """Add the flags."""
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Do the work."""
