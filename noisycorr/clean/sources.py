@@ -194,8 +194,9 @@ def path_of(source: Any, run: Run, reading: Reading = Reading(), *, overwrite: b
     given.survey(_spool(folder))
     place = given.place(folder)
     if not overwrite and not given.is_written(folder) and (run.folder / "stages" / "embed_started.json").exists():
-        stored = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-        if stored.get("path") != str(place):
+        config = run.folder / "config.yaml"  # not there if the run was killed when it began
+        stored = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        if stored.get("path", str(place)) != str(place):
             raise UsageError(f"{run.folder} holds embeddings of other data: choose another `output_folder`, or add "
                              "`overwrite` to start anew.")  # fmt: skip
     if dist.is_main():
