@@ -25,7 +25,7 @@ from noisycorr.data.readers.images import BadImage, decode_image
 from noisycorr.models.encoders import DualEncoder, encode_texts, load_encoder
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
-from noisycorr.runtime.folder import Run, new_run, read_json
+from noisycorr.runtime.folder import new_run, read_json
 from noisycorr.runtime.lock import KINDS, at_work
 from noisycorr.runtime.result import Result
 from noisycorr.runtime.signature import Unset, flat
@@ -97,10 +97,10 @@ class Captioner(Result):
         Raises:
             UsageError: If captioner, level and pictures do not go together.
         """
-        run = run_for(source, output_folder, "captions")
+        run = new_run(folder_for(source, output_folder, reading, ending="-captions"))
         asked = cast(Mapping[str, Any], decode)  # a choice that is marked so comes as what was given of it
         with at_work(run.folder, "caption generate"):
-            write_captions(run, reading.at(source_path(source, run)), self.folder, level, asked, seed,
+            write_captions(run, reading.at(path_of(source, run, reading)), self.folder, level, asked, seed,
                            same_encoder=same_encoder)  # fmt: skip
         return Captions(run.folder)
 
@@ -215,19 +215,6 @@ class Captions(Result):
                         for row in rows)  # fmt: skip
         return (f"<div><b>{html.escape(str(self.folder))}</b><p>{html.escape(self.summary)}</p>"
                 f"<table>{cells}</table></div>")  # fmt: skip
-
-
-def run_for(source: Any, output_folder: str | PathLike[str] | None, ending: str) -> Run:
-    """The folder of a job: the one that was named, else one beside that of the source, with an ending of its own."""
-    if output_folder is not None:
-        return new_run(output_folder)
-    path = source.folder if isinstance(source, Result) else source
-    return new_run(f"{folder_for(path, None)}-{ending}")
-
-
-def source_path(source: Any, run: Run) -> str:
-    """The path of a source; of a result that of its folder."""
-    return str(source.folder) if isinstance(source, Result) else path_of(source, run)
 
 
 def _opened(picture: Image.Image | str | PathLike[str]) -> Image.Image:

@@ -51,14 +51,17 @@ def train_captioner(
         UsageError: If the folder holds another training, the pairs do not suffice, or an argument is out of its range.
     """
     from noisycorr.caption.captioner.teach import Recipe
-    from noisycorr.caption.result import Captioner, run_for, source_path
+    from noisycorr.caption.result import Captioner
     from noisycorr.caption.train import CaptionPlan, train_in_folder
+    from noisycorr.clean.sources import folder_for, path_of
+    from noisycorr.runtime.folder import new_run
 
-    run = run_for(source, output_folder, "captioner")
+    run = new_run(folder_for(source, output_folder, reading, ending="-captioner"))
     with at_work(run.folder, "caption train"):
         recipe = Recipe(levels=levels, teach=teach, design=design, train=train, decode=decode,
                         guidances=held.strengths)  # fmt: skip
-        plan = CaptionPlan(source=reading.at(source_path(source, run)), clip_model=clip_model, recipe=recipe, held=held)
+        place = reading.at(path_of(source, run, reading))
+        plan = CaptionPlan(source=place, clip_model=clip_model, recipe=recipe, held=held)
         train_in_folder(plan, run, overwrite=overwrite)
     return Captioner(run.folder)
 

@@ -65,15 +65,15 @@ def audit(
     from noisycorr.classify.audit.audit import AuditPlan
     from noisycorr.classify.audit.audit import audit as run_audit
     from noisycorr.classify.audit.result import AuditRun
-    from noisycorr.clean.sources import path_of
+    from noisycorr.clean.sources import folder_for, path_of
 
     if (embedded := _run_of(source)) is not None:
         _refuse_reading(embedded, reading, embed)
         run, plan = new_run(output_folder or embedded.folder), stored_plan(embedded)
     else:
-        run, plan = new_run(_folder(source, output_folder, "audit")), None
+        run, plan = new_run(folder_for(source, output_folder, reading, ending="-audit")), None
     with at_work(run.folder, "audit"):
-        plan = plan or Plan(source=reading.at(path_of(source, run)), embed=embed)
+        plan = plan or Plan(source=reading.at(path_of(source, run, reading)), embed=embed)
         run_audit(AuditPlan(embedding=plan, classes=str(classes), label_col=label_col,
                             class_embeddings=None if class_embeddings is None else str(class_embeddings),
                             audit=judging, rule=rule), run, overwrite=overwrite)  # fmt: skip
@@ -113,11 +113,13 @@ def classify(
     from noisycorr.classify.webly.result import Classifier
     from noisycorr.classify.webly.train import Plan as TrainPlan
     from noisycorr.classify.webly.train import classify_train, named_method
+    from noisycorr.clean.sources import folder_for, path_of
 
-    chosen = named_method(method, method_options)
-    run = new_run(_folder(source, output_folder, "classifier"))
+    chosen, reading = named_method(method, method_options), Reading(caption_col=caption_col)
+    run = new_run(folder_for(source, output_folder, reading, ending="-classifier"))
     with at_work(run.folder, "classify train"):
-        plan = TrainPlan(path=_path(source, run), caption_col=caption_col, clip_model=clip_model, labels=labels,
+        path = path_of(source, run, reading)
+        plan = TrainPlan(path=path, caption_col=caption_col, clip_model=clip_model, labels=labels,
                          method=(method, chosen), train=train, finetune=finetune, tune=tune)  # fmt: skip
         classify_train(plan, run)
     return Classifier(run.folder)
@@ -150,10 +152,11 @@ def tune(
     from noisycorr.classify.heads.result import TunedHeads
     from noisycorr.classify.heads.tune import Plan as TunePlan
     from noisycorr.classify.heads.tune import tune as run_tune
+    from noisycorr.clean.sources import folder_for, path_of
 
-    run = new_run(_folder(source, output_folder, "heads"))
+    run = new_run(folder_for(source, output_folder, reading, ending="-heads"))
     with at_work(run.folder, "tune"):
-        plan = TunePlan(source=reading.at(_path(source, run)), clip_model=clip_model, rows=rows, tune=tuning)
+        plan = TunePlan(source=reading.at(path_of(source, run, reading)), clip_model=clip_model, rows=rows, tune=tuning)
         run_tune(plan, run, overwrite=overwrite)
     return TunedHeads(run.folder)
 
@@ -182,21 +185,6 @@ def annotate(run: Any, *, output_file: str | PathLike[str] | None = None, wanted
             temporary.write_text(str(suggestions), encoding="utf-8", newline="\n")
         console.say(f"annotate: {len(suggestions):,} rows in {suggestions.file}")
     return suggestions
-
-
-def _folder(source: Any, output_folder: str | PathLike[str] | None, suffix: str) -> str:
-    """Where a job writes: never by default into the folder that `clean` takes for the same source."""
-    from noisycorr.clean.sources import folder_for
-
-    if output_folder is not None:
-        return str(output_folder)
-    return f"{folder_for(source.folder if isinstance(source, Result) else source, None)}-{suffix}"
-
-
-def _path(source: Any, run: Run) -> str:
-    from noisycorr.clean.sources import path_of
-
-    return str(source.folder) if isinstance(source, Result) else path_of(source, run)
 
 
 def _run_of(source: Any) -> Run | None:

@@ -103,11 +103,13 @@ class Export:
         if self.output_format not in FORMATS:
             raise UsageError(f"`output_format` is {self.output_format!r}, but must be one of: {', '.join(FORMATS)}.")
         if self.texts not in ("rectified", "given"):
-            raise UsageError(f"texts is {self.texts!r}, but must be rectified or given.")
+            raise UsageError(f"`texts` is {self.texts!r}, but must be rectified or given.")
         if self.number_sample_per_shard < 1:
-            raise UsageError(f"number_sample_per_shard is {self.number_sample_per_shard}, but must be at least 1.")
+            raise UsageError(f"`number_sample_per_shard` is {self.number_sample_per_shard}, but must be at least 1.")
         if self.json_fields is not None and self.output_format not in ("webdataset", "jsonl"):
-            raise UsageError(f"json_fields is for webdataset and jsonl, but output_format is {self.output_format!r}.")
+            raise UsageError(
+                f"`json_fields` is for webdataset and jsonl, but `output_format` is {self.output_format!r}."
+            )
         self.verdicts()
 
     def verdicts(self) -> frozenset[str]:

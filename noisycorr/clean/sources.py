@@ -152,10 +152,18 @@ def encoder_identity(source_run: Run) -> str:
     return f"{name}@{stage['inputs']['weights'][:12]}" if name.startswith("precomputed") else name
 
 
-def folder_for(source: Any, output_folder: str | PathLike[str] | None, reading: Reading = Reading()) -> str:
-    """Where a run goes: what was named, else a folder of `noisycorr_out` that is called like the source.
+def folder_for(
+    source: Any, output_folder: str | PathLike[str] | None, reading: Reading = Reading(), *, ending: str = ""
+) -> str:
+    """Where a job writes: what was named, else a folder of `noisycorr_out` that is called like the source.
 
     The name of an object ends in a digest of its content, so it is gone through here.
+
+    Args:
+        source: As for `path_of`.
+        output_folder: What was named, or None.
+        reading: How image and text are found in an object.
+        ending: Of the name, so that two jobs on one source have two folders.
 
     Raises:
         UsageError: If the source is nothing that holds pairs.
@@ -166,10 +174,10 @@ def folder_for(source: Any, output_folder: str | PathLike[str] | None, reading: 
         given = _object(source, reading)
         name = f"{given.kind}-{given.survey(_spool(Path(DEFAULT_FOLDER)))[:8]}"
         _GIVEN[id(source)] = source, given
-        return str(Path(DEFAULT_FOLDER) / name)
+        return str(Path(DEFAULT_FOLDER) / f"{name}{ending}")
     name = Path(path.split("::")[0]).name.partition("{")[0]
     plain = "".join(char if char.isalnum() or char in "-_." else "_" for char in name).strip("._-")
-    return str(Path(DEFAULT_FOLDER) / (plain.removesuffix(".tar") or "run").lower())
+    return str(Path(DEFAULT_FOLDER) / ((plain.removesuffix(".tar") or "run").lower() + ending))
 
 
 def path_of(source: Any, run: Run, reading: Reading = Reading(), *, overwrite: bool = False) -> str:

@@ -12,7 +12,6 @@ from noisycorr.data.readers import Reading
 from noisycorr.prompt.choice import Context, Rounds, Steps
 from noisycorr.runtime.folder import new_run
 from noisycorr.runtime.lock import at_work
-from noisycorr.runtime.result import Result
 from noisycorr.runtime.signature import flat
 
 if TYPE_CHECKING:
@@ -61,11 +60,10 @@ def prompt(
     from noisycorr.prompt.result import PromptedClassifier
     from noisycorr.prompt.stage import tune_prompt
 
-    source = source.folder if isinstance(source, Result) else source
-    run = new_run(folder_for(source, None) + "-prompt" if output_folder is None else output_folder)
+    run = new_run(folder_for(source, output_folder, reading, ending="-prompt"))
     with at_work(run.folder, "prompt"):
         plan = Plan(
-            source=reading.at(path_of(source, run)), classes=str(classes), clip_model=clip_model,
+            source=reading.at(path_of(source, run, reading)), classes=str(classes), clip_model=clip_model,
             labels=as_text(labels), seen=as_text(seen), test_data=as_text(test_data),
             class_prior=as_text(class_prior), context=context, rounds=rounds, steps=steps,
         )  # fmt: skip

@@ -16,7 +16,6 @@ from noisycorr.models.training.choice import Split, Train
 from noisycorr.models.training.tune_choice import Regions, Tune, default_rate
 from noisycorr.runtime.folder import new_run
 from noisycorr.runtime.lock import at_work
-from noisycorr.runtime.result import Result
 from noisycorr.runtime.signature import Named, Without, checked, flat
 
 if TYPE_CHECKING:
@@ -69,11 +68,10 @@ def train(
     check_trackers(report_to)
     rate = default_rate(tune, clip_model, regions.region) if lr is None else checked("lr", float, lr)
     method = chosen_strategy(strategy, as_yaml(strategy_options))
-    place = source.folder if isinstance(source, Result) else source
-    run = new_run(f"{folder_for(place, None)}-model" if output_folder is None else output_folder)
+    run = new_run(folder_for(source, output_folder, reading, ending="-model"))
     with at_work(run.folder, "train"):
         plan = Plan(
-            source=reading.at(path_of(place, run)), clip_model=clip_model,
+            source=reading.at(path_of(source, run, reading)), clip_model=clip_model,
             train=dataclasses.replace(train, lr=rate), split=split, strategy=method, tune=tune, regions=regions,
             evaluate=evaluate, report_to=report_to,
         )  # fmt: skip
