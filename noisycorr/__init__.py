@@ -28,6 +28,7 @@ _PLACES = {  # name: where it is
     "Classifier": "noisycorr.classify.webly.result",
     "CleanRun": "noisycorr.clean.result",
     "Loss": "noisycorr.models.training.contract",
+    "PromptedClassifier": "noisycorr.prompt.result",
     "RetrievalModel": "noisycorr.retrieval.result",
     "Strategy": "noisycorr.models.training.contract",
     "Trust": "noisycorr.models.training.contract",
@@ -63,6 +64,7 @@ _RESULTS = {  # what a folder holds, by the marker that its work writes first: t
     "audit": ("noisycorr.classify.audit.result", "AuditRun"),
     "classify_started": ("noisycorr.classify.webly.result", "Classifier"),
     "tune_started": ("noisycorr.classify.heads.result", "TunedHeads"),
+    "prompt_started": ("noisycorr.prompt.result", "PromptedClassifier"),
 }
 _SCORERS = {  # functions of `nc.score`: where they are
     "clip_score": "noisycorr.clean.scorers",
@@ -82,6 +84,7 @@ _SCORERS = {  # functions of `nc.score`: where they are
 _PACKAGES = {
     "clean": "noisycorr.clean.verbs",
     "classify": "noisycorr.classify.verbs",
+    "prompt": "noisycorr.prompt.verbs",
 }  # folders that are called like what they do: they can be called, too
 __all__ = sorted([*_PLACES, *_PACKAGES, "__version__", "open_run", "score"])  # noqa: PLE0605  # made of the tables
 

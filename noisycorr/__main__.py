@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import noisycorr
-from noisycorr.prompt.verbs import Prompt
 from noisycorr.retrieval.plan import Evaluation
 from noisycorr.runtime import command, dist
 from noisycorr.runtime.command import Verb
@@ -151,7 +150,7 @@ VERBS: tuple[Any, ...] = (
     Verb("audit", f"{CLASSIFY}:audit", parallel=True, config=True),
     Verb("classify train", f"{CLASSIFY}:classify", parallel=True, config=True,
          old={"class_col": "label_col", "precision": "model_precision"}),
-    Prompt,
+    Verb("prompt", "noisycorr.prompt.verbs:prompt", parallel=True, config=True),
     Verb("tune", f"{CLASSIFY}:tune", parallel=True, config=True),
     Verb("annotate", f"{CLASSIFY}:annotate", shows=unless_written),
     Verb("caption train", f"{CAPTION}:train_captioner", parallel=True, config=True,

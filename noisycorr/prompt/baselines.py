@@ -19,6 +19,13 @@ from noisycorr.prompt.zlap import zlap
 from noisycorr.stats.index import unit_rows
 from noisycorr.stats.transductive import balanced, linear_probe, neighbor_labels
 
+# As they are shown: those of the text tower, then those that look at all images.
+BASELINES = (
+    "zero-shot", "template ensemble", "class descriptions", "TransCLIP, all images at once", "ZLaP, all images at once",
+    "balanced, all classes alike", "neighbours of the image tower", "TransCLIP, in the image tower",
+    "linear probe on the labels",
+)  # fmt: skip
+
 
 def free_baselines(side: TextSide, task: Task, descriptions: dict[str, list[str]], joint: torch.Tensor,
                    zero: torch.Tensor, *, scale: float,

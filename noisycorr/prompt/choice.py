@@ -53,6 +53,11 @@ class Context:
             if part.count("{}") != 1:
                 raise UsageError(f"`template` has {part!r}, expected {{}} once where the class name goes.")
 
+    @property
+    def in_image_tower(self) -> bool:
+        """True if image vectors depend on the prompt, so that pictures are encoded anew."""
+        return self.prompt in ("visual", "multimodal")
+
     def texts(self, name: str) -> list[str]:
         """A class in the words of all templates."""
         return [part.strip().replace("{}", name) for part in self.template.split("|")]

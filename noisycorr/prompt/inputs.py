@@ -26,11 +26,13 @@ from noisycorr.prompt.task import UNKNOWN, Task, check_leak, read_labels, read_s
 from noisycorr.prompt.text import TextSide
 from noisycorr.runtime import dist
 from noisycorr.runtime.errors import UsageError
+from noisycorr.runtime.flags import read_config
 from noisycorr.runtime.folder import Run, fingerprint
 from noisycorr.runtime.strict_yaml import load_yaml
 from noisycorr.runtime.version import __version__
 
-TOLD = 0.9  # of the texts are class names: then they are the truth to measure with
+INNER = "data"  # folder inside that of the prompt, of images that were not embedded yet
+KNOWN = 0.9  # of the texts are class names: then they are the truth to measure with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ def read_images(plan: Plan, run: Run, *, overwrite: bool = False) -> Images:
     Raises:
         UsageError: If a test image is among the others, or two encoders were used.
     """
-    runs = [embedded(plan, run, plan.source.path, "data", overwrite)]
+    runs = [embedded(plan, run, plan.source.path, INNER, overwrite)]
     if plan.test_data is not None:
         runs.append(embedded(plan, run, plan.test_data, "test", overwrite))
     tables = [read_facts(one, ["key", "text", "image_hash", "columns"]) for one in runs]
@@ -129,6 +131,24 @@ def embedded(plan: Plan, run: Run, path: str, name: str, overwrite: bool = False
     return inner
 
 
+def stored_images_run(run: Run) -> Run:
+    """The run of the images that a finished tuning learned from.
+
+    Raises:
+        UsageError: If it is not where it was.
+    """
+    path = read_config(run.folder / "config.yaml").get("path")
+    for folder in (Path(str(path)), run.folder / INNER):
+        if (folder / "stages" / "embed.json").is_file():
+            return Run(folder)
+    raise UsageError(f"the run of the images is neither in {path} nor in {run.folder / INNER}: put it back.")
+
+
+def came_embedded(run: Run) -> bool:
+    """True if the source of a run brought embeddings, and no pictures."""
+    return str((run.stage("embed") or {})["facts"]["encoder"]).startswith("precomputed")
+
+
 def make_task(plan: Plan, images: Images, names: list[str]) -> tuple[Task, np.ndarray]:
     """The task, and classes to measure with: texts of the source that are class names, if nearly all are."""
     usable = np.asarray(images.features.any(1))
@@ -137,7 +157,7 @@ def make_task(plan: Plan, images: Images, names: list[str]) -> tuple[Task, np.nd
     known = told >= 0
     for part in (~images.is_test, images.is_test):
         some = part & usable
-        if some.any() and known[some].mean() < TOLD:
+        if some.any() and known[some].mean() < KNOWN:
             told[part] = UNKNOWN
     label = np.full(len(images.keys), UNKNOWN, np.int64)
     if plan.labels:

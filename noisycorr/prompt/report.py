@@ -16,6 +16,7 @@ from noisycorr.clean.report.decision import percent
 from noisycorr.clean.report.frequency_sketch import plain
 from noisycorr.clean.report.page import fill, number
 from noisycorr.data.store import pairs_path, part_sizes
+from noisycorr.prompt.baselines import BASELINES
 from noisycorr.runtime.folder import Run, atomic_path
 
 SHOWN = 6  # pictures of each class, half of them the surest and half the least sure
@@ -72,7 +73,8 @@ def results(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "measures" not in report:
         return []
     zero, tuned = report["baselines"].get("zero-shot"), report["measures"]["after"]
-    named = [*report["baselines"].items(), ("tuned prompt", tuned)]
+    baselines = report["baselines"]  # report.json sorts its keys, so that the order is not that in which they came
+    named = [*((name, baselines[name]) for name in BASELINES if name in baselines), ("tuned prompt", tuned)]
     if "settled" in report:
         named.append(("tuned prompt, with similar images", report["settled"]))
     return [(name, percent(value), f"{100 * (value - zero):+.1f}") for name, value in named]

@@ -11,13 +11,23 @@ import numpy as np
 import torch
 import yaml
 
-from noisycorr.models.encoders import load_encoder
+from noisycorr.clean.sources import encoder_of
 from noisycorr.models.encoders.frozen import check_width
 from noisycorr.prompt.baselines import free_baselines
 from noisycorr.prompt.build import build, scale_of, zero_shot
 from noisycorr.prompt.choice import Steps
 from noisycorr.prompt.fit import PICTURES
-from noisycorr.prompt.inputs import Images, Plan, Ready, make_pixels, make_task, read_images, read_prior, tuning_inputs
+from noisycorr.prompt.inputs import (
+    Images,
+    Plan,
+    Ready,
+    came_embedded,
+    make_pixels,
+    make_task,
+    read_images,
+    read_prior,
+    tuning_inputs,
+)
 from noisycorr.prompt.keep import Rounds, facts_of, save_prompt, write_classifier, write_pairs, write_tables
 from noisycorr.prompt.loop import State, probabilities, tune
 from noisycorr.prompt.measure import doubts
@@ -36,7 +46,7 @@ OWNED = ("rounds", "stages", "labelled", "pictures", "config.yaml", "provenance.
          "report.json", "report.html", "metrics.jsonl")  # fmt: skip
 
 
-def prompt(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
+def tune_prompt(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
     """Embed if need be, tune, write everything, report.
 
     Args:
@@ -84,22 +94,17 @@ def prompt(plan: Plan, run: Run, *, overwrite: bool = False) -> dict[str, Any]:
 
 def make_ready(plan: Plan, run: Run, images: Images, names: list[str], descriptions: dict[str, list[str]]) -> Ready:
     """Encoder, task, classifier to start from, and prompt."""
-    stored = yaml.safe_load((images.runs[0].folder / "config.yaml").read_text(encoding="utf-8"))
-    facts = (images.runs[0].stage("embed") or {})["facts"]
-    given = facts["encoder"].startswith("precomputed")
     device = dist.device()
-    encoder = load_encoder(plan.clip_model if given else stored["clip_model"], device=device)
-    if not given and encoder.name != facts["encoder"]:
-        raise UsageError(
-            f"{images.runs[0].folder} was embedded by {facts['encoder']}, but its encoder is now {encoder.name}."
-        )
+    encoder = encoder_of(images.runs[0], "a prompt needs an encoder", clip_model=plan.clip_model)
     check_width(encoder.name, "image", images.features, encoder.image_dim)
     side = text_side(encoder)
     joint = torch.from_numpy(encoder.joint_space(images.features, np.zeros((0, encoder.text_dim), np.float32))[0])
     joint = joint.to(device)
     task, truth = make_task(plan, images, names)
     zero = zero_shot(side, names, plan.context, descriptions, device)
-    pixels = None if plan.context.prompt == "text" or given else make_pixels(run, images, encoder, device)
+    pixels = None
+    if plan.context.in_image_tower and not came_embedded(images.runs[0]):
+        pixels = make_pixels(run, images, encoder, device)
     model = build(encoder, side, names, plan.context, features=joint, zero=zero, pixels=pixels, seed=plan.steps.seed,
                   device=device)  # fmt: skip
     logits = scale_of(side, plan.context) * joint @ zero.T

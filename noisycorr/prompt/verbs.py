@@ -1,65 +1,73 @@
-"""The verbs that tune prompts. Everything heavy is imported where it is used, so that the help comes at once."""
+"""What is typed, in Python and at the command line.
+
+What needs torch is imported where it is used, so that the help comes at once.
+"""
 
 from __future__ import annotations
 
-from jsonargparse import Namespace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
-from noisycorr.clean.plan_flags import NEED_FOLDER, NEED_SOURCE, make_choice
-from noisycorr.runtime.flags import Parser, add_choice, pick
+from noisycorr.data.readers import Reading
+from noisycorr.prompt.choice import Context, Rounds, Steps
 from noisycorr.runtime.folder import new_run
+from noisycorr.runtime.lock import at_work
+from noisycorr.runtime.result import Result
+from noisycorr.runtime.signature import flat
 
-SOURCE = "Images: anything that `noisycorr clean` reads, or its run folder; texts are not learned from"
-CLASSES = ("File of class names, one on each line; or YAML or JSON, where a class may have descriptions that stand in "
-           "for the template")  # fmt: skip
-LABELS = ("File of labels that are known: csv, tsv, jsonl or parquet with key and label, such as pseudo_labels.csv of "
-          "an earlier run after you corrected it")  # fmt: skip
-SEEN = "File of classes whose images are all labelled: pseudo-labels name the others only"
-TEST = ("Images to measure with, whose texts are class names; by default those whose column `split` says test, else "
-        "the unlabelled ones if their texts are class names")  # fmt: skip
-PRIOR = "File of shares of the classes among the images, a YAML or JSON mapping; labels are given out accordingly"
+if TYPE_CHECKING:
+    from noisycorr.prompt.result import PromptedClassifier
 
 
-class Prompt:
+@flat
+def prompt(
+    source: Any, output_folder: str | PathLike[str] | None = None, *, classes: str | PathLike[str],
+    overwrite: bool = False, labels: str | PathLike[str] | None = None, seen: str | PathLike[str] | None = None,
+    test_data: str | PathLike[str] | None = None, class_prior: str | PathLike[str] | None = None,
+    clip_model: str = "embedded", context: Context = Context(), rounds: Rounds = Rounds(), steps: Steps = Steps(),
+    reading: Reading = Reading(),
+) -> PromptedClassifier:  # fmt: skip
     """Tune a classifier from images and class names alone: pseudo-labels, a prompt, better pseudo-labels.
 
     Writes prompt.safetensors, classifier.npy (a plain weight matrix), pseudo_labels.csv, ledger.parquet and
-    report.html. Labels are optional. The same command continues an interrupted run.
+    report.html. Labels are optional. The same call continues an interrupted run.
+
+    Args:
+        source: Images: anything that `clean` reads, or the run that it made; texts only measure, they are not learned
+            from.
+        output_folder: Folder for what is learned, made if absent; by default noisycorr_out/NAME-prompt, after the
+            source.
+        classes: File of class names, one on each line; or YAML or JSON, where a class may have descriptions that stand
+            in for the template.
+        overwrite: Delete what an earlier tuning left in the folder.
+        labels: File of labels that are known: csv, tsv, jsonl or parquet with key and label, such as pseudo_labels.csv
+            of an earlier run after you corrected it.
+        seen: File of classes whose images are all labelled: pseudo-labels name the others only.
+        test_data: Images to measure with, whose texts are class names; by default those whose column `split` says
+            test, else the unlabelled ones if their texts are class names.
+        class_prior: File of the shares of the classes among the images, a YAML or JSON mapping; labels are given out
+            accordingly.
+        clip_model: Encoder of images that are not embedded yet, as for `clean`.
+
+    Returns:
+        The classifier: `summary`, `metrics`, `predictions()`, `predict(images)`.
+
+    Raises:
+        UsageError: If classes, labels or images do not suffice, or the folder holds something else.
     """
+    from noisycorr.clean.sources import folder_for, path_of
+    from noisycorr.clean.verbs import as_text
+    from noisycorr.prompt.inputs import Plan
+    from noisycorr.prompt.result import PromptedClassifier
+    from noisycorr.prompt.stage import tune_prompt
 
-    name, usage, parallel = "prompt", "SOURCE --classes FILE --output_folder FOLDER", True
-
-    @staticmethod
-    def flags(parser: Parser) -> None:
-        """The images, the classes, and how to tune."""
-        from noisycorr.data.readers import Source
-        from noisycorr.prompt.choice import Context, Rounds, Steps
-
-        parser.add_word("path", "SOURCE", SOURCE, need=NEED_SOURCE)
-        parser.add("classes", str, None, CLASSES, need="`classes` is missing: name a file with class names")
-        parser.add("output_folder", str, None, "Folder for what is learned; made if absent", need=NEED_FOLDER)
-        parser.add("config", str | None, None, "YAML file with any of these keys, `path` among them; flags win over it")
-        parser.add_switch("overwrite", "Delete what an earlier tuning left in the folder")
-        parser.add("labels", str | None, None, LABELS)
-        parser.add("seen", str | None, None, SEEN)
-        parser.add("test_data", str | None, None, TEST)
-        parser.add("class_prior", str | None, None, PRIOR)
-        parser.add("clip_model", str, "embedded", "Encoder of images that are not embedded yet, as for `clean`")
-        for choice in (Context, Rounds, Steps):
-            add_choice(parser, choice)
-        add_choice(parser, Source, skip=frozenset({"path"}))
-
-    @staticmethod
-    def run(given: Namespace) -> None:
-        """Tune."""
-        from noisycorr.data.readers import Source
-        from noisycorr.prompt.choice import Context, Rounds, Steps
-
-        parts = {part: make_choice(given, part, choice)
-                 for part, choice in (("context", Context), ("rounds", Rounds), ("steps", Steps))}  # fmt: skip
-        source, run = Source(**pick(given, Source)), new_run(given.output_folder)
-        from noisycorr.prompt.inputs import Plan
-        from noisycorr.prompt.stage import prompt
-
-        plan = Plan(source=source, classes=given.classes, clip_model=given.clip_model, labels=given.labels,
-                    seen=given.seen, test_data=given.test_data, class_prior=given.class_prior, **parts)  # fmt: skip
-        prompt(plan, run, overwrite=given.overwrite)
+    source = source.folder if isinstance(source, Result) else source
+    run = new_run(folder_for(source, None) + "-prompt" if output_folder is None else output_folder)
+    with at_work(run.folder, "prompt"):
+        plan = Plan(
+            source=reading.at(path_of(source, run)), classes=str(classes), clip_model=clip_model,
+            labels=as_text(labels), seen=as_text(seen), test_data=as_text(test_data),
+            class_prior=as_text(class_prior), context=context, rounds=rounds, steps=steps,
+        )  # fmt: skip
+        tune_prompt(plan, run, overwrite=overwrite)
+    return PromptedClassifier(run.folder)

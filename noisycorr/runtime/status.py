@@ -19,7 +19,7 @@ def status(folder: Path) -> list[str]:
     """Lines for a person.
 
     Args:
-        folder: Of `noisycorr clean` or `noisycorr train`.
+        folder: Of any job.
 
     Raises:
         UsageError: If nothing there looks like a run.
@@ -43,9 +43,24 @@ def status(folder: Path) -> list[str]:
     ]  # fmt: skip
     if saved := sorted(folder.glob("checkpoints/step-*/COMPLETE")):
         lines.append(f"train: checkpoint {saved[-1].parent.name}, {_ago(saved[-1])}")
-    if not at_work and started is not None and any(run.stage(name) is None for name in stages):
+    begun = _begun(folder)
+    lines += [f"{name}: {_rounds(folder)}" for name in begun]
+    open_stages = started is not None and any(run.stage(name) is None for name in stages)
+    if not at_work and (open_stages or begun or owner.startswith("dead")):  # a killed job leaves its lock
         lines.append("not finished: the same command continues it")
     return lines
+
+
+def _begun(folder: Path) -> list[str]:
+    """Jobs other than `clean` that began here and did not come to their end."""
+    names = [path.stem.removesuffix("_started") for path in sorted(folder.glob("stages/*_started.json"))]
+    return [name for name in names if name != "embed" and not (folder / "stages" / f"{name}.json").exists()]
+
+
+def _rounds(folder: Path) -> str:
+    """How far a job is that goes in rounds; the others tell their checkpoints."""
+    done = sorted(folder.glob("rounds/[0-9]*.json"))
+    return f"begun, {len(done)} rounds done, the last {_ago(done[-1])}" if done else "begun"
 
 
 def _owner(folder: Path) -> str:

@@ -32,7 +32,11 @@ FAST = ["--rounds", "2", "--epochs", "2", "--guard", "false", "-q"]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures in folders by class, class names, and a tiny CLIP."""
-    place = tmp_path_factory.mktemp("prompt")
+    return make_place(tmp_path_factory.mktemp("prompt"))
+
+
+def make_place(place: Path) -> Path:
+    """The same in a folder."""
     write_clip(place / "clip")
     write_pictures(place / "pictures", N)
     for colour in COLOURS:
@@ -201,7 +205,7 @@ def test_class_files(tmp_path: Path):
      (Steps, {"loss": "mse"})],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(choice: type, values: dict[str, object]):
-    with pytest.raises(UsageError, match=f"--{next(iter(values))}"):
+    with pytest.raises(UsageError, match=f"`{next(iter(values))}`"):
         choice(**values)
 
 
@@ -225,7 +229,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path):
                 assert float((shared[name] - value).abs().max()) < 1e-10, f"{kind} {name}"
 
 
-def test_killed_and_continued_leaves_the_same_bytes(place: Path):
+def test_killed_and_continued_leaves_the_same_bytes(place: Path, capsys: pytest.CaptureFixture[str]):
     more = ["--rounds", "12", "--epochs", "2"]
     line = [word for word in words(place, "alone") if word not in ("--rounds", "--epochs", "2")] + more
     assert main(line) == 0
@@ -238,6 +242,9 @@ def test_killed_and_continued_leaves_the_same_bytes(place: Path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (place / "killed" / "stages" / "prompt.json").exists(), "it was killed at work"
+    assert main(["status", str(place / "killed")]) == 0
+    told = capsys.readouterr().out
+    assert "dead" in told and "prompt: begun," in told and "not finished: the same command continues it" in told
     assert main(line) == 0
     for name in ("prompt.safetensors", "classifier.npy", "pseudo_labels.csv", "ledger.parquet", "report.json"):
         assert (place / "alone" / name).read_bytes() == (place / "killed" / name).read_bytes(), name

@@ -145,6 +145,32 @@ def test_status_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert json.loads(capsys.readouterr().err)["level"] == "error"
 
 
+def test_status_of_a_killed_job_that_goes_in_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "prompt_started.json").write_text("{}")
+
+    def told() -> str:
+        assert main(["status", str(tmp_path)]) == 0
+        return capsys.readouterr().out
+
+    assert "prompt: begun\n" in told(), "it was killed in the first round"
+    write_lock(tmp_path, pid=dead_process(), command="prompt")
+    (tmp_path / "rounds").mkdir()
+    for number in range(3):
+        (tmp_path / "rounds" / f"{number:03d}.json").write_text("{}")
+    assert "dead, its lock will be taken over" in told() and "prompt: begun, 3 rounds done, the last 0 s" in told()
+    assert "not finished: the same command continues it" in told()
+    (tmp_path / NAME).unlink()
+    (tmp_path / "stages" / "prompt.json").write_text("{}")
+    assert "prompt: done" in told() and "begun" not in told() and "not finished" not in told()
+
+
+def test_a_job_killed_before_its_first_marker_is_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_lock(tmp_path, pid=dead_process(), command="train")
+    assert main(["status", str(tmp_path)]) == 0
+    assert "not finished: the same command continues it" in capsys.readouterr().out
+
+
 def test_progress_without_a_terminal_is_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(console, "LINE_EVERY", 0.01)
     for log_format in ("text", "json"):
