@@ -28,6 +28,7 @@ from noisycorr.prompt.posterior import Posterior, neighbor_clean
 from noisycorr.prompt.schedule import capacities, per_round
 from noisycorr.prompt.select import Selected, select
 from noisycorr.prompt.task import Task
+from noisycorr.runtime.errors import UsageError
 
 ROWS = 8192  # images that are classified at once
 
@@ -129,6 +130,10 @@ def tune(
         selected = corrupt(selected) if corrupt is not None else selected
         begin = first if steps.reinit else state.weights
         train_set = make_lesson(task, selected, state, p, rounds, steps, number, posterior)
+        if not len(train_set) and number:  # what was learned before stays
+            break
+        if not len(train_set):
+            raise UsageError(nothing_learned(selected, rounds, steps))
         p = run_round(model, task, train_set, selected, state, p, begin, rounds, steps, number, reference)
         state.history[-1]["per_class"] = counts[number]
         if on_round is not None:
@@ -140,6 +145,17 @@ def tune(
         state.weights, state.stopped = first, True
     restore(model, state.weights)
     return state
+
+
+def nothing_learned(selected: Selected, rounds: Rounds, steps: Steps) -> str:
+    """What to do where no label is left to learn from."""
+    if len(selected):
+        return (
+            f"`clean` {steps.clean} believes none of the {len(selected):,} pseudo-labels: use none, or give `labels`."
+        )
+    if rounds.selector == "threshold":
+        return f"no image is as sure as `threshold` {rounds.threshold:g}: take a lower one, or give `labels`."
+    return f"`selector` {rounds.selector} gives no pseudo-label: use another one, or give `labels`."
 
 
 def learn_labels(task: Task, model: Prompted, steps: Steps) -> None:
