@@ -25,8 +25,7 @@ from noisycorr.prompt.measure import doubts
 from noisycorr.prompt.model import Prompted, restore, snapshot
 from noisycorr.prompt.objective import transport_clean, trust
 from noisycorr.prompt.posterior import Posterior, neighbor_clean
-from noisycorr.prompt.schedule import capacities, per_round
-from noisycorr.prompt.select import Selected, select
+from noisycorr.prompt.select import Selected, capacities, per_round, select
 from noisycorr.prompt.task import Task
 from noisycorr.runtime.errors import UsageError
 
@@ -130,10 +129,8 @@ def tune(
         selected = corrupt(selected) if corrupt is not None else selected
         begin = first if steps.reinit else state.weights
         train_set = make_lesson(task, selected, state, p, rounds, steps, number, posterior)
-        if not len(train_set) and number:  # what was learned before stays
+        if is_empty(train_set, selected, rounds, steps, number):
             break
-        if not len(train_set):
-            raise UsageError(nothing_learned(selected, rounds, steps))
         p = run_round(model, task, train_set, selected, state, p, begin, rounds, steps, number, reference)
         state.history[-1]["per_class"] = counts[number]
         if on_round is not None:
@@ -147,15 +144,19 @@ def tune(
     return state
 
 
-def nothing_learned(selected: Selected, rounds: Rounds, steps: Steps) -> str:
-    """What to do where no label is left to learn from."""
+def is_empty(train_set: TrainSet, selected: Selected, rounds: Rounds, steps: Steps, number: int) -> bool:
+    """True if no label is left to learn from in a later round: what was learned before stays.
+
+    Raises:
+        UsageError: If it is so in the first round, with what to do.
+    """
+    if len(train_set) or number:
+        return not len(train_set)
     if len(selected):
-        return (
-            f"`clean` {steps.clean} believes none of the {len(selected):,} pseudo-labels: use none, or give `labels`."
-        )
+        raise UsageError(f"`clean` {steps.clean} believes none of the {len(selected):,} pseudo-labels: give `labels`.")
     if rounds.selector == "threshold":
-        return f"no image is as sure as `threshold` {rounds.threshold:g}: take a lower one, or give `labels`."
-    return f"`selector` {rounds.selector} gives no pseudo-label: use another one, or give `labels`."
+        raise UsageError(f"no image is as sure as `threshold` {rounds.threshold:g}: lower it, or give `labels`.")
+    raise UsageError(f"`selector` {rounds.selector} gives no pseudo-label: use another one, or give `labels`.")
 
 
 def learn_labels(task: Task, model: Prompted, steps: Steps) -> None:

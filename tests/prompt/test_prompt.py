@@ -149,7 +149,7 @@ def test_wrong_use_is_told_in_a_sentence(place: Path, capsys: pytest.CaptureFixt
     assert "no image of it" in told("--seen", str(place / "seen.txt"))
     (place / "prior.json").write_text('{"a dog": 1}')
     assert "lacks" in told("--class_prior", str(place / "prior.json"))
-    assert "take a lower one" in told("--selector", "threshold")
+    assert "lower it, or give --labels" in told("--selector", "threshold")
     folder = place / "vectors"
     folder.mkdir()
     np.save(folder / "image.npy", np.ones((3, 7), np.float32))

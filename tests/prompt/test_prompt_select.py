@@ -14,8 +14,16 @@ from scipy import special
 
 from noisycorr.prompt import objective
 from noisycorr.prompt.posterior import neighbor_clean
-from noisycorr.prompt.schedule import capacities, per_round
-from noisycorr.prompt.select import SELECTORS, candidate_sets, class_factors, exclusive_greedy, leaderboard, select
+from noisycorr.prompt.select import (
+    SELECTORS,
+    candidate_sets,
+    capacities,
+    class_factors,
+    exclusive_greedy,
+    leaderboard,
+    per_round,
+    select,
+)
 from noisycorr.stats.transport import sinkhorn
 
 SCHEDULES = [
