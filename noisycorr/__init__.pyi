@@ -35,6 +35,7 @@ from noisycorr.models import losses as losses
 from noisycorr.models.training.contract import Loss as Loss
 from noisycorr.models.training.contract import Strategy as Strategy
 from noisycorr.models.training.contract import Trust as Trust
+from noisycorr.prompt.result import PromptedClassifier as PromptedClassifier
 from noisycorr.retrieval.result import RetrievalModel as RetrievalModel
 from noisycorr.retrieval.testing import check_strategy as check_strategy
 
@@ -454,6 +455,67 @@ def inject(
     seed: int = 0,
 ) -> Path: ...
 def open_run(folder: str | PathLike[str]) -> Any: ...
+def prompt(
+    source: Any,
+    output_folder: str | PathLike[str] | None = None,
+    *,
+    classes: str | PathLike[str],
+    overwrite: bool = False,
+    labels: str | PathLike[str] | None = None,
+    seen: str | PathLike[str] | None = None,
+    test_data: str | PathLike[str] | None = None,
+    class_prior: str | PathLike[str] | None = None,
+    clip_model: str = "embedded",
+    prompt: Literal["text", "residual", "visual", "multimodal"] = "text",
+    context: Literal["shared", "class"] = "class",
+    prompt_init: str = "a photo of a",
+    prompt_tokens: int = 8,
+    depth: Literal["shallow", "deep"] = "shallow",
+    upt_attention: Literal["full", "pair"] = "full",
+    template: str = "a photo of a {}",
+    scale: float = 0.0,
+    strategy: Literal["grip", "ifpl", "fpl"] = "grip",
+    rounds: int = 4,
+    per_class: int = 16,
+    selector: Literal[
+        "balanced", "exclusive", "leaderboard", "argmax", "column", "threshold", "candidates"
+    ] = "balanced",
+    balance: Literal["estimated", "unknown", "uniform"] = "estimated",
+    posterior: Literal["mixture", "neighbors", "prompt"] = "mixture",
+    neighbors: int = 5,
+    threshold: float = 0.9,
+    alpha: float = 0.6,
+    beta: float = 0.9,
+    confidence: float = 0.0,
+    decay: float = 1.0,
+    floor: float = 0.0,
+    guard: bool = True,
+    guard_fit: float = 0.15,
+    guard_agree: float = 0.65,
+    epochs: int = 6,
+    batch_size: int = 0,
+    optimizer: Literal["adam", "sgd"] = "adam",
+    lr: float = 0.02,
+    wd: float = 0.0,
+    grad_clip_norm: float = 1.0,
+    loss: Literal["ce", "gce", "mae", "elr"] = "ce",
+    gce_q: float = 0.7,
+    clean: Literal["none", "ot", "neighbors"] = "none",
+    clean_neighbors: int = 20,
+    loss_weights: Literal["pooled", "shipped", "ratio"] = "pooled",
+    reinit: bool = True,
+    seed: int = 0,
+    input_format: str = "auto",
+    image_col: str | None = None,
+    caption_col: str | None = None,
+    url_col: str | None = None,
+    id_col: str | None = None,
+    image_root: str | None = None,
+    wds_image_key: str = "jpg;jpeg;png;webp;gif;bmp;tif;tiff",
+    wds_caption_key: str = "txt",
+    hf_split: str = "train",
+    number_sample_per_shard: int = 10000,
+) -> PromptedClassifier: ...
 def recaption(
     run: str | PathLike[str] | Any,
     *,
