@@ -152,13 +152,13 @@ def came_embedded(run: Run) -> bool:
 def make_task(plan: Plan, images: Images, names: list[str]) -> tuple[Task, np.ndarray]:
     """The task, and classes to measure with: texts of the source that are class names, if nearly all are."""
     usable = np.asarray(images.features.any(1))
-    place = {name: number for number, name in enumerate(names)}
-    told = np.array([place.get(tidy(text or ""), UNKNOWN) for text in images.texts], np.int64)
-    known = told >= 0
+    number_of = {name: number for number, name in enumerate(names)}
+    truth = np.array([number_of.get(tidy(text or ""), UNKNOWN) for text in images.texts], np.int64)
+    known = truth >= 0
     for part in (~images.is_test, images.is_test):
         some = part & usable
         if some.any() and known[some].mean() < KNOWN:
-            told[part] = UNKNOWN
+            truth[part] = UNKNOWN
     label = np.full(len(images.keys), UNKNOWN, np.int64)
     if plan.labels:
         label = read_labels(Path(plan.labels), images.keys, names)
@@ -168,7 +168,7 @@ def make_task(plan: Plan, images: Images, names: list[str]) -> tuple[Task, np.nd
         raise UsageError(f"`seen` names {lacking[0]!r}, but `labels` gives no image of it.")
     task = Task(names=names, keys=images.keys, usable=usable, label=label, seen=seen, held=images.is_test)
     task.check()
-    return task, told
+    return task, truth
 
 
 def make_pixels(run: Run, images: Images, encoder: Any, device: torch.device) -> Any:
@@ -197,12 +197,12 @@ def read_prior(path: Path, names: list[str]) -> np.ndarray:
     """
     try:
         body = load_yaml(path.read_text(encoding="utf-8"))
-        told = {tidy(str(name)): float(value) for name, value in body.items()}
+        share_of = {tidy(str(name)): float(value) for name, value in body.items()}
     except (OSError, ValueError, AttributeError, TypeError, OverflowError) as error:
         raise UsageError(f"`class_prior` {path} is no mapping from class names to numbers.") from error
-    if lacking := [name for name in names if name not in told]:
+    if lacking := [name for name in names if name not in share_of]:
         raise UsageError(f"`class_prior` {path} lacks {lacking[0]!r}.")
-    share = np.array([told[name] for name in names])
+    share = np.array([share_of[name] for name in names])
     if not np.isfinite(share).all() or (share < 0).any() or share.sum() <= 0:
         raise UsageError(f"`class_prior` {path} has numbers below 0, or nothing above it.")
     return share / share.sum()

@@ -101,13 +101,13 @@ def load_prompt(path: Path, *, encoder: str, names: Sequence[str]) -> tuple[dict
     """
     try:
         with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
+            metadata = file.metadata() or {}
     except Exception as error:  # of safetensors, which has no family of its own
         raise UsageError(f"the prompt {path} could not be read: {' '.join(str(error).split())[:120]}.") from error
-    if KIND not in told:
+    if KIND not in metadata:
         raise UsageError(f"{path} holds no prompt: expected prompt.safetensors of `noisycorr prompt`.")
     try:
-        facts: dict[str, Any] = json.loads(told[KIND])
+        facts: dict[str, Any] = json.loads(metadata[KIND])
         owner, own_names = facts["encoder"], list(facts["names"])
         weights = load_file(path)
     except Exception as error:  # of json and safetensors, or of facts that are not those written by `save_prompt`

@@ -109,8 +109,8 @@ def tune(
     """
     task.check()
     first = snapshot(model)
-    found = store.load() if store is not None else None
-    state = found or State(weights=first, named=np.full(len(task.unlabelled), -1),
+    stored = store.load() if store is not None else None
+    state = stored or State(weights=first, named=np.full(len(task.unlabelled), -1),
                            since=np.zeros(len(task.unlabelled), np.int64))  # fmt: skip
     restore(model, state.weights)
     counts = schedule(task, rounds, prior)

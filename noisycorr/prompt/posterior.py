@@ -78,22 +78,22 @@ class Posterior:
         """
         if not self.mixes:
             return p
-        found = self._by_mixture(np.asarray(p, np.float64)[self._task.unlabelled])
+        mixture = self._by_mixture(np.asarray(p, np.float64)[self._task.unlabelled])
         out = np.zeros(p.shape)
-        out[self._rows] = found.z
+        out[self._rows] = mixture.z
         others = np.setdiff1d(np.flatnonzero(self._task.usable), self._rows)
         if len(others):
             start = _logarithm(_between(np.asarray(p, np.float64)[others], self._zero[others]))
-            out[others] = answer(found, self._x[self._rows], self._x[others], start, seed=self._seed)
+            out[others] = answer(mixture, self._x[self._rows], self._x[others], start, seed=self._seed)
         return out.astype(np.float32)
 
     def _by_mixture(self, p: Float[np.ndarray, "u c"]) -> Settled:
         """Classes from unlabelled images, that only open classes are for, and labelled ones, whose class is told."""
         first = _between(p, self._zero[self._task.unlabelled])
         first[:, self._task.seen] = 0
-        told = np.zeros((len(self._task.labelled), p.shape[1]))
-        told[np.arange(len(told)), self._task.label[self._task.labelled]] = 1
-        return iterate_transclip(self._x[self._rows], _logarithm(np.concatenate([first, told])), self._graph)
+        given_labels = np.zeros((len(self._task.labelled), p.shape[1]))
+        given_labels[np.arange(len(given_labels)), self._task.label[self._task.labelled]] = 1
+        return iterate_transclip(self._x[self._rows], _logarithm(np.concatenate([first, given_labels])), self._graph)
 
 
 def _between(p: np.ndarray, zero: np.ndarray) -> np.ndarray:

@@ -58,13 +58,13 @@ def write_prompt_report(run: Run, report: Mapping[str, Any], images: Run, rows: 
 
 def verdict(report: Mapping[str, Any]) -> str:
     """The first sentence."""
-    told = f"{report['changed']:,} of {report['unlabelled']:,} images changed their class"
+    changed = f"{report['changed']:,} of {report['unlabelled']:,} images changed their class"
     if "measures" not in report:
-        return f"{told}; whether to the better is not known, because no image came with its class."
-    found = report["measures"]
+        return f"{changed}; whether to the better is not known, because no image came with its class."
+    measures = report["measures"]
     return (
-        f"{percent(found['after'])} of {report['measured_on']} are right after tuning, "
-        f"{percent(found['before'])} before it; {told}."
+        f"{percent(measures['after'])} of {report['measured_on']} are right after tuning, "
+        f"{percent(measures['before'])} before it; {changed}."
     )
 
 

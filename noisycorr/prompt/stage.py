@@ -138,8 +138,8 @@ def finish(plan: Plan, run: Run, images: Images, ready: Ready, state: State, evi
                 facts_of(plan.context, task.names, ready.side.name, model.scale))  # fmt: skip
     write_classifier(run, vectors, task.names)
     table = write_tables(run, task, state, p, zero, images.hashes)
-    place = {key: row for row, key in enumerate(task.keys)}
-    rows = np.array([place[key] for key in table.column("key").to_pylist()], np.int64)
+    row_of = {key: row for row, key in enumerate(task.keys)}
+    rows = np.array([row_of[key] for key in table.column("key").to_pylist()], np.int64)
     texts = table.column("label").to_pylist()
     classes = {name: number for number, name in enumerate(task.names)}
     write_pairs(run, [task.keys[row] for row in rows], texts, ready.joint[rows].cpu().numpy(),
@@ -176,11 +176,11 @@ def clear(run: Run) -> None:
     import shutil
 
     for name in OWNED:
-        place = run.folder / name
-        if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)
+        path = run.folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         else:
-            place.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _rows(images: Images) -> int:

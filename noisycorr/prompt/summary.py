@@ -98,17 +98,18 @@ def tell(record: dict[str, Any]) -> None:
 def tell_end(run: Run, report: dict[str, Any], seconds: float) -> None:
     """What came out."""
     if "measures" in report:
-        found = report["measures"]
+        measures = report["measures"]
         others = ", ".join(f"{name} {value:.1%}" for name, value in report["baselines"].items())
         mixed = f", tuned, with similar images {report['settled']:.1%}" if "settled" in report else ""
-        say(f"accuracy on {report['measured_on']}: {others}; tuned {found['after']:.1%}{mixed}")
-        if found["poor"] is not None:
-            say(f"gain of the poorer half of the classes {found['poor']:+.1%}, of the richer half {found['rich']:+.1%}")
+        say(f"accuracy on {report['measured_on']}: {others}; tuned {measures['after']:.1%}{mixed}")
+        if measures["poor"] is not None:
+            poor, rich = measures["poor"], measures["rich"]
+            say(f"gain of the poorer half of the classes {poor:+.1%}, of the richer half {rich:+.1%}")
         if told := changes(report["by_class"]):
             say(f"by class: {told}; all of them in the report")
-        if "harmonic" in found:
-            say(f"seen {found['seen']:.1%}, unseen {found['unseen']:.1%}, harmonic mean {found['harmonic']:.1%} "
-                f"(zero-shot {found['harmonic_before']:.1%})")  # fmt: skip
+        if "harmonic" in measures:
+            say(f"seen {measures['seen']:.1%}, unseen {measures['unseen']:.1%}, harmonic mean "
+                f"{measures['harmonic']:.1%} (zero-shot {measures['harmonic_before']:.1%})")  # fmt: skip
     if report["stopped"] and not report["history"]:
         console.warn("the guard did not let the loop begin: the classifier is zero-shot's")
     elif report["stopped"]:

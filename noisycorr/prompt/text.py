@@ -229,15 +229,15 @@ def _padded(ids: np.ndarray, length: int) -> np.ndarray:
 def _word_embedding(model: Any, name: str) -> nn.Module:
     """Where token ids become vectors."""
     if hasattr(model, "token_embedding"):
-        found = model.token_embedding
+        embedding = model.token_embedding
     elif hasattr(model, "text") and hasattr(model.text, "token_embedding"):
-        found = model.text.token_embedding
+        embedding = model.text.token_embedding
     elif hasattr(model, "text_model"):
-        found = model.text_model.get_input_embeddings()
+        embedding = model.text_model.get_input_embeddings()
     else:
         raise UsageError(f"prompts cannot be put into the text tower of {name}: its word embedding was not found.")
-    assert isinstance(found, nn.Module)
-    return found
+    assert isinstance(embedding, nn.Module)
+    return embedding
 
 
 def _short(name: str) -> str:
