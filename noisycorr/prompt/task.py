@@ -107,22 +107,22 @@ def read_labels(path: Path, keys: Sequence[str], names: Sequence[str]) -> np.nda
     Raises:
         UsageError: If columns are missing, a label is no class, a key has two labels, or no key is known.
     """
-    place = {name: number for number, name in enumerate(names)}
-    given: dict[str, int] = {}
+    number_of = {name: number for number, name in enumerate(names)}
+    label_of: dict[str, int] = {}
     for row in load_labels(path):
         key, label = str(row["key"]), tidy(str(row["label"] if row["label"] is not None else ""))
         if not label:
             continue
-        if label not in place:
+        if label not in number_of:
             raise UsageError(
                 f"`labels` {path}: {label!r} of key {key!r} is no class; classes look like {list(names[:3])}."
             )
-        if given.setdefault(key, place[label]) != place[label]:
+        if label_of.setdefault(key, number_of[label]) != number_of[label]:
             raise UsageError(f"`labels` {path} gives key {key!r} two labels: keep one of them.")
-    out = np.array([given.get(key, UNKNOWN) for key in keys], np.int64)
-    if given and not (out >= 0).any():
+    out = np.array([label_of.get(key, UNKNOWN) for key in keys], np.int64)
+    if label_of and not (out >= 0).any():
         raise UsageError(
-            f"`labels` {path}: none of its {len(given)} keys is in the source; keys look like {list(keys[:2])}."
+            f"`labels` {path}: none of its {len(label_of)} keys is in the source; keys look like {list(keys[:2])}."
         )
     return out
 
