@@ -204,7 +204,7 @@ EXPORT: dict[str, Trial] = {
 }  # fmt: skip
 INJECT: dict[str, Trial] = {
     "noise": ("missing_text", {}), "noise_ratio": (0.5, {}), "unit": ("image", {"noise_ratio": 0.5}),
-    "class_col": ("colour", {"noise": "hard_swap"}), "noise_file": ("noise.npy", {"noise": "noise_file"}),
+    "label_col": ("colour", {"noise": "hard_swap"}), "noise_file": ("noise.npy", {"noise": "noise_file"}),
     "neighbors": (1, {"noise": "hard_swap"}), "seed": (1, {}), "number_sample_per_shard": (5, {}),
 }  # fmt: skip
 SELECT: Options = {"strategy": "fpl", "per_class": 3}
