@@ -35,7 +35,7 @@ from noisycorr.runtime.version import __version__
 ABOUT = "Which image-text pairs are wrong, how sure we are, and a cleaned set with every decision explained."
 FULL = (errno.ENOSPC, errno.EDQUOT)
 RUN = "run"  # the word of verbs that are methods of a result
-CONFIG = "YAML file with any of these keys, `path` among them; flags win over it"
+CONFIG = "YAML file with any of these keys{}; flags win over it"
 SOURCE_KEY = "path"  # of a source in a config file
 
 
@@ -192,7 +192,8 @@ def make_parser(verb: Verb) -> Parser:
     if RUN in words:
         parser.old.setdefault("output_folder", RUN)
     if verb.config:
-        parser.add("config", str | None, None, CONFIG)
+        source = any(item.name == "source" for item in takes)
+        parser.add("config", str | None, None, CONFIG.format(", `path` among them" if source else ""))
         parser.aliases[SOURCE_KEY] = "source"
     groups: dict[str, Any] = {}
     options = {f"{item.name}_options" for item in takes if item.named}
