@@ -301,8 +301,9 @@ def report(folder: Path) -> Result:
 
 def clean_shards(folder: Path) -> Result:
     """Embed, then all the rest and an export."""
+    from noisycorr.clean.embed import Embed
     from noisycorr.clean.export import Export, export
-    from noisycorr.clean.pipeline import Embed, clean
+    from noisycorr.clean.pipeline import clean
     from noisycorr.clean.plan import Plan
     from noisycorr.data.readers import Source, open_source
     from noisycorr.runtime.folder import Run
