@@ -62,8 +62,9 @@ def prompt(
 
     run = new_run(folder_for(source, output_folder, reading, ending="-prompt"))
     with at_work(run.folder, "prompt"):
+        place = path_of(source, run, reading, overwrite=overwrite)
         plan = Plan(
-            source=reading.at(path_of(source, run, reading)), classes=str(classes), clip_model=clip_model,
+            source=reading.at(place), classes=str(classes), clip_model=clip_model,
             labels=as_text(labels), seen=as_text(seen), test_data=as_text(test_data),
             class_prior=as_text(class_prior), context=context, rounds=rounds, steps=steps,
         )  # fmt: skip

@@ -136,10 +136,10 @@ def test_wrong_use_is_told_in_a_sentence(place: Path, capsys: pytest.CaptureFixt
         assert main(line) == 2
         return capsys.readouterr().err
 
-    assert "'red square' twice" in told(classes="red square\nred_square\n")
+    assert "twice, first as 'red square'" in told(classes="red square\nred_square\n")
     assert "does not fit" in told(classes="dog\n" + "horse " * 90 + "\n")
     assert "at least 2" in told(classes="dog\n")
-    assert "no class names" in told(classes="\n")
+    assert "holds no classes" in told(classes="\n")
     assert "among the images to learn from" in told("--test_data", str(place / "run"))
     (place / "strange.csv").write_text("key,label\nnobody,a dog\n")
     assert "none of its 1 keys" in told("--labels", str(place / "strange.csv"))

@@ -108,6 +108,16 @@ def test_the_source_may_be_a_result_and_the_folder_may_be_left_out(place: Path, 
         nc.prompt(3, classes="classes.txt")
 
 
+def test_pairs_in_memory_are_a_source(place: Path):
+    from PIL import Image
+
+    pairs = [(Image.open(path), path.parent.name) for path in sorted((place / "data").rglob("*.png"))]
+    found = nc.prompt(pairs, place / "objects", classes=place / "classes.txt", clip_model=f"hf_clip:{place / 'clip'}",
+                      **FAST)  # fmt: skip
+    assert len(found.predictions()) == N and "of the unlabelled images" in found.summary
+    assert found.predict([image for image, _ in pairs[:3]]).shape == (3, 5)
+
+
 def test_the_report_is_written_again(tuned: nc.PromptedClassifier):
     before = tuned.report.read_bytes()
     tuned.report.unlink()
