@@ -68,6 +68,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the folder for one page, as the working directory: pages use the same names for what they make."""
     copy = Path(shutil.copytree(place, tmp_path / "here"))
     monkeypatch.chdir(copy)
+    monkeypatch.syspath_prepend(copy)  # a page writes a module and imports it
     return copy
 
 

@@ -238,7 +238,7 @@ def test_a_run_without_ledger_is_refused(tmp_path: Path) -> None:
         ({"only": "keep,bad"}, "'bad' is no verdict"),
         ({"only": ""}, "'' is no verdict"),
         ({"number_sample_per_shard": 0}, "must be at least 1"),
-        ({"output_format": "coco", "json_fields": "p_clean"}, "json_fields is for webdataset and jsonl"),
+        ({"output_format": "coco", "json_fields": "p_clean"}, "`json_fields` is for webdataset and jsonl"),
     ],
 )
 def test_wrong_choices_are_refused(options: dict[str, Any], message: str) -> None:

@@ -168,7 +168,7 @@ def test_names_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ({"strategy": Own}, r"`strategy` is <class .*, expected a name"),
         ({"strategy": Own(), "strategy_options": {"gain": 1}}, r"an object has its own fields"),
         ({"strategy": "plain", "strategy_options": {"q": "x"}}, r"`strategy.q` is 'x', expected a number"),
-        ({"strategy": "plain", "strategy_options": "[1]"}, r"`strategy_options` is '\[1\]', expected a YAML mapping"),
+        ({"strategy": "plain", "strategy_options": "[1]"}, r"`strategy_options` is '\[1\]', expected a mapping"),
         ({"strategy": "plain", "strategy_options": 3}, r"options are 3, expected a mapping"),
         ({"lr": "fast"}, r"`lr` is 'fast', expected a number"),
         ({"lr": -1}, r"`lr` is -1.0, expected at least 0"),

@@ -290,7 +290,7 @@ def test_a_ledger_of_other_data_is_refused(work: Path, tmp_path: Path, capsys: p
         (["--strategy", "coteech"], "the strategy 'coteech' is not known"),
         (["--strategy.warm_up", "x"], "--strategy.warm_up is 'x', expected a whole number"),
         (["--strategy.heat", "1"], "has no option 'heat'"),
-        (["--strategy_options", "[1]"], "expected a YAML mapping"),
+        (["--strategy_options", "[1]"], "expected a mapping"),
         (["--strategy.split", "gmm", "--strategy.split", "bmm"], "--strategy.split stands twice"),
         (["--val_fraction", "0.7", "--test_fraction", "0.4"], "leave nothing to train on"),
         (["--temperature", "0"], "--temperature is 0.0"),
