@@ -16,7 +16,6 @@ import yaml
 from noisycorr.clean.embed import Embed
 from noisycorr.clean.pipeline import clean
 from noisycorr.clean.plan import Plan, stored_plan
-from noisycorr.clean.plan import Plan as CleanPlan
 from noisycorr.data.readers import Reading, Source
 from noisycorr.data.readers.objects import Objects, take_object
 from noisycorr.data.readers.source import ObjectPath
@@ -52,7 +51,7 @@ def run_of_pairs(
         return Run(path)
     inner = Run(run.folder / name)
     embed = Embed(clip_model=embedding_model(clip_model), model_precision=model_precision)
-    cleaning = CleanPlan(source=source, embed=embed)
+    cleaning = Plan(source=source, embed=embed)
     stages = ("embed", "score", "decide") if score else ("embed",)
     clean(cleaning, inner, stages=stages, overwrite=overwrite and _is_other(inner, cleaning))
     dist.wait()
@@ -95,7 +94,7 @@ def text_encoder(source_run: Run, need: str) -> Callable[[list[str]], np.ndarray
     return partial(encode_texts, encoder_of(source_run, need))
 
 
-def _is_other(inner: Run, cleaning: CleanPlan) -> bool:
+def _is_other(inner: Run, cleaning: Plan) -> bool:
     """True if the folder holds the pairs of another source or encoder, as far as its config tells."""
     if not (inner.folder / "config.yaml").is_file():
         return False
@@ -130,11 +129,6 @@ def embedded_run(place: str, folder: Path, *, caption_col: str | None, clip_mode
     source = Source(path=place, caption_col=caption_col)
     clean(Plan(source=source, embed=Embed(clip_model=clip_model)), inner, stages=("embed",))
     return inner
-
-
-def clip_model_of(source_run: Run) -> str:
-    """How `load_encoder` finds the encoder that a run was embedded with."""
-    return stored_plan(source_run).embed.clip_model
 
 
 def precision_of(source_run: Run) -> str:

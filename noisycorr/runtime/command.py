@@ -74,14 +74,6 @@ class Verb:
         """True if it is a method of a result."""
         return "." in self.calls.partition(":")[2]
 
-    def parser(self) -> Parser:
-        """Its flags."""
-        return make_parser(self)
-
-    def call(self, given: Namespace, opens: Callable[[str], Any]) -> None:
-        """Do the work, and print what is to be shown."""
-        _call(self, opens, given)
-
     def summary(self) -> str:
         """First paragraph of its help, read from the source: importing all verbs would take seconds."""
         module, _, path = self.calls.partition(":")
@@ -137,7 +129,7 @@ def _run(
         print(f"noisycorr {__version__}")
         return 0
     verb, words = _find(verbs, words)
-    parser = verb.parser()
+    parser = make_parser(verb)
     phrase[0] = lambda message: as_flags(message, parser)
     if {"-h", "--help"} & set(words[: words.index("--")] if "--" in words else words):
         parser.print_help()
@@ -154,7 +146,7 @@ def _run(
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter of a caption is no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     if verb.parallel or dist.is_main():
-        verb.call(given, opens)
+        _call(verb, opens, given)
     dist.leave()
     return 0
 
@@ -213,20 +205,15 @@ def make_parser(verb: Verb) -> Parser:
         else:
             parser.add(item.name, flag_type(item.hint), None if item.needed else item.default, item.about,
                        group=groups.get(item.group), need=lacks if item.needed else "")  # fmt: skip
-    common_flags(parser)
+    parser.add_switch("quiet", "Warnings only, no progress", short="q")
+    parser.add_switch("verbose", "Tell more", short="v")
+    parser.add("log_format", Literal["text", "json"], "text", "What comes on stderr: text, or one JSON object a line")
     return parser
 
 
 def _is_word(item: Parameter) -> bool:
     """True if it is typed without a flag; a folder to write to has one, as people are used to."""
     return item.positional and item.needed and item.name != "output_folder"
-
-
-def common_flags(parser: Parser) -> None:
-    """What every verb takes: how much is said, and how."""
-    parser.add_switch("quiet", "Warnings only, no progress", short="q")
-    parser.add_switch("verbose", "Tell more", short="v")
-    parser.add("log_format", Literal["text", "json"], "text", "What comes on stderr: text, or one JSON object a line")
 
 
 def _about(function: Callable[..., Any]) -> str:

@@ -145,7 +145,7 @@ def bind(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, A
             if name in values:
                 bound[name] = values[name]
             continue
-        names = {field.name for field in _fields(choice, name, marks)}
+        names = {field.name for field in _asked(choice, marks)}
         given = {key: checked(key, known[key].hint, value) for key, value in values.items() if key in names}
         if any(isinstance(mark, Unset) for mark in marks):
             bound[name] = {key: value for key, value in given.items() if value is not None}
@@ -293,7 +293,6 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _fields(choice: type, parameter: str, marks: tuple[Any, ...]) -> list[Parameter]:
-    left_out = frozenset().union(*(mark.fields for mark in marks if isinstance(mark, Without)))
     unset = any(isinstance(mark, Unset) for mark in marks)
     told, hints = abouts(choice), typing.get_type_hints(choice)
     title = (docstring_parser.parse(choice.__doc__ or "").short_description or choice.__name__).split(". ")[0]
@@ -303,8 +302,14 @@ def _fields(choice: type, parameter: str, marks: tuple[Any, ...]) -> list[Parame
             default=None if unset else EMPTY if field.default is dataclasses.MISSING else field.default,
             about=told.get(field.name, ""), choice=parameter, group=title.rstrip("."),
         )
-        for field in dataclasses.fields(choice) if field.init and field.name not in left_out
+        for field in _asked(choice, marks)
     ]  # fmt: skip
+
+
+def _asked(choice: type, marks: tuple[Any, ...]) -> list[dataclasses.Field[Any]]:
+    """The fields of a choice that are asked for."""
+    left_out = frozenset().union(*(mark.fields for mark in marks if isinstance(mark, Without)))
+    return [field for field in dataclasses.fields(choice) if field.init and field.name not in left_out]
 
 
 def _kept(default: Any, given: Mapping[str, Any]) -> dict[str, Any]:
